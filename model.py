@@ -1,0 +1,156 @@
+"""
+The denoiser: one transformer for every method. The DiT of SEDD (arXiv:2310.16834), which MDLM, UDLM, Duo and GIDD share.
+
+    h   = embed(z)                                     ids, or weights over symbols ("soft" inputs)
+    c   = silu(mlp(features(noise)) [+ embed(label)])  what the network is told besides z; cond_dim=0 tells nothing
+    h  += gate1 * out(attention(norm(h) * (1 + scale1) + shift1))
+    h  += gate2 * mlp(norm(h) * (1 + scale2) + shift2)                  shift, scale, gate = linear(c), at first all zero
+    logits = head(norm(h) * (1 + scale) + shift)       only at the positions that `at` selects
+
+Shapes: B sequences, L positions, V symbols, D = n_embd, H heads of size D / H, C = cond_dim.
+A pattern of attention is a predicate, mask_mod(batch, head, query, key) -> may this query look at this key?
+No loss here (see the method files) and no sampling (diffusion.py).
+"""
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from einops import rearrange
+
+
+def causal(batch, head, query, key):
+    """Look at yourself and to the left: autoregression."""
+    return query >= key
+
+
+def attention(q, k, v, mask_mod=None, dropout=0.0):
+    """softmax(q k' / sqrt(head size)) v where mask_mod allows it, everywhere for None. (B, H, L, hd) -> (B, H, L, hd)"""
+    if mask_mod is None or mask_mod is causal:           # no mask in memory: twice as fast as a dense one, on CPU too
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask_mod is causal)
+    (B, H, Lq, _), Lk, index = q.shape, k.shape[2], lambda n: torch.arange(n, device=q.device)
+    mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], index(Lq)[:, None], index(Lk))
+    mask = torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                            # (B, H, Lq, Lk) bool
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def rotary_angles(positions, head_size):
+    """Rotary positions (arXiv:2104.09864): pair i of a head turns by position / 10000^(2i / hd). -> cos, sin (L, hd/2)"""
+    speed = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device) / head_size)            # (hd/2,)
+    angle = positions.float()[:, None] * speed                                                          # (L, hd/2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn the pairs (x1, x2) of x = [x1 ; x2], split in halves, not interleaved. (B, H, L, hd) -> same"""
+    x1, x2 = x.chunk(2, -1)                                                                   # (B, H, L, hd/2) each
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).to(x.dtype)
+
+
+def noise_features(noise):
+    """256 features cos(n f_k), sin(n f_k), f_k = 10000^(-k/128), of the noise level as it is. (B, 1|L) -> (B, 1|L, 256)"""
+    f = torch.exp(-math.log(10000) * torch.arange(128, device=noise.device) / 128)                      # (128,)
+    angle = noise.float()[..., None] * f                                                                # (B, 1|L, 128)
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def modulate(h, shift, scale):
+    """Adaptive layer norm (arXiv:2212.09748): the condition moves and stretches what the norm made plain."""
+    return h if shift is None else h * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    def __init__(self, n_embd, n_head, cond_dim, dropout):
+        super().__init__()
+        self.n_head, self.dropout = n_head, dropout
+        self.norm1 = nn.LayerNorm(n_embd, bias=False)
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.out = nn.Linear(n_embd, n_embd, bias=False)
+        self.norm2 = nn.LayerNorm(n_embd, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU("tanh"), nn.Linear(4 * n_embd, n_embd))
+        self.adaln = nn.Linear(cond_dim, 6 * n_embd) if cond_dim else None
+        if cond_dim:
+            nn.init.zeros_(self.adaln.weight)            # gates closed at first: every block starts as the identity
+            nn.init.zeros_(self.adaln.bias)
+
+    def drop(self, y):
+        return F.dropout(y, self.dropout, self.training)
+
+    def attend(self, h, rotary, mask_mod):
+        q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)    # (B, H, L, hd)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        y = attention(q, k, v, mask_mod, self.dropout if self.training else 0.0)                        # (B, H, L, hd)
+        return self.out(rearrange(y, "b h l d -> b l (h d)"))                                           # (B, L, D)
+
+    def forward(self, h, c, rotary, mask_mod):
+        if self.adaln is None:                           # tell nothing: a plain pre-norm transformer block
+            h = h + self.drop(self.attend(self.norm1(h), rotary, mask_mod))                             # (B, L, D)
+            return h + self.drop(self.mlp(self.norm2(h)))                                               # (B, L, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(c).chunk(6, -1)                       # (B, 1|L, D)
+        h = h + gate1 * self.drop(self.attend(modulate(self.norm1(h), shift1, scale1), rotary, mask_mod))
+        return h + gate2 * self.drop(self.mlp(modulate(self.norm2(h), shift2, scale2)))                 # (B, L, D)
+
+
+class Transformer(nn.Module):
+    """model(z, noise, at) -> logits. One instance of the call that every method makes; the toy oracle is another.
+
+    vocab_size   symbols that can go in and come out, special ones included
+    cond_dim     width of the condition; 0 removes it and the adaptive norms (a masked model needs none: arXiv:2406.03736)
+    n_classes    > 0 adds class labels; the label n_classes stands for "no class"
+    mask_mod     the attention pattern; None lets everything look at everything
+    """
+
+    def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0, dropout=0.0, mask_mod=None):
+        super().__init__()
+        if n_embd % n_head or (n_embd // n_head) % 2:
+            raise ValueError(f"n_embd={n_embd} must be n_head={n_head} times an even number")
+        if n_classes and not cond_dim:
+            raise ValueError("class labels go in through the condition: n_classes > 0 needs cond_dim > 0")
+        self.vocab_size, self.head_size, self.mask_mod = vocab_size, n_embd // n_head, mask_mod
+        self.embed = nn.Parameter(torch.empty(vocab_size, n_embd))
+        nn.init.kaiming_uniform_(self.embed, a=math.sqrt(5))
+        self.noise_mlp = self.label_embed = self.adaln = None
+        if cond_dim:
+            self.noise_mlp = nn.Sequential(nn.Linear(256, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+            self.adaln = nn.Linear(cond_dim, 2 * n_embd)
+            nn.init.zeros_(self.adaln.weight)
+            nn.init.zeros_(self.adaln.bias)
+        if n_classes:
+            self.label_embed = nn.Embedding(n_classes + 1, cond_dim)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, cond_dim, dropout) for _ in range(n_layer))
+        self.norm = nn.LayerNorm(n_embd, bias=False)
+        self.head = nn.Linear(n_embd, vocab_size)
+        nn.init.zeros_(self.head.weight)                 # the first prediction is uniform: the first loss is log V
+        nn.init.zeros_(self.head.bias)
+
+    def embedding(self, z):
+        """z is ids (B, L), weights over symbols (B, L, V), or the sparse pair (ids, weights), each (B, L, k). -> (B, L, D)"""
+        if isinstance(z, tuple):
+            ids, weights = z
+            return torch.einsum("blk,blkd->bld", weights.to(self.embed.dtype), self.embed[ids])         # (B, L, D)
+        return z.to(self.embed.dtype) @ self.embed if z.is_floating_point() else F.embedding(z, self.embed)
+
+    def condition(self, h, noise, label):
+        """What the network is told besides z, (B, 1, C), or (B, L, C) when every token has its own noise."""
+        if self.noise_mlp is None:
+            return None
+        if noise is None:                                # a time-free model of the published layout is told "0" always
+            noise = torch.zeros(len(h), 1, device=h.device)                                             # (B, 1)
+        c = F.silu(self.noise_mlp(noise_features(noise).to(h.dtype)))                                   # (B, 1|L, C)
+        return c if label is None else c + F.silu(self.label_embed(label))[:, None]                     # (B, 1|L, C)
+
+    def forward(self, z, noise=None, at=None, label=None):
+        """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order.
+
+        noise (B, 1) or (B, L): the noise level in the unit that the method uses (time, for all of ours)
+        """
+        h = self.embedding(z)                                                                           # (B, L, D)
+        c = self.condition(h, noise, label)                                                             # (B, 1|L, C)
+        rotary = rotary_angles(torch.arange(h.shape[1], device=h.device), self.head_size)               # (L, hd/2)
+        for block in self.blocks:
+            h = block(h, c, rotary, self.mask_mod)                                                      # (B, L, D)
+        shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)  # (B, L, D)
+        if at is not None:                               # select, then score: the head is most of the cost at large V
+            h = h[at]                                                                                   # (N, D)
+            shift, scale = (None, None) if c is None else (shift[at], scale[at])                        # (N, D)
+        return self.head(modulate(self.norm(h), shift, scale))                                          # (N, V) or (B, L, V)
