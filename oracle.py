@@ -1,0 +1,35 @@
+"""
+The exact denoiser of the toy language, under the same call as a network: oracle(language, method)(z, t, at) -> log-probabilities.
+
+What a network could at best learn, known without training. With it, a bound must equal the entropy, and a sampler in many steps
+must speak the language itself; whatever is missing is the fault of the loss or the sampler, since nothing else is left.
+The denoiser is made from eq. (4) of diffusion.py: the process says what each noisy token tells about its clean self, and the
+language's forward-backward recursion (data/toy.py) says what all *other* tokens together tell: the leave-one-out law.
+"""
+from types import SimpleNamespace
+
+from data.toy import ToyCorpus
+from diffusion import likelihood
+from methods import make_method
+
+
+def oracle(language, method):
+    def autoregressive(z, t, at=None):
+        """z = [start, x_0, .., x_(L-2)]; row l predicts x_l, and does not look at the x_l that is filled in here."""
+        x = z.roll(-1, dims=1).clamp(max=language.V - 1)                                                # (B, L)
+        return language.predict(x)                                                                      # (B, L, V)
+
+    def diffusion(z, t, at=None):
+        return language.posterior(likelihood(method.process, z, t.double()))                            # (B, L, V)
+
+    law = diffusion if hasattr(method, "process") else autoregressive
+    return lambda z, t, at=None: (law(z, t) if at is None else law(z, t)[at]).log()                     # (B, L, V) or (N, V)
+
+
+def exact(method_name):
+    """The oracle in the shape of checkpoint.restore: .config, .encoding, .method, .denoiser, .step"""
+    corpus = ToyCorpus(block_size=32)
+    method = make_method(method_name, corpus.encoding.n_vocab)
+    config = SimpleNamespace(data="toy", method=method_name, block_size=corpus.block_size)
+    return SimpleNamespace(config=config, encoding=corpus.encoding, method=method, step=0,
+                           denoiser=oracle(corpus.language, method))

@@ -1,0 +1,188 @@
+"""
+Generate text with a trained model: from nothing, after a prompt, or in the gaps of a text.
+
+    python sample.py                                             three texts from out/python-mdlm
+    python sample.py --prompt "Return the" --num_samples 2       continue
+    python sample.py --prompt "Return ____ of the ____ object."  fill in: each _ is one token, what you gave stays
+    python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
+    python sample.py --watch --steps 64                          see it denoise in the terminal
+    python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
+
+A sampler is a generator that yields the ids after every step (see the method files), so that watching and counting need no hooks.
+"""
+from dataclasses import dataclass
+
+from flags import flag, one_line_errors, parse
+
+
+@dataclass
+class Config:
+    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
+    oracle: str = flag("", "use no checkpoint but the toy language's exact denoiser", choices=["", "ar", "mdlm", "udlm", "gidd"])
+    prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
+    gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
+    num_samples: int = flag(3, "texts")
+    length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps")
+    steps: int = flag(128, "steps from noise to text; ar takes one per token")
+    sampler: str = flag("ancestral", "ancestral draws from the model; first-hitting and confidence are for masks",
+                        choices=["ancestral", "first-hitting", "confidence"])
+    temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token")
+    top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability")
+    watch: bool = flag(False, "show the text while it denoises")
+    json: bool = flag(False, "one JSON object per text, for machines")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = flag(1337, "of all draws")
+
+
+CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())         # before torch, which takes seconds to load
+
+import json  # noqa: E402
+import os
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from checkpoint import device_of, restore
+from data import BadInput
+from data.tokenizer import decode, encode
+from diffusion import probabilities
+from methods import check_sampler
+from oracle import exact
+
+
+def trajectory(method, denoiser, given, frozen, steps, sampler="ancestral", law=probabilities):
+    """The states of a batch of texts from noise to the end. given (B, L) ids, kept where frozen (B, L) is True."""
+    z = torch.where(frozen, given, method.prior(given.shape, given.device))                             # (B, L)
+    yield z
+    yield from method.sample(denoiser, z, frozen, steps, sampler, law)
+
+
+def generate(method, denoiser, n, length, steps, sampler="ancestral", law=probabilities, device="cpu"):
+    """n texts from nothing. -> (n, length) ids"""
+    given = torch.zeros(n, length, dtype=torch.long, device=device)                                     # (n, length)
+    *_, z = trajectory(method, denoiser, given, given.bool(), steps, sampler, law)
+    return z
+
+
+class Counted:
+    """A denoiser that counts: network calls, and positions at which the head ran."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.calls, self.positions = denoiser, 0, 0
+
+    def __call__(self, z, t, at=None):
+        self.calls += 1
+        self.positions += z.numel() if at is None else int(at.sum())
+        return self.denoiser(z, t, at=at)
+
+
+def read_prompt(prompt):
+    if not prompt.startswith("FILE:"):
+        return prompt
+    path = Path(prompt.removeprefix("FILE:"))
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot read the prompt {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"the prompt {path} is not UTF-8 text: save it as UTF-8") from None
+
+
+def template(prompt, gap, encoding, length, block_size):
+    """The prompt as ids and where it is given: (L,) and (L,) bool. Gaps, and whatever follows the prompt, are not given."""
+    if len(gap) != 1:
+        raise BadInput(f"--gap {gap!r} must be one character")
+    ids, frozen = [], []
+    for i, part in enumerate(prompt.split(gap)):
+        part = encode(encoding, part).tolist()
+        ids += [0] * (i > 0) + part
+        frozen += [False] * (i > 0) + [True] * len(part)
+    length = length or (len(ids) if gap in prompt else block_size)
+    if len(ids) > length:
+        raise BadInput(f"the prompt has {len(ids)} tokens, more than the text's {length}: shorten it or raise --length")
+    if length > block_size:
+        print(f"note: trained on texts of {block_size} tokens; longer ones are a leap for the model", file=sys.stderr)
+    rest = length - len(ids)
+    return torch.tensor(ids + [0] * rest), torch.tensor(frozen + [False] * rest)                        # (L,), (L,)
+
+
+class Screen:
+    """--watch: the text in place, given tokens bold, noise dim, what just changed green. Plain lines where there is no
+    terminal, or where NO_COLOR or TERM=dumb asks for them."""
+
+    def __init__(self, steps):
+        dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        self.live, self.drawn, self.last, self.steps = sys.stdout.isatty() and not dumb, 0, None, steps
+
+    def show(self, step, z, frozen, encoding):
+        """z (L,), frozen (L,): one text after `step` steps."""
+        changed = torch.zeros_like(frozen) if self.last is None else z != self.last                     # (L,)
+        self.last = z
+        if not self.live:
+            if step % max(1, self.steps // 16) == 0 or step == self.steps:
+                print(f"step {step:>4}: {decode(encoding, z.tolist())!r}", flush=True)
+            return
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        style = lambda i: "1" if frozen[i] else "2" if z[i] >= encoding.n_vocab else "32" if changed[i] else ""
+        cells = [(char, style(i)) for i, id in enumerate(z.tolist()) for char in decode(encoding, [id])]
+        lines = self.wrap(cells, width)
+        head = f"step {step} of {self.steps}"
+        sys.stdout.write((f"\x1b[{self.drawn}F" if self.drawn else "") + "\x1b[J" + "\n".join([head, *lines]) + "\n")
+        sys.stdout.flush()
+        self.drawn = len(lines) + 1
+
+    @staticmethod
+    def wrap(cells, width):
+        """Styled characters to lines of the terminal's width; a new line in the text starts one."""
+        lines, line, room = [], "", width
+        for char, style in cells:
+            if char == "\n" or not room:
+                lines.append(line)
+                line, room = "", width
+            if char != "\n":
+                line += f"\x1b[{style}m{char}\x1b[0m" if style else char
+                room -= 1
+        return lines + [line]
+
+
+def show_json(texts, config, calls, seconds):
+    for text, ids in texts:
+        print(json.dumps({"text": text, "ids": ids, "prompt": config.prompt, "sampler": config.sampler, "steps": config.steps,
+                          "temperature": config.temperature, "top_p": config.top_p, "seed": config.seed,
+                          "network_calls": calls, "seconds": round(seconds, 3)}), flush=True)
+
+
+def main(config):
+    for name, least, most in (("num_samples", 1, 10**6), ("steps", 1, 10**6), ("length", 0, 10**6), ("temperature", 0, 100)):
+        if not least <= getattr(config, name) <= most:
+            raise BadInput(f"--{name} {getattr(config, name)} must lie between {least} and {most:,}")
+    if not 0 < config.top_p <= 1:
+        raise BadInput(f"--top_p {config.top_p} must lie in (0, 1]: the share of probability to draw from")
+    device = device_of(config.device)
+    model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
+    check_sampler(config.sampler, model.config.method)
+    given, frozen = template(read_prompt(config.prompt), config.gap, model.encoding, config.length, model.config.block_size)
+    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
+    torch.manual_seed(config.seed)
+    denoiser, began = Counted(model.denoiser), time.time()
+    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
+    screen = Screen(config.steps if config.sampler != "first-hitting" and model.config.method != "ar" else given.shape[1])
+    for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, config.sampler, law)):
+        if config.watch and not config.json:
+            screen.show(step, z[0], frozen[0], model.encoding)
+    texts = [(decode(model.encoding, row, config.gap), row) for row in z.tolist()]
+    if config.json:
+        return show_json(texts, config, denoiser.calls, time.time() - began)
+    for i, (text, _) in enumerate(texts):
+        print(f"{'-' * 8} text {i + 1}\n{text}")
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {model.config.method}, {config.sampler}: {denoiser.calls} network "
+          f"calls, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(CONFIG)
