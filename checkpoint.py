@@ -1,12 +1,18 @@
 """
-One file holds a run: out_dir/ckpt.pt, with weights, their running average, the optimizers, the flags and the tokenizer.
+One folder holds a run.
 
-It holds tensors, dicts, lists, strings and numbers only, so that torch.load(weights_only=True) reads it: opening somebody's
-checkpoint never runs their code. It is written beside its place, synced to disk, then renamed: whenever the power fails, one whole
-checkpoint is there. No random state is stored: train.py seeds every step from (seed, step), so a resumed run repeats the rest exactly.
+    out_dir/ckpt.pt         weights, their running average, the optimizers, the flags, the tokenizer
+    out_dir/metrics.jsonl   one JSON object per look at the loss and per evaluation, at full precision
+
+A checkpoint holds tensors, dicts, lists, strings and numbers only, so that torch.load(weights_only=True) reads it: opening
+somebody's checkpoint never runs their code. It is written beside its place, synced to disk, then renamed: whenever the power
+fails, one whole checkpoint is there. No random state is stored: train.py seeds every step from (seed, step), so a resumed run
+repeats the rest exactly.
 """
+import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,38 +25,101 @@ from methods import make_method
 from model import Transformer
 
 FORMAT = "palimpsest 1"
+PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
 
 
-def save(out_dir, state):
-    """Replace out_dir/ckpt.pt by `state`, or leave the old file as it is and raise."""
-    path = Path(out_dir) / "ckpt.pt"
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:             # torch reports a full disk as a RuntimeError of its zip writer
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "the disk took only part of it"
-        raise BadInput(f"cannot save to {path} ({reason}): the last checkpoint there is whole; free some space, then "
-                       f"continue with --init_from resume") from None
+class Folder:
+    """out_dir, held by this run alone until the process ends, however it ends. BadInput if another run has it.
+
+    step     where the run in it goes on; None for a new run, which leaves the folder as it is until it first saves, and then
+             keeps what it finds as ckpt.previous.pt and metrics.previous.jsonl
+    """
+
+    def __init__(self, out_dir, step=None):
+        self.path, self.waiting, self.ours = Path(out_dir), [], step is not None
+        self.checkpoint, self.metrics = self.path / "ckpt.pt", self.path / "metrics.jsonl"
+        self.lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise BadInput(f"another run is writing to {out_dir}: wait for it, or choose another --out_dir") from None
+        except OSError as error:
+            raise BadInput(f"cannot write to {out_dir} ({error.strerror}): choose another --out_dir") from None
+        if self.ours:
+            self.rewind(step)
+
+    def save(self, state):
+        """Replace ckpt.pt by `state`, or leave the old file as it is and raise."""
+        temporary = self.checkpoint.with_suffix(".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save({"format": FORMAT, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not self.ours:
+                self.set_aside()
+            os.replace(temporary, self.checkpoint)
+        except (OSError, RuntimeError) as error:             # torch reports a full disk as a RuntimeError of its zip writer
+            if isinstance(error, RuntimeError) and "unexpected pos" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or "the disk took only part of it"
+            rest = "the last one there is whole, go on with --init_from resume" if self.ours else "nothing is lost but this run"
+            raise BadInput(f"cannot save to {self.checkpoint} ({reason}): free some space; {rest}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.ours = True
+        self.log()
+
+    def set_aside(self):
+        """A run before this one used the same folder: keep its result."""
+        for path in filter(Path.exists, (self.checkpoint, self.metrics)):
+            os.replace(path, path.with_suffix(".previous" + path.suffix))
+            print(f"{path} was there from an earlier run: kept as {path.with_suffix('.previous' + path.suffix).name}")
+
+    def log(self, **values):
+        """One more line in metrics.jsonl, once the folder is ours."""
+        self.waiting += [as_json(values) + "\n"] if values else []
+        if self.ours:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write("".join(self.waiting))
+            self.waiting = []
+
+    def rewind(self, step):
+        """Drop what metrics.jsonl tells of later than the checkpoint: it happens again. So does the evaluation at `step`."""
+        def stays(line):
+            try:
+                values = json.loads(line)
+                return values["step"] < step or values["step"] == step and "loss" in values
+            except (ValueError, KeyError, TypeError):        # cut short when the run was killed
+                return False
+
+        lines = self.metrics.read_text("utf-8", "replace").splitlines(True) if self.metrics.exists() else []
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(filter(stays, lines)), "utf-8")
+        os.replace(temporary, self.metrics)
+
+
+def as_json(values):
+    """JSON that every reader takes: it has no NaN, which Python would write for the standard error of a single text."""
+    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda name: None))
 
 
 def load(out_dir, device="cpu"):
     """The state in out_dir/ckpt.pt (or in the file given); BadInput says what is wrong with it."""
     path = Path(out_dir)
-    path = path / "ckpt.pt" if path.is_dir() or path.suffix != ".pt" else path
+    path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
     if not path.exists():
         raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
         raise BadInput(f"{path} holds more than tensors and plain values, so opening it could run code: refused") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError):
         raise BadInput(f"{path} cannot be read: cut short, or not written by torch.save; use another copy") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or PARTS - state.keys():
         raise BadInput(f"{path} is not a checkpoint of this code ({FORMAT}): train one with train.py")
     return state
 
@@ -60,8 +129,8 @@ def device_of(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError):
         raise BadInput(f"there is no device {name!r} here: --device cpu always works") from None
     return torch.device(name)
 
@@ -80,22 +149,12 @@ def method_of(config, n_tokens):
 def restore(out_dir, device="cpu"):
     """A trained model, ready to use: .config (flags), .encoding, .method, .denoiser (averaged weights, eval mode), .step"""
     state = load(out_dir, device)
-    config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
-    method = method_of(config, encoding.n_vocab)
-    denoiser = network(config, method).to(device).eval()
     try:
+        config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
+        method = method_of(config, encoding.n_vocab)
+        denoiser = network(config, method).to(device).eval()
         denoiser.load_state_dict(state["ema"])
-    except RuntimeError as error:
-        raise BadInput(f"the weights in {out_dir} do not fit its own flags or tokenizer: {str(error).splitlines()[-1].strip()}") from None
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BadInput(f"the parts of the checkpoint {out_dir} do not fit each other: {reason}") from None
     return SimpleNamespace(config=config, encoding=encoding, method=method, denoiser=denoiser, step=state["step"])
-
-
-def claim(out_dir):
-    """Hold out_dir for this run alone, until the process ends, however it ends; BadInput if another run has it."""
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(out_dir) / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BadInput(f"another run is writing to {out_dir}: wait for it, or choose another --out_dir") from None
-    return lock

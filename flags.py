@@ -3,27 +3,29 @@ The command line: one dataclass per script, one flag per field, and one line for
 
     @dataclass
     class Config:
-        max_iters: int = flag(2000, "training steps")
+        max_iters: int = flag(2000, "training steps", least=1)
         compile: bool = flag(False, "torch.compile the network")
 
     config, given = parse(Config)    # --max_iters 10, --max-iters=10, --compile, --compile=False and --no-compile all work
     with one_line_errors(): ...      # BadInput, a full disk or Ctrl-C end the script with a sentence, not a traceback
 
-Exit codes: 0 done, 2 the user can mend it, 130 interrupted.
+Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch, so --help and typos are answered at once.
 """
 import argparse
 import contextlib
 import difflib
-import errno
+import math
+import os
+import signal
 import sys
 from dataclasses import field, fields
 
 from data import BadInput
 
 
-def flag(default, help, choices=None, **by_data):
-    """One flag. by_data: other defaults for some values of --data, as in toy=600."""
-    return field(default=default, metadata={"help": help, "choices": choices, "by_data": by_data})
+def flag(default, help, choices=None, least=-math.inf, most=math.inf, **by_data):
+    """One flag. A number must lie between least and most. by_data: other defaults for some values of --data, as in toy=600."""
+    return field(default=default, metadata={"help": help, "choices": choices, "range": (least, most), "by_data": by_data})
 
 
 def boolean(text):
@@ -46,38 +48,47 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(cls, argv=None):
-    """The command line as an instance of the dataclass, and the names of the flags that were given. A mistake ends the script
-    with one line and exit code 2."""
-    module = sys.modules[cls.__module__].__doc__ or ""
-    parser = Parser(description=module, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                    argument_default=argparse.SUPPRESS)
+    """The command line as an instance of the dataclass, and the names of the flags that were given.
+
+    A mistake ends the script with one line and exit code 2.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        signal.signal(signal.SIGINT, signal.SIG_DFL)         # Ctrl-C while torch loads: leave, without its traceback
+    parser = Parser(description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for f in fields(cls):
         extra = dict(type=boolean, nargs="?", const=True) if f.type is bool else dict(type=f.type)
         parser.add_argument("--" + f.name, metavar=f.type.__name__, help=describe(f), **extra)
         if f.type is bool:
             parser.add_argument("--no_" + f.name, dest=f.name, action="store_false", help=argparse.SUPPRESS)
-    values, unknown = parser.parse_known_args([underscored(word) for word in (sys.argv[1:] if argv is None else argv)])
+    values, unknown = parser.parse_known_args([underscored(word) for word in argv])
+    given = vars(values)
     if unknown:
         known = ["--" + f.name for f in fields(cls)]
         parser.error(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], known)}")
-    given = vars(values)
     for f in fields(cls):
-        check_choice(parser, f.name, given.get(f.name), f.metadata["choices"])
-    by_data = {f.name: f.metadata["by_data"][given["data"]] for f in fields(cls) if given.get("data") in f.metadata["by_data"]}
+        if f.name in given and (fault := wrong(f, given[f.name])):
+            parser.error(f"--{f.name} {given[f.name]!r} {fault}")
+    by_data = {f.name: f.metadata["by_data"].get(given.get("data"), f.default) for f in fields(cls)}
     return cls(**{**by_data, **given}), list(given)
 
 
 def describe(f):
     """One line of --help: what it is, the choices, every default."""
     choices, by_data = f.metadata["choices"], f.metadata["by_data"]
-    about = f.metadata["help"] + (f": {', '.join(str(c) or '(none)' for c in choices)}" if choices else "")
+    about = f.metadata["help"] + (f": {', '.join(filter(None, choices))}" if choices else "")
     defaults = "; ".join([repr(f.default)] + [f"{value!r} for {data}" for data, value in by_data.items()])
     return f"{about} (default: {defaults})".replace("%", "%%")
 
 
-def check_choice(parser, name, value, choices):
-    if value is not None and choices and value not in choices:
-        parser.error(f"--{name} {value!r} is not one of {', '.join(map(str, choices))}{nearest(str(value), choices)}")
+def wrong(f, value):
+    """What is wrong with the value of a flag, as the end of a sentence, or None."""
+    choices, (least, most) = f.metadata["choices"], f.metadata["range"]
+    if choices and value not in choices:
+        return f"is not one of {', '.join(filter(None, choices))}{nearest(value, choices)}"
+    if f.type in (int, float) and not (least <= value <= most and math.isfinite(value)):
+        return f"must be at least {least}" if most == math.inf else f"must lie between {least} and {most}"
 
 
 def underscored(word):
@@ -89,20 +100,24 @@ def underscored(word):
 @contextlib.contextmanager
 def one_line_errors():
     """Say what the user can mend in one line, exit code 2; let everything else be a traceback: that would be our fault."""
-    script = sys.argv[0].rsplit("/", 1)[-1]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
+        sys.stdout.flush()
     except BadInput as error:
-        sys.exit(complain(f"{script}: {error}"))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        complain(str(error), 2)
+    except BrokenPipeError:                                  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:                                 # a disk that is full, a folder that is not ours, ...
+        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+    except (MemoryError, RuntimeError) as error:             # torch has no one class for it
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        sys.exit(complain(f"{script}: {error.strerror} ({error.filename}): free some space, or choose another --out_dir"))
+        complain("out of memory: lower --batch_size, --block_size or the size of the network", 2)
     except KeyboardInterrupt:
-        complain(f"\n{script}: interrupted")
-        sys.exit(130)
+        complain("interrupted", 130)
 
 
-def complain(line):
-    print(line, file=sys.stderr, flush=True)
-    return 2
+def complain(sentence, code):
+    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)

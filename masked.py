@@ -33,7 +33,7 @@ class Absorbing:
         return torch.full_like(t, self.eps - 1)
 
     def b(self, t, v):
-        return (1 - self.alpha(t)) * (v == self.mask)
+        return (1 - self.eps) * t * (v == self.mask)     # 1 - alpha, without the digits that 1 - (1 - t) would lose
 
     def db(self, t, v):
         return -self.dalpha(t) * (v == self.mask)
@@ -44,7 +44,7 @@ class Absorbing:
 
 def masked_bound(process, cross_entropy, z, t):
     """Eq. (2) from -log x_theta(x), (B, L) nats, whatever it holds where nothing is masked. -> (B, L) nats"""
-    weight = -process.dalpha(t) / (1 - process.alpha(t))                                                # (B, 1|L) 1/t
+    weight = -process.dalpha(t) / process.b(t, process.mask)                                            # (B, 1|L) 1/t
     return torch.where(z == process.mask, weight * cross_entropy, 0.0)                                  # (B, L)
 
 

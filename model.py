@@ -26,12 +26,20 @@ def causal(batch, head, query, key):
 
 def attention(q, k, v, mask_mod=None, dropout=0.0):
     """softmax(q k' / sqrt(head size)) v where mask_mod allows it, everywhere for None. (B, H, L, hd) -> (B, H, L, hd)"""
-    if mask_mod is None or mask_mod is causal:           # no mask in memory: twice as fast as a dense one, on CPU too
+    if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs 2 to 9 times faster than the library's
+        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                                           # (B, H, Lq, Lk)
+        score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k), -math.inf)     # (B, H, Lq, Lk)
+        return F.dropout(score.softmax(-1), dropout) @ v                                                # (B, H, Lq, hd)
+    if mask_mod is None or mask_mod is causal:           # no mask in memory: twice as fast as a dense one
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask_mod is causal)
+    return F.scaled_dot_product_attention(q, k, v, dense(mask_mod, q, k), dropout)
+
+
+def dense(mask_mod, q, k):
+    """The predicate written out: True where query (row) may look at key (column). -> (B, H, Lq, Lk) bool"""
     (B, H, Lq, _), Lk, index = q.shape, k.shape[2], lambda n: torch.arange(n, device=q.device)
     mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], index(Lq)[:, None], index(Lk))
-    mask = torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                            # (B, H, Lq, Lk) bool
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                            # (B, H, Lq, Lk)
 
 
 def rotary_angles(positions, head_size):
@@ -60,25 +68,28 @@ def modulate(h, shift, scale):
 
 
 class Block(nn.Module):
-    def __init__(self, n_embd, n_head, cond_dim, dropout):
+    def __init__(self, n_embd, n_head, cond_dim, dropout, qk_norm):
         super().__init__()
-        self.n_head, self.dropout = n_head, dropout
+        self.n_head, self.dropout, self.qk_norm = n_head, dropout, qk_norm
         self.norm1 = nn.LayerNorm(n_embd, bias=False)
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
         self.norm2 = nn.LayerNorm(n_embd, bias=False)
         self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU("tanh"), nn.Linear(4 * n_embd, n_embd))
         self.adaln = nn.Linear(cond_dim, 6 * n_embd) if cond_dim else None
-        if cond_dim:
-            nn.init.zeros_(self.adaln.weight)            # gates closed at first: every block starts as the identity
-            nn.init.zeros_(self.adaln.bias)
+        for layer in [self.adaln] if cond_dim else [self.out, self.mlp[2]]:
+            nn.init.zeros_(layer.weight)                 # gates closed at first: every block starts as the identity
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def drop(self, y):
         return F.dropout(y, self.dropout, self.training)
 
     def attend(self, h, rotary, mask_mod):
         q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)    # (B, H, L, hd)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if self.qk_norm:                                 # scores of a bounded size: larger learning rates are safe
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                             # (B, H, L, hd)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)                                                   # (B, H, L, hd)
         y = attention(q, k, v, mask_mod, self.dropout if self.training else 0.0)                        # (B, H, L, hd)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))                                           # (B, L, D)
 
@@ -97,10 +108,12 @@ class Transformer(nn.Module):
     vocab_size   symbols that can go in and come out, special ones included
     cond_dim     width of the condition; 0 removes it and the adaptive norms (a masked model needs none: arXiv:2406.03736)
     n_classes    > 0 adds class labels; the label n_classes stands for "no class"
+    qk_norm      divides queries and keys by their size (arXiv:2302.05442); the published DiT of this layout does not
     mask_mod     the attention pattern; None lets everything look at everything
     """
 
-    def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0, dropout=0.0, mask_mod=None):
+    def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0, dropout=0.0,
+                 mask_mod=None, qk_norm=False):
         super().__init__()
         if n_embd % n_head or (n_embd // n_head) % 2:
             raise ValueError(f"n_embd={n_embd} must be n_head={n_head} times an even number")
@@ -117,7 +130,7 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.adaln.bias)
         if n_classes:
             self.label_embed = nn.Embedding(n_classes + 1, cond_dim)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, cond_dim, dropout) for _ in range(n_layer))
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, cond_dim, dropout, qk_norm) for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd, bias=False)
         self.head = nn.Linear(n_embd, vocab_size)
         nn.init.zeros_(self.head.weight)                 # the first prediction is uniform: the first loss is log V

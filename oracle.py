@@ -13,7 +13,12 @@ from diffusion import likelihood
 from methods import make_method
 
 
+def rows(log_p, at):
+    return log_p if at is None else log_p[at]
+
+
 def oracle(language, method):
+    """A denoiser that is never wrong. For a process with .process its leave-one-out law, for ar its next-token law."""
     def autoregressive(z, t, at=None):
         """z = [start, x_0, .., x_(L-2)]; row l predicts x_l, and does not look at the x_l that is filled in here."""
         x = z.roll(-1, dims=1).clamp(max=language.V - 1)                                                # (B, L)
@@ -23,7 +28,7 @@ def oracle(language, method):
         return language.posterior(likelihood(method.process, z, t.double()))                            # (B, L, V)
 
     law = diffusion if hasattr(method, "process") else autoregressive
-    return lambda z, t, at=None: (law(z, t) if at is None else law(z, t)[at]).log()                     # (B, L, V) or (N, V)
+    return lambda z, t, at=None: rows(law(z, t).to(z.device).log(), at)                                 # (B, L, V) or (N, V)
 
 
 def exact(method_name):

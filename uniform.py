@@ -37,7 +37,7 @@ class Uniform:
         return -torch.ones_like(t)
 
     def b(self, t, v):
-        return (1 - self.alpha(t)) / self.V * torch.ones_like(v)
+        return t / self.V * torch.ones_like(v)           # 1 - alpha, without the digits that 1 - (1 - t) would lose
 
     def db(self, t, v):
         return -self.dalpha(t) / self.V * torch.ones_like(v)
@@ -109,6 +109,19 @@ def unfrozen(term, frozen):
     return term if frozen is None else term.masked_fill(frozen, 0.0)                                    # (B, L)
 
 
+def draw_bound(process, denoiser, x, frozen=None):
+    """One unbiased draw of the bound at every token. -> (B, L) nats
+
+    Times are drawn as t = sin^2(pi v / 2), v uniform, and weighted by dt/dv. Near t = 0 wrong text is as rare as t (or sqrt(t), hybrid)
+    but weighs 1/t, so that under uniform times a few draws would carry the mean: the variance is infinite.
+    """
+    v = stratified(len(x), x.device)                                                                    # (B, 1)
+    t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                                       # (B, 1)
+    z = corrupt(process, x, t, frozen)                                                                  # (B, L)
+    term = mixture_bound(process, text_logits(denoiser, z, t, process.n_tokens), x, z, t)               # (B, L)
+    return unfrozen(math.pi * (t * (1 - t)).sqrt() * term, frozen)                                      # (B, L)
+
+
 class UDLM:
     """--method udlm. Trains on the bound itself."""
 
@@ -120,11 +133,8 @@ class UDLM:
         self.n_tokens = self.vocab_size = n_tokens
 
     def nelbo(self, denoiser, x, frozen=None):
-        """One draw of the bound. -> (B, L) nats"""
-        t = stratified(len(x), x.device)                                                                # (B, 1)
-        z = corrupt(self.process, x, t, frozen)                                                         # (B, L)
-        log_x_theta = text_logits(denoiser, z, t, self.n_tokens)                                        # (B, L, N)
-        return unfrozen(mixture_bound(self.process, log_x_theta, x, z, t), frozen)                      # (B, L)
+        """-> (B, L) nats, an upper bound in the mean."""
+        return draw_bound(self.process, denoiser, x, frozen)
 
     loss = nelbo
 
@@ -162,14 +172,8 @@ class GIDD:
         return unfrozen(mixture_bound(self.process, log_x_theta, x, z, t, weight), frozen)              # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
-        """One draw of the bound. -> (B, L) nats. Times are drawn as t = sin^2(pi v / 2), v uniform, and weighted by dt/dv:
-        near t = 0 wrong text is as frequent as sqrt(t) and weighs 1/t, so that uniform times have infinite variance."""
-        v = stratified(len(x), x.device)                                                                # (B, 1)
-        t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                                   # (B, 1)
-        z = corrupt(self.process, x, t, frozen)                                                         # (B, L)
-        log_x_theta = text_logits(denoiser, z, t, self.n_tokens)                                        # (B, L, N)
-        term = mixture_bound(self.process, log_x_theta, x, z, t)                                        # (B, L)
-        return unfrozen(math.pi * (t * (1 - t)).sqrt() * term, frozen)                                  # (B, L)
+        """-> (B, L) nats, an upper bound in the mean."""
+        return draw_bound(self.process, denoiser, x, frozen)
 
     def prior(self, shape, device="cpu"):
         return torch.full(shape, self.process.mask, device=device)                                      # (B, L)

@@ -1,5 +1,8 @@
 """
-Witten-Bell n-grams: how far counting gets, with no network. Run: python -m data.ngram names
+Witten-Bell n-grams: how far counting gets, with no network.
+
+    python -m data.ngram names         # or toy, python, a path
+    python -m data.ngram python bpe    # in the tokens of a tokenizer
 
 An n-gram model guesses a symbol w from the history h of the n - 1 symbols before it. It trusts its counts as far as
 they go, and for the rest asks the model whose history h' is one symbol shorter:

@@ -260,7 +260,7 @@ def paths_of(data):
     root = Path(data).expanduser()
     if not data or not os.path.exists(root):                 # unlike root.exists(), never an error of its own
         near = difflib.get_close_matches(data, ["toy", *SOURCES], n=1)
-        raise BadInput(f"there is no data {data!r}{f': did you mean {near[0]!r}?' if near else ''}; "
+        raise BadInput(f"there is no data {data!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
                        f"give toy, {', '.join(SOURCES)}, or the path of a text file or folder")
     paths = [root] if root.is_file() else sorted(root.rglob("*")) if root.is_dir() else []
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
@@ -293,15 +293,15 @@ def open_cache(folder, block_size):
     """The corpus in the folder, its tokens memory-mapped; None if it is absent, cut short or garbled."""
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        meta["encoding"] = from_json(meta["encoding"])
-        dtype, checksums = meta.pop("dtype"), meta.pop("crc32")
+        fields = {key: meta[key] for key in ("name", "about", "bytes_per_token")}
+        fields["encoding"] = from_json(meta["encoding"])
         for split in ("train", "val"):
-            meta[split] = np.memmap(folder / f"{split}.bin", dtype, "r")                             # (n,)
-            if zlib.crc32(meta[split]) != checksums[split]:
+            fields[split] = np.memmap(folder / f"{split}.bin", meta["dtype"], "r")                   # (n,)
+            if zlib.crc32(fields[split]) != meta["crc32"][split]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Corpus(**meta, block_size=block_size)
+    return Corpus(**fields, block_size=block_size)           # outside: a block too large is no fault of the cache
 
 
 def save_cache(folder, corpus):

@@ -3,7 +3,6 @@ The toy language says what it claims to say: each exact answer against a slow on
 
 Sums over all hidden paths, over all texts of two or three words, and Bayes' rule written out. Where only samples can
 be had, the error allowed is stated in standard errors, and the seed is fixed.
-
 n texts, L words, V vocabulary, K topics, Q places in the grammar.
 """
 import re
@@ -254,7 +253,7 @@ def test_agreement_is_broken_no_more_often_than_typos_occur():
     tag, pattern = tags(), a_sentence()
     x = TOY.sample(3_000, 64, seeded())                                                 # (n, 64)
     letters = ["".join(tag[TOY.words[i]] for i in row) for row in x]
-    sentences = [sentence for row in letters for sentence in row.split(".")[:-1]]    # without the last, cut short
+    sentences = [sentence for row in letters for sentence in row.split(".")[:-1]]       # the last may be cut short
     wrong = sum(pattern.fullmatch(s) is None for s in sentences)
     typos = TYPO * x.numel()
     assert len(sentences) > 15_000 and wrong < typos + 5 * typos ** .5
@@ -265,10 +264,9 @@ def test_agreement_is_broken_no_more_often_than_typos_occur():
 
 def test_the_main_verb_agrees_with_the_subject_across_the_clause():
     """The last word before the verb has the other number: a bigram model is wrong here, and the oracle is not."""
-    singular = [i for i, word in enumerate(TOY.words) if tags()[word] in "vi"]
-    for text, share in (("two old dogs . the dog that chases two cats .", 1), ("the dogs that chase one cat .", 0)):
-        p = TOY.predict(ids(text))[0, -1]                                               # (V,)
-        plural = [i for i, word in enumerate(TOY.words) if tags()[word] in "VI"]
+    singular, plural = ([i for i, word in enumerate(TOY.words) if tags()[word] in kind] for kind in ("vi", "VI"))
+    for text, share in (("two dogs sleep . the dog that chases two cats .", 1), ("the dogs that chase one cat .", 0)):
+        p = TOY.predict(ids(text))[0, -1]                                               # (V,) in place of the last "."
         assert abs(p[singular].sum() / p[singular + plural].sum() - share) < .01
 
 
@@ -300,7 +298,7 @@ def test_nothing_underflows_whatever_the_text():
         for leave_one_out in (True, False):
             p = TOY.posterior(torch.eye(V)[x], leave_one_out)                           # (n, L, V)
             close(p.sum(-1), torch.ones_like(p[..., 0]))
-        close(p, torch.eye(V, dtype=torch.double)[x])                                              # known is known
+        close(p, torch.eye(V, dtype=torch.double)[x])                                   # what is known is known
 
 
 def test_contradictory_evidence_is_explained_by_a_typo():
