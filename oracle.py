@@ -25,7 +25,8 @@ def oracle(language, method):
         return language.predict(x)                                                                      # (B, L, V)
 
     def diffusion(z, t, at=None):
-        return language.posterior(likelihood(method.process, z, t.double()))                            # (B, L, V)
+        t = t.double().clamp(1e-9, 1 - 1e-9)             # at t = 1 a given word would be impossible, not just unlikely
+        return language.posterior(likelihood(method.process, z, t))                                     # (B, L, V)
 
     law = diffusion if hasattr(method, "process") else autoregressive
     return lambda z, t, at=None: rows(law(z, t).to(z.device).log(), at)                                 # (B, L, V) or (N, V)

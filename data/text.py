@@ -70,18 +70,21 @@ class Corpus:
         window = start + torch.arange(self.block_size)                                               # (n, L)
         return torch.from_numpy(ids[window.numpy()].astype(np.int64))                                # (n, L)
 
-    def windows(self, split="val"):
-        """The split cut into consecutive blocks, the rest dropped -> (m, block_size) int64."""
+    def windows(self, split="val", most=None):
+        """The split cut into consecutive blocks, the rest dropped; `most` of them, evenly spread -> (m, L) int64."""
         ids = getattr(self, split)
-        m = len(ids) // self.block_size
-        return torch.from_numpy(ids[:m * self.block_size].astype(np.int64)).view(m, self.block_size)
+        blocks = ids[:len(ids) // self.block_size * self.block_size].reshape(-1, self.block_size)    # (M, L)
+        if most and most < len(blocks):
+            blocks = blocks[np.linspace(0, len(blocks) - 1, most).astype(int)]                       # (most, L)
+        return torch.from_numpy(blocks.astype(np.int64))                                             # (m, L)
 
     def text(self, ids):
         return decode(self.encoding, ids)
 
 
 def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
-    """The corpus `data`: toy, names, python or a path, in tokens: auto, chars, bytes, bpe or a name like gpt2.
+    """The corpus `data`: toy, names, python or a path, in tokens: auto, chars, bytes, bpe, a name like gpt2, or an
+    Encoding that is there already (a checkpoint's, to read other text with).
 
     vocab_size is for bpe alone; cache is the folder to use for data/cache. Raises BadInput, one line, for all that
     the user can mend.
@@ -102,23 +105,25 @@ def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
 
 def prepare(data, tokenizer, vocab_size, block_size):
     """The corpus in memory, from its source."""
-    if tokenizer not in ("chars", "bytes", "bpe"):
+    kind = getattr(tokenizer, "name", tokenizer)             # of an Encoding, or its name itself
+    if isinstance(tokenizer, str) and tokenizer not in ("chars", "bytes", "bpe"):
         named(tokenizer)                                     # a wrong name should fail before the work, not after
     if data in SOURCES:
         train, val, about = SOURCES[data]()
     else:
-        train, val, about = files(data, "surrogateescape" if tokenizer == "bytes" else "strict")
+        train, val, about = files(data, "surrogateescape" if kind == "bytes" else "strict")
     symbols = set(train) | set(val)                          # val may hold a rare one: it should not fail for that
     if tokenizer == "chars":
         encoding = chars(symbols)
     elif tokenizer == "bpe":
         encoding = bpe(excerpt(train), vocab_size, alphabet="".join(symbols) + ASCII)     # merges: of train alone
     else:
-        encoding = byte_level() if tokenizer == "bytes" else named(tokenizer)
+        encoding = tokenizer if isinstance(tokenizer, tiktoken.Encoding) else \
+            byte_level() if tokenizer == "bytes" else named(tokenizer)
     ids = {"train": encode_all(encoding, train), "val": encode_all(encoding, val)}
     name = name_of(data)
     about = f"{name}: {about}; {len(ids['train']):,} train and {len(ids['val']):,} val tokens, " \
-            f"{encoding.n_vocab:,} symbols ({tokenizer})"
+            f"{encoding.n_vocab:,} symbols ({kind})"
     bytes_per_token = len(val.encode("utf-8", "surrogateescape")) / max(len(ids["val"]), 1)
     return Corpus(name, about, encoding, **ids, bytes_per_token=bytes_per_token, block_size=block_size)
 
@@ -283,10 +288,12 @@ def cache_folder(data, tokenizer, vocab_size, cache=None):
         source = [sys.version, sysconfig.get_path("stdlib")]
     else:
         source = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths_of(data)]
-    key = json.dumps([RECIPE, source, tokenizer, vocab_size if tokenizer == "bpe" else None])
+    tokens = to_json(tokenizer) if isinstance(tokenizer, tiktoken.Encoding) else \
+        [tokenizer, vocab_size if tokenizer == "bpe" else None]
+    key = json.dumps([RECIPE, source, tokens])
     root = cache or os.environ.get("PALIMPSEST_CACHE") or Path(__file__).parent / "cache"
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return Path(root).expanduser() / f"{name_of(data)}-{tokenizer}-{digest}"
+    return Path(root).expanduser() / f"{name_of(data)}-{getattr(tokenizer, 'name', tokenizer)}-{digest}"
 
 
 def open_cache(folder, block_size):

@@ -314,9 +314,9 @@ class ToyCorpus:
         """n fresh texts -> (n, block_size) int64. Both splits draw from one law: there is nothing to overfit."""
         return self.language.sample(n, self.block_size, generator)                      # (n, block_size)
 
-    def windows(self, split="val", n=1000):
-        """n texts, the same at every call -> (n, block_size) int64"""
-        return self.language.sample(n, self.block_size, torch.Generator().manual_seed(SEEDS[split]))
+    def windows(self, split="val", most=None):
+        """`most` texts (1,000 if not said), the same at every call -> (n, block_size) int64"""
+        return self.language.sample(most or 1000, self.block_size, torch.Generator().manual_seed(SEEDS[split]))
 
     @cached_property
     def train(self):
