@@ -4,11 +4,12 @@ One folder holds a run.
     out_dir/ckpt.pt         weights, their running average, the optimizers, the flags, the tokenizer
     out_dir/metrics.jsonl   one JSON object per look at the loss and per evaluation, at full precision
 
-A checkpoint holds tensors, dicts, lists, strings and numbers only, so that torch.load(weights_only=True) reads it: opening
-somebody's checkpoint never runs their code. It is written beside its place, synced to disk, then renamed: whenever the power
-fails, one whole checkpoint is there. No random state is stored: train.py seeds every step from (seed, step), so a resumed run
-repeats the rest exactly.
+A checkpoint holds tensors, dicts, lists, strings and numbers only, so that torch.load(weights_only=True) reads it: to
+open somebody's checkpoint never runs their code. It is written beside its place, synced to disk, then renamed: whenever
+the power fails, one whole checkpoint is there. No random state is stored: train.py seeds every step from (seed, step),
+so a resumed run repeats the rest exactly.
 """
+import contextlib
 import json
 import os
 import pickle
@@ -31,8 +32,8 @@ PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
 class Folder:
     """out_dir, held by this run alone until the process ends, however it ends. BadInput if another run has it.
 
-    step     where the run in it goes on; None for a new run, which leaves the folder as it is until it first saves, and then
-             keeps what it finds as ckpt.previous.pt and metrics.previous.jsonl
+    step     where the run in it goes on; None for a new run, which leaves the folder as it is until it first saves,
+             and then keeps what it finds as ckpt.previous.pt and metrics.previous.jsonl
     """
 
     def __init__(self, out_dir, step=None):
@@ -51,23 +52,19 @@ class Folder:
 
     def save(self, state):
         """Replace ckpt.pt by `state`, or leave the old file as it is and raise."""
-        temporary = self.checkpoint.with_suffix(".tmp")
         try:
-            with open(temporary, "wb") as file:
+            with beside(self.checkpoint) as file:
                 torch.save({"format": FORMAT, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            if not self.ours:
-                self.set_aside()
-            os.replace(temporary, self.checkpoint)
-        except (OSError, RuntimeError) as error:             # torch reports a full disk as a RuntimeError of its zip writer
+                if not self.ours:
+                    self.set_aside()
+        except (OSError, RuntimeError) as error:             # a full disk is a RuntimeError of torch's zip writer
             if isinstance(error, RuntimeError) and "unexpected pos" not in str(error):
                 raise
             reason = getattr(error, "strerror", None) or "the disk took only part of it"
-            rest = "the last one there is whole, go on with --init_from resume" if self.ours else "nothing is lost but this run"
+            rest = "what was saved before is whole" + (": go on with --init_from resume" if self.ours else "")
             raise BadInput(f"cannot save to {self.checkpoint} ({reason}): free some space; {rest}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         self.ours = True
         self.log()
 
@@ -86,7 +83,7 @@ class Folder:
             self.waiting = []
 
     def rewind(self, step):
-        """Drop what metrics.jsonl tells of later than the checkpoint: it happens again. So does the evaluation at `step`."""
+        """Drop from metrics.jsonl what came after the checkpoint, and the evaluation of it: they come again."""
         def stays(line):
             try:
                 values = json.loads(line)
@@ -95,9 +92,20 @@ class Folder:
                 return False
 
         lines = self.metrics.read_text("utf-8", "replace").splitlines(True) if self.metrics.exists() else []
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(filter(stays, lines)), "utf-8")
-        os.replace(temporary, self.metrics)
+        with beside(self.metrics) as file:
+            file.write("".join(filter(stays, lines)).encode())
+
+
+@contextlib.contextmanager
+def beside(path):
+    """A file that takes the place of `path` once it is written; if that fails, `path` stays as it is."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def as_json(values):
@@ -112,12 +120,13 @@ def load(out_dir, device="cpu"):
     if not path.exists():
         raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})")
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError
+        with zipfile.ZipFile(path) as archive:               # what torch.save writes; for all else torch would try pickle
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        raise BadInput(f"{path} holds more than tensors and plain values, so opening it could run code: refused") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError):
+        raise BadInput(f"{path} holds more than tensors and plain values: opening it could run code, refused") from None
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError):
         raise BadInput(f"{path} cannot be read: cut short, or not written by torch.save; use another copy") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or PARTS - state.keys():
         raise BadInput(f"{path} is not a checkpoint of this code ({FORMAT}): train one with train.py")
@@ -136,7 +145,7 @@ def device_of(name):
 
 
 def network(config, method, n_classes=0):
-    """The transformer that these flags describe, with fresh weights. config has n_layer, n_head, n_embd, cond_dim, dropout."""
+    """The transformer that these flags describe, with fresh weights."""
     return Transformer(method.vocab_size, config.n_layer, config.n_head, config.n_embd,
                        cond_dim=config.cond_dim if method.uses_time else 0, n_classes=n_classes,
                        dropout=config.dropout, mask_mod=method.mask_mod)
@@ -147,8 +156,12 @@ def method_of(config, n_tokens):
 
 
 def restore(out_dir, device="cpu"):
-    """A trained model, ready to use: .config (flags), .encoding, .method, .denoiser (averaged weights, eval mode), .step"""
-    state = load(out_dir, device)
+    """A trained model, ready to use: .config (flags), .encoding, .method, .denoiser (averaged weights), .step"""
+    return assemble(load(out_dir, device), out_dir, device)
+
+
+def assemble(state, out_dir, device="cpu"):
+    """`restore`, from a state that is loaded."""
     try:
         config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
         method = method_of(config, encoding.n_vocab)

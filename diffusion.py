@@ -1,105 +1,109 @@
 """
 Discrete diffusion: what all methods share. Forward process, one bound, one reverse step, one sampler.
 
-Notation, the same in README.md and tests/. B sequences of L tokens over V symbols, special ones included. Everything per token, in nats.
-    x (B, L)       clean ids                     t (B, 1) or (B, L)   time: 0 = clean, 1 = noise; always s < t
-    z (B, L)       noisy ids                     alpha(t)             P(a token still shows its clean symbol because it was kept)
-    x_theta        the network's guess at x, probabilities (B, L, V)  b(t, v)  P(noise put symbol v there), the rest of alpha
+Notation, the same in README.md and tests/. B texts of L tokens over V symbols, special ones included; nats per token.
 
-    forward   q(z_t | x) = Cat( alpha_t x + b_t ),   sum_v b_t(v) = 1 - alpha_t                                          (1)
-    bound     l = r_t(z)/q_z [ KL(q || p) + q_z/p_z - 1 - log(q_z/p_z) ],   q = alpha x + b,   p = alpha x_theta + b,
-              r_t = b' - (alpha'/alpha) b,  the rate of jumping into z;   -log p(x) <= E_t E_z sum_l l                   (2)
-    reverse   p(z_s | z_t) = q(z_t | z_s) * (alpha_s x_theta + b_s) / (alpha_t x_theta + b_t)[z_t]                       (3)
-    posterior p(x | z) ~ x_theta * q(z | x)                                                                              (4)
+    x        (B, L)      clean ids               alpha(t)  P(a token was kept); alpha(0) = 1, alpha(1) = 0
+    z        (B, L)      noisy ids               b(t, v)   P(noise put symbol v there): the rest of alpha
+    t        (B, 1) or (B, L)  time: 0 = clean, 1 = noise; always s < t
+    x_theta  (B, L, V)   the network's guess at x, probabilities
 
-(2) is GIDD's bound (arXiv:2503.04482) and at once that of MDLM, MD4, RADD, UDLM and Duo: each method file holds the closed form of
-its own case, and a test says that the two agree. The most missed fact of the field: what minimises (2) is the *leave-one-out* law
-p(x_l | all of z but z_l), not p(x_l | z). They are the same only where z_l tells nothing, at a mask; (4) puts the difference back.
+    forward    q(z_t | x) = Cat( alpha_t x + b_t ),   sum_v b_t(v) = 1 - alpha_t                                 (1)
+    bound      l = r_t(z)/q_z [ KL(q || p) + q_z/p_z - 1 - log(q_z/p_z) ],  -log p(x) <= E_t E_z sum_l l,        (2)
+               q = alpha x + b,  p = alpha x_theta + b,  r_t = b' - (alpha'/alpha) b, the rate of jumping into z
+    reverse    p(z_s | z_t) = q(z_t | z_s) * (alpha_s x_theta + b_s) / (alpha_t x_theta + b_t)[z_t]              (3)
+    posterior  p(x | z) ~ x_theta * q(z | x)                                                                     (4)
 
-A process is any object with alpha(t), dalpha(t), b(t, v), db(t, v), draw_noise(t, z), V, and n_tokens: the ids below it are text.
+(2) is GIDD's bound (arXiv:2503.04482) and at once that of MDLM, MD4, RADD, UDLM and Duo: each method file holds the
+closed form of its own case, and a test says that the two agree. The most missed fact of the field: what minimises (2)
+is the *leave-one-out* law p(x_l | all of z but z_l), not p(x_l | z). They are the same only where z_l tells nothing,
+at a mask; (4) puts the difference back.
+
+A process is any object with alpha(t), dalpha(t), b(t, v), db(t, v), draw_noise(t, z), V, and n_tokens, the number of
+text symbols: ids from there on are special.
 """
 import torch
 import torch.nn.functional as F
 
 
 def stratified(n, device="cpu"):
-    """Times for a batch, one in each n-th of (0, 1): less variance than independent ones, same mean. -> (n, 1) float32
+    """Times for a batch, one in each n-th of (0, 1): less variance than independent ones, same mean. -> (n, 1)
 
-    Never exactly 0 or 1, where weights such as 1/t and 1/alpha have no value: 1e-6 away moves a bound by less than 1e-5 nats.
+    Never exactly 0 or 1, where weights such as 1/t and 1/alpha have no value: 1e-6 away moves a bound by 1e-5 nats.
     """
-    t = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n                             # (n,)
-    return t.clamp(1e-6, 1 - 1e-6)[:, None]                                                             # (n, 1)
+    t = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n                         # (n,)
+    return t.clamp(1e-6, 1 - 1e-6)[:, None]                                                         # (n, 1)
 
 
 def corrupt(process, x, t, frozen=None):
     """Draw z ~ q(z_t | x), eq. (1). Frozen tokens are given: noise never touches them. -> (B, L)"""
-    keep = torch.rand(x.shape, device=x.device) < process.alpha(t)                                      # (B, L)
+    keep = torch.rand(x.shape, device=x.device) < process.alpha(t)                                  # (B, L)
     keep = keep if frozen is None else keep | frozen
-    return torch.where(keep, x, process.draw_noise(t, x))                                               # (B, L)
+    return torch.where(keep, x, process.draw_noise(t, x))                                           # (B, L)
 
 
 def bound(process, x_theta, x, z, t):
-    """Eq. (2), any process, straight from the formula; slow, and in float32 inexact near t = 0 and 1. -> (B, L) nats"""
-    symbols = torch.arange(process.V, device=z.device)                                                  # (V,)
-    alpha, b = process.alpha(t)[..., None], process.b(t[..., None], symbols)                            # (B, 1, V)
-    q = alpha * F.one_hot(x, process.V) + b                                                             # (B, L, V)
-    p = alpha * x_theta + b                                                                             # (B, L, V)
-    q_z, p_z = q.gather(-1, z[..., None])[..., 0], p.gather(-1, z[..., None])[..., 0]                   # (B, L)
-    kl = (torch.special.xlogy(q, q) - torch.special.xlogy(q, p)).sum(-1)                                # (B, L) 0 log 0 = 0
-    rate = process.db(t, z) - process.dalpha(t) / process.alpha(t) * process.b(t, z)                    # (B, L) r_t(z)
-    term = rate / q_z * (kl + q_z / p_z - 1 - torch.log(q_z / p_z))                                     # (B, L)
+    """Eq. (2) for any process, as it stands; slow, and in float32 inexact near t = 0 and 1. -> (B, L) nats"""
+    symbols = torch.arange(process.V, device=z.device)                                              # (V,)
+    alpha, b = process.alpha(t)[..., None], process.b(t[..., None], symbols)                        # (B, 1, V)
+    q = alpha * F.one_hot(x, process.V) + b                                                         # (B, L, V)
+    p = alpha * x_theta + b                                                                         # (B, L, V)
+    q_z, p_z = (law.gather(-1, z[..., None])[..., 0] for law in (q, p))                             # (B, L)
+    kl = (torch.special.xlogy(q, q) - torch.special.xlogy(q, p)).sum(-1)                            # (B, L)
+    rate = process.db(t, z) - process.dalpha(t) / process.alpha(t) * process.b(t, z)                # (B, L)
+    term = rate / q_z * (kl + q_z / p_z - 1 - torch.log(q_z / p_z))                                 # (B, L)
     return torch.where(rate > 0, term, 0.0)            # nothing jumps into a clean token under masking: never 0 * inf
 
 
 def reverse(process, x_theta, z, s, t):
     """Eq. (3), any process. -> (B, L, V) probabilities of z_s given z_t; rows sum to 1"""
-    symbols = torch.arange(process.V, device=z.device)                                                  # (V,)
-    alpha_ts = (process.alpha(t) / process.alpha(s))[..., None]                                         # (B, 1, 1)
-    into_z = process.b(t, z)[..., None] - alpha_ts * process.b(s, z)[..., None]                         # (B, L, 1)
-    step = alpha_ts * F.one_hot(z, process.V) + into_z                                                  # (B, L, V) q(z_t | z_s)
-    joint = step * (process.alpha(s)[..., None] * x_theta + process.b(s[..., None], symbols))           # (B, L, V)
-    return joint / joint.sum(-1, keepdim=True)                                                          # (B, L, V)
+    symbols = torch.arange(process.V, device=z.device)                                              # (V,)
+    alpha_ts = (process.alpha(t) / process.alpha(s))[..., None]                                     # (B, 1, 1)
+    into_z = process.b(t, z)[..., None] - alpha_ts * process.b(s, z)[..., None]                     # (B, L, 1)
+    step = alpha_ts * F.one_hot(z, process.V) + into_z                                              # (B, L, V)
+    joint = step * (process.alpha(s)[..., None] * x_theta + process.b(s[..., None], symbols))       # (B, L, V)
+    return joint / joint.sum(-1, keepdim=True)                                                      # (B, L, V)
 
 
 def likelihood(process, z, t):
-    """q(z_t | x = v) for every text symbol v: what one noisy token says about its clean self. -> (B, L, n_tokens)"""
-    clean = F.one_hot(z, process.V)[..., :process.n_tokens]                                             # (B, L, n_tokens)
-    return process.alpha(t)[..., None] * clean + process.b(t, z)[..., None]                             # (B, L, n_tokens)
+    """q(z_t | x = v) for every text symbol v: what a noisy token says about its clean self. -> (B, L, N)"""
+    clean = F.one_hot(z, process.V)[..., :process.n_tokens]                                         # (B, L, N)
+    return process.alpha(t)[..., None] * clean + process.b(t, z)[..., None]                         # (B, L, N)
 
 
 def posterior_x0(process, x_theta, z, t):
-    """Eq. (4): p(x | z) from the leave-one-out law, by putting the token's own evidence back. -> (B, L, n_tokens)"""
-    joint = x_theta[..., :process.n_tokens] * likelihood(process, z, t)                                 # (B, L, n_tokens)
-    return joint / joint.sum(-1, keepdim=True)                                                          # (B, L, n_tokens)
+    """Eq. (4): p(x | z) from the leave-one-out law, by putting the token's own evidence back. -> (B, L, N)"""
+    joint = x_theta[..., :process.n_tokens] * likelihood(process, z, t)                             # (B, L, N)
+    return joint / joint.sum(-1, keepdim=True)                                                      # (B, L, N)
 
 
 def probabilities(logits, temperature=1.0, top_p=1.0):
     """The law a sampler draws from: softmax(logits / temperature), cut to its nucleus. (..., V) -> (..., V) float64
 
-    temperature 0 puts everything on the likeliest symbol; top_p keeps the fewest symbols that hold that much mass, the one that
-    crosses it included (arXiv:1904.09751). Logits in bf16 are widened first: near 1 their exponentials differ by whole percents.
+    temperature 0 puts everything on the likeliest symbol; top_p keeps the fewest symbols that hold that much mass, the
+    one that crosses it included (arXiv:1904.09751). Logits in bf16 are widened first: their softmax is coarse.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()                                # (..., V)
+    logits = logits if logits.dtype == torch.float64 else logits.float()                            # (..., V)
     if temperature == 0:
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()                                  # (..., V)
-    p = (logits / temperature).softmax(-1).double()                                                     # (..., V)
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()                              # (..., V)
+    p = (logits / temperature).softmax(-1).double()                                                 # (..., V)
     if top_p < 1:
-        ranked, order = p.sort(-1, descending=True)                                                     # (..., V)
-        beyond = ranked.cumsum(-1) - ranked >= top_p                                                    # (..., V)
-        p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)                     # (..., V)
+        ranked, order = p.sort(-1, descending=True)                                                 # (..., V)
+        beyond = ranked.cumsum(-1) - ranked >= top_p                                                # (..., V)
+        p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)                 # (..., V)
     return p / p.sum(-1, keepdim=True)
 
 
 def categorical(p):
     """One draw per row of p (..., V) float64, which need not be normalised, by inverse CDF. -> (...) ids
 
-    Why float64, and no Gumbel race: a float32 race cannot see events rarer than about 6e-8. With 50,000 symbols and 1,000 steps
-    that drops rare words and opens too few masks, and samples look better than the model is (arXiv:2409.02908).
+    Why float64, and no Gumbel race: a float32 race cannot see events rarer than about 6e-8. With 50,000 symbols and
+    1,000 steps that drops rare words and opens too few masks, and flatters the samples (arXiv:2409.02908).
     """
-    cdf = p.cumsum(-1)                                                                                  # (..., V)
-    u = torch.rand(cdf.shape[:-1] + (1,), dtype=torch.float64, device=cdf.device) * cdf[..., -1:]       # (..., 1)
-    last = (cdf < cdf[..., -1:]).sum(-1, keepdim=True)           # u may round up to the total: stay on a symbol with mass
-    return torch.searchsorted(cdf, u, right=True).minimum(last)[..., 0]                                 # (...)
+    cdf = p.cumsum(-1)                                                                              # (..., V)
+    u = torch.rand(cdf.shape[:-1] + (1,), dtype=torch.float64, device=cdf.device) * cdf[..., -1:]   # (..., 1)
+    last = (cdf < cdf[..., -1:]).sum(-1, keepdim=True)   # u may round up to the total: stay on a symbol with mass
+    return torch.searchsorted(cdf, u, right=True).minimum(last)[..., 0]                             # (...)
 
 
 @torch.no_grad()
@@ -107,27 +111,29 @@ def ancestral(process, denoiser, z, frozen, steps, law=probabilities):
     """Walk from t = 1 to 0 in equal steps of eq. (3), for any process; yields z after each step. Exact, and lazy:
 
     Let beta = q(z_t | z_s) for any z_s other than z_t. Then (3) is a mixture over what happened to a token since s:
-        nothing               with weight  alpha_t x_theta(z) + alpha_ts b_s(z),
-        noise replaced it     with weight  beta;  then z_s ~ alpha_s x_theta + b_s, whatever z is,
-    and the weights sum to  alpha_t x_theta(z) + b_t(z) >= b_t(z).                                                       (5)
-    So a token moves with probability beta / b_t(z) at most, known before the network is asked: toss that coin first, choose
-    between x_theta and noise, and ask only at the few tokens whose fate depends on the answer. A mask moves with exactly
-    that probability (x_theta has none on it), so a masked model is asked where a mask opens, and not at all when none does.
+        nothing            with weight  alpha_t x_theta(z) + alpha_ts b_s(z),
+        noise replaced it  with weight  beta;  then z_s ~ alpha_s x_theta + b_s, whatever z is,
+    and the weights sum to  alpha_t x_theta(z) + b_t(z) >= b_t(z).                                               (5)
+    So a token moves with probability beta / b_t(z) at most, known before the network is asked: toss that coin first,
+    choose between x_theta and noise, and ask only at the few tokens whose fate depends on the answer. A mask moves
+    with exactly that probability (x_theta has none on it), so a masked model is asked where a mask opens, and not at
+    all when none does.
     """
-    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device).expand(len(z), -1)    # (B, steps + 1)
-    coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)                            # (B, L) in [0, 1)
-    for t, s in zip(times[:, :-1].split(1, 1), times[:, 1:].split(1, 1)):                               # (B, 1) each
-        alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)                     # (B, 1), (B, L)
-        beta = b_z - alpha_t / alpha_s * process.b(s, z)                                                # (B, L)
-        moves = (coin() * b_z < beta) & ~frozen                                                         # (B, L)
-        to_text = coin() < alpha_s                                                                      # (B, L) not to noise
-        new = torch.where(to_text, z, process.draw_noise(s, z))                                         # (B, L)
-        ask = moves & (to_text | (z < process.n_tokens))                                                # (B, L)
+    coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)                        # (B, L)
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)                   # (steps + 1,)
+    for t, s in zip(times[:-1], times[1:]):
+        t, s = t.expand(len(z), 1), s.expand(len(z), 1)                                             # (B, 1)
+        alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)                 # (B, 1|L)
+        beta = b_z - alpha_t / alpha_s * process.b(s, z)                                            # (B, L)
+        moves = (coin() * b_z < beta) & ~frozen                                                     # (B, L)
+        to_text = coin() < alpha_s                                                                  # (B, L)
+        new = torch.where(to_text, z, process.draw_noise(s, z))                                     # (B, L)
+        ask = moves & (to_text | (z < process.n_tokens))                                            # (B, L)
         if ask.any():
-            x_theta = law(denoiser(z, t.float(), at=ask)[:, :process.n_tokens])                         # (N, n_tokens)
-            new[ask] = torch.where(to_text[ask], categorical(x_theta), new[ask])                        # (N,)
-            own = x_theta.gather(-1, z[ask].clamp(max=process.n_tokens - 1)[:, None])[:, 0]             # (N,) x_theta(z)
-            own = torch.where(z[ask] < process.n_tokens, own, 0.0) * alpha_t.expand_as(z)[ask]          # (N,)
-            moves[ask] = coin()[ask] * (own + b_z[ask]) < b_z[ask]                                      # (N,) eq. (5)
-        z = torch.where(moves, new, z)                                                                  # (B, L)
+            x_theta = law(denoiser(z, t.float(), at=ask)[:, :process.n_tokens])                     # (N, n_tokens)
+            new[ask] = torch.where(to_text[ask], categorical(x_theta), new[ask])                    # (N,)
+            own = x_theta.gather(-1, z[ask].clamp(max=process.n_tokens - 1)[:, None])[:, 0]         # (N,) x_theta(z)
+            own = torch.where(z[ask] < process.n_tokens, own, 0.0) * alpha_t.expand_as(z)[ask]      # (N,)
+            moves[ask] = coin()[ask] * (own + b_z[ask]) < b_z[ask]                                  # (N,) eq. (5)
+        z = torch.where(moves, new, z)                                                              # (B, L)
         yield z

@@ -6,10 +6,11 @@ How good is a model? The bound on held-out text with its standard error, and the
     python evaluate.py --judge out/python-ar             samples are judged by an ar model of this code
     python evaluate.py --oracle udlm --steps 8           the exact denoiser: what the sampler alone does wrong
 
-A bound is a mean over texts and over noise. `draws` noise draws are taken per text, and the standard error is that of the mean over
-texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same tokens; bits per byte always.
-Samples are given by two numbers: their negative log-likelihood (exact on the toy language, by the judge elsewhere) and the entropy
-of the tokens within a text. A sampler can lower the first by repeating itself; then the second falls too.
+A bound is a mean over texts and over noise. `draws` noise draws are taken per text, and the standard error is that of
+the mean over texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same
+tokens; bits per byte always. Samples are given by two numbers: their negative log-likelihood (exact on the toy
+language, by the judge elsewhere) and the entropy of the tokens within a text. A sampler can lower the first by
+repeating itself; then the second falls too.
 """
 from dataclasses import dataclass
 
@@ -19,32 +20,31 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
-    oracle: str = flag("", "use no checkpoint but the toy language's exact denoiser", choices=["", "ar", "mdlm", "udlm", "gidd"])
+    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser", ["", "ar", "mdlm", "udlm", "gidd"])
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
-    draws: int = flag(8, "noise draws per text")
-    max_texts: int = flag(2000, "held-out texts at most, evenly spread")
-    batch_size: int = flag(64, "texts at once")
-    num_samples: int = flag(64, "samples to judge; 0 for none")
-    steps: int = flag(128, "of the sampler")
+    draws: int = flag(8, "noise draws per text", least=1)
+    max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
+    batch_size: int = flag(64, "texts at once", least=1)
+    num_samples: int = flag(64, "samples to judge; 0 for none", least=0)
+    steps: int = flag(128, "of the sampler", least=1)
     sampler: str = flag("ancestral", "see sample.py", choices=["ancestral", "first-hitting", "confidence"])
-    temperature: float = flag(1.0, "see sample.py")
-    top_p: float = flag(1.0, "see sample.py")
+    temperature: float = flag(1.0, "see sample.py", least=0, most=100)
+    top_p: float = flag(1.0, "see sample.py", least=0.001, most=1)
     judge: str = flag("", "folder of an ar checkpoint with the same tokens, which rates the samples")
     json: bool = flag(False, "one JSON object instead of the table")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = flag(1337, "of all draws")
+    seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
-CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())         # before torch, which takes seconds to load
+CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
-import json  # noqa: E402
-import math
+import math  # noqa: E402
 import re
 from functools import partial
 
 import torch
 
-from checkpoint import device_of, restore
+from checkpoint import as_json, device_of, restore
 from data import BadInput, text
 from data.ngram import witten_bell
 from data.tokenizer import to_json
@@ -56,20 +56,24 @@ from sample import generate
 
 @torch.no_grad()
 def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337):
-    """The mean of method.nelbo over the texts x (n, L) and `draws` draws of noise each. -> (mean, standard error) nats/token
+    """The mean of method.nelbo over the texts x (n, L) and `draws` draws of noise each. -> (mean, its standard error)
 
-    The same seed gives the same noise, so that two models, or one at two times, are compared without the noise between them.
+    In nats/token. The same seed gives the same noise, so that two models, or one at two times, are compared without it.
     """
     torch.manual_seed(seed)
     device = x.device
     total = torch.zeros(len(x), dtype=torch.float64, device=device)                                     # (n,)
     for _ in range(draws):
-        for rows in torch.randperm(len(x)).to(device).split(batch_size):                                # strata mix the texts
+        for rows in torch.randperm(len(x)).to(device).split(batch_size):                          # strata mix the texts
             given = None if frozen is None else frozen[rows]                                            # (b, L)
             nats = method.nelbo(denoiser, x[rows], given).double()                                      # (b, L)
             scored = x.shape[1] if given is None else (~given).sum(-1)                                  # (b,)
             total[rows] += nats.sum(-1) / scored / draws                                                # (b,)
-    return total.mean().item(), (total.std() / len(x) ** 0.5).item()
+    return mean_error(total)
+
+
+def mean_error(values):
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
 def unit(nats, error, bytes_per_token):
@@ -77,13 +81,8 @@ def unit(nats, error, bytes_per_token):
     return f"{nats:.3f} +- {error:.3f} nats/token = {nats / math.log(2) / bytes_per_token:.3f} bits/byte"
 
 
-def spread(x, most):
-    """At most `most` rows of x, evenly spread. -> (m, L)"""
-    return x if len(x) <= most else x[torch.linspace(0, len(x) - 1, most).long()]                       # (m, L)
-
-
 def league(corpus):
-    """What counting alone reaches on the same held-out text: [(name, nats/token or None, bits/byte)], characters and tokens."""
+    """What counting alone reaches on the same held-out text: [(name, nats/token or None, bits/byte)]"""
     def bits(nats, bytes_per_symbol):
         return nats / math.log(2) / bytes_per_symbol
 
@@ -114,60 +113,72 @@ def known_words(texts, corpus):
     return sum(word in known for word in words) / max(1, len(words)), len(words)
 
 
-def mean_error(values):
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
-
-
-def quality(x, corpus, judge=None):
+def quality(x, corpus, judge, batch_size):
     """Rows (what, mean, standard error) on texts x (n, L); the same function rates samples and held-out text."""
     rows = [("entropy of the tokens within a text, nats", *mean_error(unigram_entropy(x)))]
     if corpus.name == "toy":
         rows.append(("exact -log p, nats/token", *mean_error(-corpus.language.log_prob(x.cpu()) / x.shape[1])))
     elif judge:
-        with torch.no_grad():
-            nats = judge.method.nelbo(judge.denoiser, x)                                                # (n, L)
-        rows.append((f"-log p by {judge.config.out_dir}, nats/token", *mean_error(nats.double().mean(-1))))
+        rows.append((f"-log p by {judge.where}, nats/token",
+                     *estimate(judge.method, judge.denoiser, x, batch_size=batch_size)))
     if corpus.name != "toy":
         share, n = known_words([corpus.text(row) for row in x.tolist()], corpus)
         rows.append((f"words that stand in the corpus, of {n:,}", share, (share * (1 - share) / max(1, n)) ** 0.5))
     return rows
 
 
-def measure(model, corpus, config, device):
+def draw(model, corpus, config, device):
+    """Samples of the model, in batches, each as long as its training texts. -> (num_samples, L)"""
+    torch.manual_seed(config.seed)
+    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
+    sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
+    return torch.cat([generate(model.method, model.denoiser, n, corpus.block_size, config.steps, config.sampler, law,
+                               device) for n in sizes])                                                 # (n, L)
+
+
+def measure(model, corpus, judge, config, device):
     """Everything that is known about the model, as a dict of plain numbers."""
-    x = spread(corpus.windows("val"), config.max_texts).to(device)                                      # (n, L)
+    x = corpus.windows("val", config.max_texts).to(device)                                              # (n, L)
     nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, seed=config.seed)
-    result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x), "draws": config.draws,
-              "exact": model.config.method == "ar", "nats_per_token": nats, "standard_error": error,
-              "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}
+    result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x),
+              "draws": config.draws, "exact": model.config.method == "ar", "nats_per_token": nats,
+              "standard_error": error, "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}
     if corpus.name == "toy":
         entropy, entropy_error = corpus.language.entropy(corpus.block_size)
         result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": nats - entropy,
                    "gap_error": math.hypot(error, entropy_error)}
     if config.num_samples:
-        judge = restore(config.judge, device) if config.judge else None
-        if judge and (judge.config.method != "ar" or to_json(judge.encoding) != to_json(model.encoding)):
-            raise BadInput(f"--judge {config.judge} must be an ar checkpoint with the same tokens as {config.out_dir}")
-        torch.manual_seed(config.seed)
-        law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-        samples = generate(model.method, model.denoiser, config.num_samples, corpus.block_size, config.steps, config.sampler,
-                           law, device)                                                                 # (n, L)
-        result |= {"samples": quality(samples, corpus, judge), "held_out": quality(x, corpus, judge), "steps": config.steps,
-                   "sampler": config.sampler, "num_samples": config.num_samples}
+        samples = draw(model, corpus, config, device)                                                   # (n, L)
+        result |= {"samples": quality(samples, corpus, judge, config.batch_size),
+                   "held_out": quality(x, corpus, judge, config.batch_size),
+                   "steps": config.steps, "sampler": config.sampler, "num_samples": config.num_samples}
     return result
 
 
+def judge_of(config, model, device):
+    """The model that rates samples, or None."""
+    if not config.judge:
+        return None
+    judge = restore(config.judge, device)
+    if judge.config.method != "ar" or to_json(judge.encoding) != to_json(model.encoding):
+        raise BadInput(f"--judge {config.judge} must be an ar checkpoint with the same tokens as {config.out_dir}")
+    judge.where = config.judge
+    return judge
+
+
 def main(config):
-    if min(config.draws, config.max_texts - 1, config.batch_size, config.steps) < 1 or config.num_samples == 1:
-        raise BadInput("--draws, --batch_size and --steps must be at least 1; --max_texts and --num_samples at least 2, since a "
-                       "standard error needs two texts")
+    if config.oracle and config.data not in ("", "toy"):
+        raise BadInput(f"--oracle {config.oracle} knows the toy language alone: leave out --data {config.data}")
+    if config.num_samples == 1:
+        raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
     check_sampler(config.sampler, model.config.method)
+    judge = judge_of(config, model, device)
     corpus = text.load(config.data or model.config.data, model.config.block_size, model.encoding)
-    r = measure(model, corpus, config, device)
+    r = measure(model, corpus, judge, config, device)
     if config.json:
-        return print(json.dumps(r))
+        return print(as_json(r))
     print(r["data"])
     print(f"{r['method']}, step {r['step']}: {'exact' if r['exact'] else 'bound'} on held-out text "
           f"{unit(r['nats_per_token'], r['standard_error'], corpus.bytes_per_token)} "
@@ -176,7 +187,8 @@ def main(config):
         print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
               f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
     if "samples" in r:
-        print(f"\n{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps{'samples':>41}{'held-out text':>22}")
+        head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
+        print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")
         for (what, mean, error), (_, other, other_error) in zip(r["samples"], r["held_out"]):
             print(f"{what:<58}{mean:>10.3f} +- {error:.3f}{other:>12.3f} +- {other_error:.3f}")
 

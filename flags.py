@@ -6,10 +6,11 @@ The command line: one dataclass per script, one flag per field, and one line for
         max_iters: int = flag(2000, "training steps", least=1)
         compile: bool = flag(False, "torch.compile the network")
 
-    config, given = parse(Config)    # --max_iters 10, --max-iters=10, --compile, --compile=False and --no-compile all work
+    config, given = parse(Config)    # --max_iters 10, --max-iters=10, --compile, --compile=False, --no-compile all work
     with one_line_errors(): ...      # BadInput, a full disk or Ctrl-C end the script with a sentence, not a traceback
 
-Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch, so --help and typos are answered at once.
+Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch: --help and typos are answered
+at once.
 """
 import argparse
 import contextlib
@@ -24,8 +25,9 @@ from data import BadInput
 
 
 def flag(default, help, choices=None, least=-math.inf, most=math.inf, **by_data):
-    """One flag. A number must lie between least and most. by_data: other defaults for some values of --data, as in toy=600."""
-    return field(default=default, metadata={"help": help, "choices": choices, "range": (least, most), "by_data": by_data})
+    """One flag. A number must lie between least and most. by_data: other defaults for some --data, as in toy=600."""
+    about = {"help": help, "choices": choices, "range": (least, most), "by_data": by_data}
+    return field(default=default, metadata=about)
 
 
 def boolean(text):
@@ -55,8 +57,8 @@ def parse(cls, argv=None):
     if argv is None:
         argv = sys.argv[1:]
         signal.signal(signal.SIGINT, signal.SIG_DFL)         # Ctrl-C while torch loads: leave, without its traceback
-    parser = Parser(description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=sys.modules[cls.__module__].__doc__, argument_default=argparse.SUPPRESS,
+                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(cls):
         extra = dict(type=boolean, nargs="?", const=True) if f.type is bool else dict(type=f.type)
         parser.add_argument("--" + f.name, metavar=f.type.__name__, help=describe(f), **extra)
@@ -99,7 +101,7 @@ def underscored(word):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Say what the user can mend in one line, exit code 2; let everything else be a traceback: that would be our fault."""
+    """Say in one line what the user can mend, exit code 2. All else stays a traceback: that would be our fault."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -1,18 +1,21 @@
 """
 Masked diffusion: MDLM (arXiv:2406.07524) = MD4 (2406.04329) = RADD (2406.03736) = LLaDA (2502.09992).
 
-Noise turns tokens into one extra symbol, the mask m, and never anything else. With alpha_t = 1 - t, eqs. (1)-(3) of diffusion.py become
+Noise turns tokens into one extra symbol, the mask m, and into nothing else. With alpha_t = 1 - t, (1)-(3) of
+diffusion.py become
 
-    forward   z = x with probability alpha_t, else m                                                                      (1)
-    bound     l = [z = m] -alpha'/(1 - alpha) (-log x_theta(x)) = [z = m] (1/t) cross-entropy                             (2)
-    reverse   a mask opens with probability (alpha_s - alpha_t) / (1 - alpha_t), to a draw from x_theta; text stays text  (3)
+    forward    z = x with probability alpha_t, else m                                                            (1)
+    bound      l = [z = m] -alpha'/(1 - alpha) (-log x_theta(x)) = [z = m] (1/t) cross-entropy                   (2)
+    reverse    a mask opens with probability (alpha_s - alpha_t) / (1 - alpha_t), to a draw from x_theta;        (3)
+               text stays text
 
-A mask says nothing about its own position, so here the leave-one-out law and p(x | z) are the same, and the network needs no
-clock: which tokens are masked tells all there is to know (RADD).
+A mask says nothing about its own position, so here the leave-one-out law and p(x | z) are the same, and the network
+needs no clock: which tokens are masked tells all there is to know (RADD).
 
-    any order -log p(x) <= E_k E_z  sum_l [z_l = m] (L/k) cross-entropy,   k ~ Uniform{1..L} masks, placed at random      (6)
+    any order  -log p(x) <= E_k E_z sum_l [z_l = m] (L/k) cross-entropy,  k ~ Uniform{1..L} masks anywhere       (6)
 
-is (2) with the number of masks drawn first: same mean, but weights of at most L where 1/t has no limit (and infinite variance).
+is (2) with the number of masks drawn first: the same mean, but weights of at most L, where 1/t has no limit and the
+variance is infinite.
 """
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,7 @@ from diffusion import ancestral, categorical, corrupt, probabilities, stratified
 
 
 class Absorbing:
-    """The process of (1). Text has the ids 0 .. n_tokens - 1, the mask is n_tokens. alpha goes from 1 to eps, linearly."""
+    """The process of (1). Text has the ids 0 .. n_tokens - 1, the mask is n_tokens. alpha falls linearly, to eps."""
 
     def __init__(self, n_tokens, eps=0.0):
         self.n_tokens, self.mask, self.V, self.eps = n_tokens, n_tokens, n_tokens + 1, eps
@@ -39,18 +42,18 @@ class Absorbing:
         return -self.dalpha(t) * (v == self.mask)
 
     def draw_noise(self, t, z):
-        return torch.full_like(z, self.mask)                                                            # (B, L)
+        return torch.full_like(z, self.mask)                                                        # (B, L)
 
 
 def masked_bound(process, cross_entropy, z, t):
     """Eq. (2) from -log x_theta(x), (B, L) nats, whatever it holds where nothing is masked. -> (B, L) nats"""
-    weight = -process.dalpha(t) / process.b(t, process.mask)                                            # (B, 1|L) 1/t
-    return torch.where(z == process.mask, weight * cross_entropy, 0.0)                                  # (B, L)
+    weight = -process.dalpha(t) / process.b(t, process.mask)                                        # (B, 1|L) 1/t
+    return torch.where(z == process.mask, weight * cross_entropy, 0.0)                              # (B, L)
 
 
 class MDLM:
-    """--method mdlm. `simple` trains on plain cross-entropy of the masked tokens, which reaches a better bound than (2) itself
-    does; `bound` trains on (2). Either way `nelbo` reports the bound."""
+    """--method mdlm. `simple` trains on the plain cross-entropy of masked tokens, which reaches a better bound than
+    (2) itself does; `bound` trains on (2). Either way `nelbo` reports the bound."""
 
     uses_time = False
     mask_mod = None
@@ -60,34 +63,34 @@ class MDLM:
         self.n_tokens, self.vocab_size = n_tokens, n_tokens + 1
 
     def cross_entropy(self, denoiser, x, z, t):
-        """-log x_theta(x) at the masks, 0 elsewhere: text is carried over. The mask itself is never predicted. -> (B, L)"""
-        at = z == self.process.mask                                                                     # (B, L)
-        logits = denoiser(z, t, at=at)[:, :self.n_tokens]                                               # (N, n_tokens)
+        """-log x_theta(x) at the masks, 0 elsewhere: text is carried over. A mask is never predicted. -> (B, L)"""
+        at = z == self.process.mask                                                                 # (B, L)
+        logits = denoiser(z, t, at=at)[:, :self.n_tokens]                                           # (N, n_tokens)
         nll = F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, x[at], reduction="none")
-        return torch.zeros(x.shape, dtype=nll.dtype, device=x.device).masked_scatter(at, nll)           # (B, L)
+        return torch.zeros(x.shape, dtype=nll.dtype, device=x.device).masked_scatter(at, nll)       # (B, L)
 
     def loss(self, denoiser, x, frozen=None):
-        """What training minimises, (B, L): a surrogate when simple, weighted 2 so that it is of the size of a bound."""
-        t = stratified(len(x), x.device)                                                                # (B, 1)
-        z = corrupt(self.process, x, t, frozen)                                                         # (B, L)
-        ce = self.cross_entropy(denoiser, x, z, t)                                                      # (B, L)
-        return 2 * ce if self.weighting == "simple" else masked_bound(self.process, ce, z, t)           # (B, L)
+        """What training minimises, (B, L): a surrogate when simple, times 2 so that it is of the size of a bound."""
+        t = stratified(len(x), x.device)                                                            # (B, 1)
+        z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
+        ce = self.cross_entropy(denoiser, x, z, t)                                                  # (B, L)
+        return 2 * ce if self.weighting == "simple" else masked_bound(self.process, ce, z, t)       # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of eq. (6), with the time that goes with k masks for networks that ask for it. -> (B, L) nats"""
-        given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen                     # (B, L)
-        n = (~given).sum(-1, keepdim=True)                                                              # (B, 1) may be masked
-        k = (stratified(len(x), x.device) * n).ceil().clamp(min=1)                                      # (B, 1) of 1 .. n
-        rank = torch.rand(x.shape, device=x.device).masked_fill(given, 2).argsort(-1).argsort(-1)       # (B, L)
-        z = torch.where((rank < k) & ~given, self.process.mask, x)                                      # (B, L)
-        t = torch.distributions.Beta(k, (n - k + 1).clamp(min=1)).sample().clamp(1e-6, 1)               # (B, 1) t given k
-        return n / k * self.cross_entropy(denoiser, x, z, t)                                            # (B, L)
+        given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen                 # (B, L)
+        n = (~given).sum(-1, keepdim=True)                                                          # (B, 1) to mask
+        k = (stratified(len(x), x.device) * n).ceil().clamp(min=1)                                  # (B, 1) of 1 .. n
+        rank = torch.rand(x.shape, device=x.device).masked_fill(given, 2).argsort(-1).argsort(-1)   # (B, L)
+        z = torch.where((rank < k) & ~given, self.process.mask, x)                                  # (B, L)
+        t = torch.distributions.Beta(k, (n - k + 1).clamp(min=1)).sample().clamp(1e-6, 1)           # (B, 1) t given k
+        return n / k * self.cross_entropy(denoiser, x, z, t)                                        # (B, L)
 
     def prior(self, shape, device="cpu"):
-        return torch.full(shape, self.process.mask, device=device)                                      # (B, L)
+        return torch.full(shape, self.process.mask, device=device)                                  # (B, L)
 
     def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
-        """From masks to text; yields z after each step. Which position opens (the sampler) is apart from what it becomes."""
+        """From masks to text; yields z after each step. The sampler says which masks open, law what they become."""
         if sampler == "ancestral":
             return ancestral(self.process, denoiser, z, frozen, steps, law)
         return MASKED_SAMPLERS[sampler](self.process, denoiser, z, steps, law)
@@ -95,25 +98,25 @@ class MDLM:
 
 def highest(score, k):
     """The k highest scores of each row as a mask; k (B, 1) may differ from row to row. (B, L) -> (B, L) bool"""
-    return score.argsort(-1, descending=True).argsort(-1) < k                                           # (B, L)
+    return score.argsort(-1, descending=True).argsort(-1) < k                                       # (B, L)
 
 
 @torch.no_grad()
 def first_hitting(process, denoiser, z, steps, law):
     """Open masks in random order, one a step, at the moments at which the walk of (3) in infinitely many steps would.
 
-    The same law as that walk, in L network calls (arXiv:2409.02908, eq. 12): of n masks at time tau, the first to open does so
-    at tau u^(1/n). With fewer steps than masks, several open at once, at the k-th of those moments: no longer exact.
+    The same law as that walk, in L network calls (arXiv:2409.02908): of n masks at time tau, the first to open does so
+    at tau u^(1/n). With fewer steps than masks, k open at once, at the k-th of those moments: no longer exact.
     """
-    tau = torch.ones(len(z), 1, dtype=torch.float64, device=z.device)                                   # (B, 1)
+    tau = torch.ones(len(z), 1, dtype=torch.float64, device=z.device)                               # (B, 1)
     for left in range(steps, 0, -1):
-        masked = z == process.mask                                                                      # (B, L)
-        n = masked.sum(-1, keepdim=True).double()                                                       # (B, 1) masks left
+        masked = z == process.mask                                                                  # (B, L)
+        n = masked.sum(-1, keepdim=True).double()                                                   # (B, 1) masks left
         if not n.any():
             return
-        k = (n / left).ceil()                                                                           # (B, 1) open now
-        tau = tau * torch.distributions.Beta((n - k + 1).clamp(min=1), k.clamp(min=1)).sample()         # (B, 1)
-        at = highest(torch.rand(z.shape, device=z.device).masked_fill(~masked, -1), k)                  # (B, L) where
+        k = (n / left).ceil()                                                                       # (B, 1) open now
+        tau = tau * torch.distributions.Beta((n - k + 1).clamp(min=1), k.clamp(min=1)).sample()     # (B, 1)
+        at = highest(torch.rand(z.shape, device=z.device).masked_fill(~masked, -1), k)              # (B, L) where
         z = z.masked_scatter(at, categorical(law(denoiser(z, tau.float(), at=at)[:, :process.n_tokens])))   # what
         yield z
 
@@ -122,20 +125,20 @@ def first_hitting(process, denoiser, z, steps, law):
 def confidence(process, denoiser, z, steps, law):
     """Draw all masks, keep the k draws that the network believes in most, mask the others again (MaskGIT, LLaDA).
 
-    Not a sampler of the model's law: it favours what is easy, and with temperature 0 or on a small model it collapses into
-    repetition ("the the the"). A choice for models that are sure, not a default.
+    Not a sampler of the model's law: it favours what is easy, and with temperature 0 or on a small model it collapses
+    into repetition ("the the the"). A choice for models that are sure, not a default.
     """
     for left in range(steps, 0, -1):
-        masked = z == process.mask                                                                      # (B, L)
-        n = masked.sum(-1, keepdim=True)                                                                # (B, 1) masks left
+        masked = z == process.mask                                                                  # (B, L)
+        n = masked.sum(-1, keepdim=True)                                                            # (B, 1) masks left
         if not n.any():
             return
-        t = n / z.shape[1]                                                                              # (B, 1)
-        p = law(denoiser(z, t, at=masked)[:, :process.n_tokens])                                        # (N, n_tokens)
-        drawn = categorical(p)                                                                          # (N,)
-        belief = p.gather(-1, drawn[:, None])[:, 0]                                                     # (N,)
-        score = torch.full(z.shape, -1.0, dtype=p.dtype, device=z.device).masked_scatter(masked, belief)    # (B, L)
-        z = torch.where(highest(score, (n / left).ceil()), z.masked_scatter(masked, drawn), z)          # (B, L)
+        t = n / z.shape[1]                                                                          # (B, 1)
+        p = law(denoiser(z, t, at=masked)[:, :process.n_tokens])                                    # (N, n_tokens)
+        drawn = categorical(p)                                                                      # (N,)
+        belief = p.gather(-1, drawn[:, None])[:, 0]                                                 # (N,)
+        score = torch.full(z.shape, -1.0, dtype=p.dtype, device=z.device).masked_scatter(masked, belief)  # (B, L)
+        z = torch.where(highest(score, (n / left).ceil()), z.masked_scatter(masked, drawn), z)      # (B, L)
         yield z
 
 

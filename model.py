@@ -1,10 +1,10 @@
 """
-The denoiser: one transformer for every method. The DiT of SEDD (arXiv:2310.16834), which MDLM, UDLM, Duo and GIDD share.
+The denoiser: one transformer for every method, the DiT of SEDD (arXiv:2310.16834) that MDLM, UDLM, Duo and GIDD share.
 
     h   = embed(z)                                     ids, or weights over symbols ("soft" inputs)
     c   = silu(mlp(features(noise)) [+ embed(label)])  what the network is told besides z; cond_dim=0 tells nothing
     h  += gate1 * out(attention(norm(h) * (1 + scale1) + shift1))
-    h  += gate2 * mlp(norm(h) * (1 + scale2) + shift2)                  shift, scale, gate = linear(c), at first all zero
+    h  += gate2 * mlp(norm(h) * (1 + scale2) + shift2)               shift, scale, gate = linear(c), at first all zero
     logits = head(norm(h) * (1 + scale) + shift)       only at the positions that `at` selects
 
 Shapes: B sequences, L positions, V symbols, D = n_embd, H heads of size D / H, C = cond_dim.
@@ -25,11 +25,11 @@ def causal(batch, head, query, key):
 
 
 def attention(q, k, v, mask_mod=None, dropout=0.0):
-    """softmax(q k' / sqrt(head size)) v where mask_mod allows it, everywhere for None. (B, H, L, hd) -> (B, H, L, hd)"""
-    if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs 2 to 9 times faster than the library's
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                                           # (B, H, Lq, Lk)
-        score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k), -math.inf)     # (B, H, Lq, Lk)
-        return F.dropout(score.softmax(-1), dropout) @ v                                                # (B, H, Lq, hd)
+    """softmax(q k' / sqrt(hd)) v where mask_mod allows it, everywhere for None. (B, H, L, hd) -> (B, H, L, hd)"""
+    if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs faster than the library here
+        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                                       # (B, H, Lq, Lk)
+        score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k), -math.inf)  # (B, H, Lq, Lk)
+        return F.dropout(score.softmax(-1), dropout) @ v                                            # (B, H, Lq, hd)
     if mask_mod is None or mask_mod is causal:           # no mask in memory: twice as fast as a dense one
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask_mod is causal)
     return F.scaled_dot_product_attention(q, k, v, dense(mask_mod, q, k), dropout)
@@ -39,13 +39,13 @@ def dense(mask_mod, q, k):
     """The predicate written out: True where query (row) may look at key (column). -> (B, H, Lq, Lk) bool"""
     (B, H, Lq, _), Lk, index = q.shape, k.shape[2], lambda n: torch.arange(n, device=q.device)
     mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], index(Lq)[:, None], index(Lk))
-    return torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                            # (B, H, Lq, Lk)
+    return torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                              # (B, H, Lq, Lk)
 
 
 def rotary_angles(positions, head_size):
-    """Rotary positions (arXiv:2104.09864): pair i of a head turns by position / 10000^(2i / hd). -> cos, sin (L, hd/2)"""
-    speed = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device) / head_size)            # (hd/2,)
-    angle = positions.float()[:, None] * speed                                                          # (L, hd/2)
+    """Rotary positions (arXiv:2104.09864): pair i of a head turns by position / 10000^(2i / hd). -> 2 x (L, hd/2)"""
+    speed = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device) / head_size)        # (hd/2,)
+    angle = positions.float()[:, None] * speed                                                      # (L, hd/2)
     return angle.cos(), angle.sin()
 
 
@@ -56,9 +56,9 @@ def rotate(x, cos, sin):
 
 
 def noise_features(noise):
-    """256 features cos(n f_k), sin(n f_k), f_k = 10000^(-k/128), of the noise level as it is. (B, 1|L) -> (B, 1|L, 256)"""
-    f = torch.exp(-math.log(10000) * torch.arange(128, device=noise.device) / 128)                      # (128,)
-    angle = noise.float()[..., None] * f                                                                # (B, 1|L, 128)
+    """cos(n f_k), sin(n f_k), f_k = 10000^(-k/128), of the noise level n as it is. (B, 1|L) -> (B, 1|L, 256)"""
+    f = torch.exp(-math.log(10000) * torch.arange(128, device=noise.device) / 128)                  # (128,)
+    angle = noise.float()[..., None] * f                                                            # (B, 1|L, 128)
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
@@ -86,27 +86,27 @@ class Block(nn.Module):
         return F.dropout(y, self.dropout, self.training)
 
     def attend(self, h, rotary, mask_mod):
-        q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)    # (B, H, L, hd)
+        q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)  # (B, H, L, hd)
         if self.qk_norm:                                 # scores of a bounded size: larger learning rates are safe
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                             # (B, H, L, hd)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)                                                   # (B, H, L, hd)
-        y = attention(q, k, v, mask_mod, self.dropout if self.training else 0.0)                        # (B, H, L, hd)
-        return self.out(rearrange(y, "b h l d -> b l (h d)"))                                           # (B, L, D)
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                         # (B, H, L, hd)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)                                               # (B, H, L, hd)
+        y = attention(q, k, v, mask_mod, self.dropout if self.training else 0.0)                    # (B, H, L, hd)
+        return self.out(rearrange(y, "b h l d -> b l (h d)"))                                       # (B, L, D)
 
     def forward(self, h, c, rotary, mask_mod):
         if self.adaln is None:                           # tell nothing: a plain pre-norm transformer block
-            h = h + self.drop(self.attend(self.norm1(h), rotary, mask_mod))                             # (B, L, D)
-            return h + self.drop(self.mlp(self.norm2(h)))                                               # (B, L, D)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(c).chunk(6, -1)                       # (B, 1|L, D)
+            h = h + self.drop(self.attend(self.norm1(h), rotary, mask_mod))                         # (B, L, D)
+            return h + self.drop(self.mlp(self.norm2(h)))                                           # (B, L, D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(c).chunk(6, -1)                   # (B, 1|L, D)
         h = h + gate1 * self.drop(self.attend(modulate(self.norm1(h), shift1, scale1), rotary, mask_mod))
-        return h + gate2 * self.drop(self.mlp(modulate(self.norm2(h), shift2, scale2)))                 # (B, L, D)
+        return h + gate2 * self.drop(self.mlp(modulate(self.norm2(h), shift2, scale2)))             # (B, L, D)
 
 
 class Transformer(nn.Module):
     """model(z, noise, at) -> logits. One instance of the call that every method makes; the toy oracle is another.
 
     vocab_size   symbols that can go in and come out, special ones included
-    cond_dim     width of the condition; 0 removes it and the adaptive norms (a masked model needs none: arXiv:2406.03736)
+    cond_dim     width of the condition; 0 removes it and the adaptive norms (masked models need no clock: RADD)
     n_classes    > 0 adds class labels; the label n_classes stands for "no class"
     qk_norm      divides queries and keys by their size (arXiv:2302.05442); the published DiT of this layout does not
     mask_mod     the attention pattern; None lets everything look at everything
@@ -137,10 +137,10 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def embedding(self, z):
-        """z is ids (B, L), weights over symbols (B, L, V), or the sparse pair (ids, weights), each (B, L, k). -> (B, L, D)"""
+        """z: ids (B, L), weights over symbols (B, L, V), or a sparse pair (ids, weights) (B, L, k). -> (B, L, D)"""
         if isinstance(z, tuple):
             ids, weights = z
-            return torch.einsum("blk,blkd->bld", weights.to(self.embed.dtype), self.embed[ids])         # (B, L, D)
+            return torch.einsum("blk,blkd->bld", weights.to(self.embed.dtype), self.embed[ids])     # (B, L, D)
         return z.to(self.embed.dtype) @ self.embed if z.is_floating_point() else F.embedding(z, self.embed)
 
     def condition(self, h, noise, label):
@@ -148,22 +148,22 @@ class Transformer(nn.Module):
         if self.noise_mlp is None:
             return None
         if noise is None:                                # a time-free model of the published layout is told "0" always
-            noise = torch.zeros(len(h), 1, device=h.device)                                             # (B, 1)
-        c = F.silu(self.noise_mlp(noise_features(noise).to(h.dtype)))                                   # (B, 1|L, C)
-        return c if label is None else c + F.silu(self.label_embed(label))[:, None]                     # (B, 1|L, C)
+            noise = torch.zeros(len(h), 1, device=h.device)                                         # (B, 1)
+        c = F.silu(self.noise_mlp(noise_features(noise).to(h.dtype)))                               # (B, 1|L, C)
+        return c if label is None else c + F.silu(self.label_embed(label))[:, None]                 # (B, 1|L, C)
 
     def forward(self, z, noise=None, at=None, label=None):
         """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order.
 
         noise (B, 1) or (B, L): the noise level in the unit that the method uses (time, for all of ours)
         """
-        h = self.embedding(z)                                                                           # (B, L, D)
-        c = self.condition(h, noise, label)                                                             # (B, 1|L, C)
-        rotary = rotary_angles(torch.arange(h.shape[1], device=h.device), self.head_size)               # (L, hd/2)
+        h = self.embedding(z)                                                                       # (B, L, D)
+        c = self.condition(h, noise, label)                                                         # (B, 1|L, C)
+        rotary = rotary_angles(torch.arange(h.shape[1], device=h.device), self.head_size)           # (L, hd/2)
         for block in self.blocks:
-            h = block(h, c, rotary, self.mask_mod)                                                      # (B, L, D)
+            h = block(h, c, rotary, self.mask_mod)                                                  # (B, L, D)
         shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)  # (B, L, D)
         if at is not None:                               # select, then score: the head is most of the cost at large V
-            h = h[at]                                                                                   # (N, D)
-            shift, scale = (None, None) if c is None else (shift[at], scale[at])                        # (N, D)
-        return self.head(modulate(self.norm(h), shift, scale))                                          # (N, V) or (B, L, V)
+            h = h[at]                                                                               # (N, D)
+            shift, scale = (None, None) if c is None else (shift[at], scale[at])                    # (N, D)
+        return self.head(modulate(self.norm(h), shift, scale))                                      # (N|B L, V)

@@ -1,10 +1,10 @@
 """
-The exact denoiser of the toy language, under the same call as a network: oracle(language, method)(z, t, at) -> log-probabilities.
+The exact denoiser of the toy language, called like a network: oracle(language, method)(z, t, at) -> log x_theta.
 
-What a network could at best learn, known without training. With it, a bound must equal the entropy, and a sampler in many steps
-must speak the language itself; whatever is missing is the fault of the loss or the sampler, since nothing else is left.
-The denoiser is made from eq. (4) of diffusion.py: the process says what each noisy token tells about its clean self, and the
-language's forward-backward recursion (data/toy.py) says what all *other* tokens together tell: the leave-one-out law.
+What a network could at best learn, known without training. With it, a bound must equal the entropy, and a sampler in
+many steps must speak the language itself; whatever is missing is the fault of the loss or the sampler, since nothing
+else is left. The process says what each noisy token tells about its clean self (diffusion.py), and the language's
+forward-backward recursion (data/toy.py) what all *other* tokens together tell: the leave-one-out law.
 """
 from types import SimpleNamespace
 
@@ -21,15 +21,15 @@ def oracle(language, method):
     """A denoiser that is never wrong. For a process with .process its leave-one-out law, for ar its next-token law."""
     def autoregressive(z, t, at=None):
         """z = [start, x_0, .., x_(L-2)]; row l predicts x_l, and does not look at the x_l that is filled in here."""
-        x = z.roll(-1, dims=1).clamp(max=language.V - 1)                                                # (B, L)
-        return language.predict(x)                                                                      # (B, L, V)
+        x = z.roll(-1, dims=1).clamp(max=language.V - 1)                                            # (B, L)
+        return language.predict(x)                                                                  # (B, L, V)
 
     def diffusion(z, t, at=None):
         t = t.double().clamp(1e-9, 1 - 1e-9)             # at t = 1 a given word would be impossible, not just unlikely
-        return language.posterior(likelihood(method.process, z, t))                                     # (B, L, V)
+        return language.posterior(likelihood(method.process, z, t))                                 # (B, L, V)
 
     law = diffusion if hasattr(method, "process") else autoregressive
-    return lambda z, t, at=None: rows(law(z, t).to(z.device).log(), at)                                 # (B, L, V) or (N, V)
+    return lambda z, t, at=None: rows(law(z, t).to(z.device).log(), at)                             # (B, L, V)
 
 
 def exact(method_name):

@@ -8,7 +8,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --watch --steps 64                          see it denoise in the terminal
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
 
-A sampler is a generator that yields the ids after every step (see the method files), so that watching and counting need no hooks.
+A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
 from dataclasses import dataclass
 
@@ -18,29 +18,30 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
-    oracle: str = flag("", "use no checkpoint but the toy language's exact denoiser", choices=["", "ar", "mdlm", "udlm", "gidd"])
+    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser", ["", "ar", "mdlm", "udlm", "gidd"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
-    num_samples: int = flag(3, "texts")
-    length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps")
-    steps: int = flag(128, "steps from noise to text; ar takes one per token")
+    num_samples: int = flag(3, "texts", least=1)
+    length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
+    steps: int = flag(128, "steps from noise to text; ar takes one per token", least=1)
     sampler: str = flag("ancestral", "ancestral draws from the model; first-hitting and confidence are for masks",
                         choices=["ancestral", "first-hitting", "confidence"])
-    temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token")
-    top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability")
+    temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100)
+    top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
     watch: bool = flag(False, "show the text while it denoises")
     json: bool = flag(False, "one JSON object per text, for machines")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = flag(1337, "of all draws")
+    seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
-CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())         # before torch, which takes seconds to load
+CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
 import json  # noqa: E402
 import os
 import shutil
 import sys
 import time
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def read_prompt(prompt):
 
 
 def template(prompt, gap, encoding, length, block_size):
-    """The prompt as ids and where it is given: (L,) and (L,) bool. Gaps, and whatever follows the prompt, are not given."""
+    """The prompt as ids, and where it is given: not in gaps, nor after it. -> (L,), (L,) bool"""
     if len(gap) != 1:
         raise BadInput(f"--gap {gap!r} must be one character")
     ids, frozen = [], []
@@ -112,7 +113,7 @@ def template(prompt, gap, encoding, length, block_size):
 
 class Screen:
     """--watch: the text in place, given tokens bold, noise dim, what just changed green. Plain lines where there is no
-    terminal, or where NO_COLOR or TERM=dumb asks for them."""
+    terminal, or where NO_COLOR or TERM=dumb asks for them. A frame is one write, and leaves no colour switched on."""
 
     def __init__(self, steps):
         dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -126,60 +127,67 @@ class Screen:
             if step % max(1, self.steps // 16) == 0 or step == self.steps:
                 print(f"step {step:>4}: {decode(encoding, z.tolist())!r}", flush=True)
             return
-        width = max(20, shutil.get_terminal_size().columns - 1)
         style = lambda i: "1" if frozen[i] else "2" if z[i] >= encoding.n_vocab else "32" if changed[i] else ""
         cells = [(char, style(i)) for i, id in enumerate(z.tolist()) for char in decode(encoding, [id])]
-        lines = self.wrap(cells, width)
-        head = f"step {step} of {self.steps}"
-        sys.stdout.write((f"\x1b[{self.drawn}F" if self.drawn else "") + "\x1b[J" + "\n".join([head, *lines]) + "\n")
+        size = shutil.get_terminal_size()
+        lines = self.wrap(cells, max(20, size.columns - 1))
+        if len(lines) > size.lines - 2:                      # the cursor cannot go back further up than the screen
+            lines = [*lines[:size.lines - 3], "..."]
+        frame = "\n".join([f"step {step} of {self.steps}", *lines])
+        sys.stdout.write((f"\x1b[{self.drawn}F" if self.drawn else "") + f"\x1b[J{frame}\n")
         sys.stdout.flush()
         self.drawn = len(lines) + 1
+
+    def close(self):
+        if self.live:
+            sys.stdout.write("\x1b[0m")                      # a frame may have been cut in the middle
+            sys.stdout.flush()
 
     @staticmethod
     def wrap(cells, width):
         """Styled characters to lines of the terminal's width; a new line in the text starts one."""
         lines, line, room = [], "", width
         for char, style in cells:
-            if char == "\n" or not room:
+            char = char if char.isprintable() or char == "\n" else " "      # a tab or an escape would garble the screen
+            cost = 0 if char == "\n" else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+            if char == "\n" or cost > room:
                 lines.append(line)
                 line, room = "", width
             if char != "\n":
                 line += f"\x1b[{style}m{char}\x1b[0m" if style else char
-                room -= 1
+                room -= cost
         return lines + [line]
 
 
 def show_json(texts, config, calls, seconds):
+    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "steps", "temperature", "top_p", "seed")}
     for text, ids in texts:
-        print(json.dumps({"text": text, "ids": ids, "prompt": config.prompt, "sampler": config.sampler, "steps": config.steps,
-                          "temperature": config.temperature, "top_p": config.top_p, "seed": config.seed,
-                          "network_calls": calls, "seconds": round(seconds, 3)}), flush=True)
+        print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
 
 
 def main(config):
-    for name, least, most in (("num_samples", 1, 10**6), ("steps", 1, 10**6), ("length", 0, 10**6), ("temperature", 0, 100)):
-        if not least <= getattr(config, name) <= most:
-            raise BadInput(f"--{name} {getattr(config, name)} must lie between {least} and {most:,}")
-    if not 0 < config.top_p <= 1:
-        raise BadInput(f"--top_p {config.top_p} must lie in (0, 1]: the share of probability to draw from")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
-    check_sampler(config.sampler, model.config.method)
-    given, frozen = template(read_prompt(config.prompt), config.gap, model.encoding, config.length, model.config.block_size)
+    name, encoding = model.config.method, model.encoding
+    check_sampler(config.sampler, name)
+    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length, model.config.block_size)
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
     torch.manual_seed(config.seed)
     denoiser, began = Counted(model.denoiser), time.time()
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-    screen = Screen(config.steps if config.sampler != "first-hitting" and model.config.method != "ar" else given.shape[1])
-    for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, config.sampler, law)):
-        if config.watch and not config.json:
-            screen.show(step, z[0], frozen[0], model.encoding)
-    texts = [(decode(model.encoding, row, config.gap), row) for row in z.tolist()]
+    screen = Screen(given.shape[1] if name == "ar" else config.steps)
+    try:
+        for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, config.sampler, law)):
+            if config.watch and not config.json:
+                screen.show(step, z[0], frozen[0], encoding)
+    finally:
+        screen.close()
+    texts = [(decode(encoding, row, config.gap), row) for row in z.tolist()]
     if config.json:
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {model.config.method}, {config.sampler}: {denoiser.calls} network "
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network "
           f"calls, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s", file=sys.stderr)
 
 

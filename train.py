@@ -1,16 +1,17 @@
 """
 Train any method on any text: one loop.
 
-    python train.py                                     masked diffusion on your Python's docstrings, a few minutes on a laptop
-    python train.py --data toy --method udlm            the toy language, whose entropy is known; any method of methods.py
+    python train.py                                     masked diffusion on your Python's docstrings, some minutes
+    python train.py --data toy --method udlm            the toy language, of known entropy; any method of methods.py
     python train.py --data input.txt --tokenizer chars  your own text
     python train.py --init_from resume                  go on where a run stopped, exactly
-    torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      the same run, shared by two processes
+    torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      one run, shared by two processes
 
-A step draws text, asks the method for its loss, and follows the gradient; all theory is in the method files. Every draw of step n
-comes from the seed (seed, n, micro-batch), so a run is the same whole, resumed, or shared by several processes.
+A step draws text, asks the method for its loss, and follows the gradient; all theory is in the method files. Every draw
+of step n comes from the seed (seed, n, micro-batch), so a run is the same whole, resumed, or shared by processes.
 """
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
 
 from flags import flag, one_line_errors, parse
 
@@ -19,48 +20,51 @@ from flags import flag, one_line_errors, parse
 class Config:
     data: str = flag("python", "toy, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
-    vocab_size: int = flag(1024, "symbols of a bpe that is trained on the data")
+    vocab_size: int = flag(1024, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "udlm", "gidd"])
-    weighting: str = flag("simple", "train on the method's bounded weights or on its bound", choices=["simple", "bound"])
-    p_uniform: float = flag(0.1, "gidd: share of random text at half time")
+    weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
+    p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
-    max_iters: int = flag(2000, "training steps", toy=600)
-    batch_size: int = flag(32, "texts per micro-batch")
-    gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes")
-    block_size: int = flag(128, "tokens per text", toy=32)
-    n_layer: int = flag(4, "blocks")
-    n_head: int = flag(4, "attention heads")
-    n_embd: int = flag(128, "width")
-    cond_dim: int = flag(128, "width of the noise condition, for methods that need the time")
-    dropout: float = flag(0.0, "dropout")
+    max_iters: int = flag(2000, "training steps", least=1, toy=600)
+    batch_size: int = flag(32, "texts per micro-batch", least=1)
+    gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
+    block_size: int = flag(128, "tokens per text", least=1, toy=32)
+    n_layer: int = flag(4, "blocks", least=1)
+    n_head: int = flag(4, "attention heads", least=1)
+    n_embd: int = flag(128, "width", least=2)
+    cond_dim: int = flag(128, "width of the noise condition, for methods that need the time", least=1)
+    dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
-    learning_rate: float = flag(3e-3, "of adamw")
-    muon_lr: float = flag(0.01, "of muon")
-    min_lr: float = flag(0.0, "last learning rate, as a share of the first")
+    learning_rate: float = flag(3e-3, "of adamw", least=0)
+    muon_lr: float = flag(0.01, "of muon", least=0)
+    min_lr: float = flag(0.0, "last learning rate, as a share of the first", least=0, most=1)
     lr_schedule: str = flag("cosine", "after warm-up", choices=["cosine", "linear", "constant"])
-    warmup_iters: int = flag(100, "steps of linear warm-up")
-    weight_decay: float = flag(0.1, "of matrices")
-    beta1: float = flag(0.9, "of adamw")
-    beta2: float = flag(0.99, "of adamw")
-    grad_clip: float = flag(1.0, "largest gradient norm; 0 for none")
-    ema: float = flag(0.999, "decay of the averaged weights that evaluation, samples and sample.py use")
-    eval_interval: int = flag(500, "steps between evaluations, samples and checkpoints")
-    eval_iters: int = flag(20, "batches per evaluation")
+    warmup_iters: int = flag(100, "steps of linear warm-up", least=0)
+    weight_decay: float = flag(0.1, "of matrices", least=0)
+    beta1: float = flag(0.9, "of adamw", least=0, most=0.9999)
+    beta2: float = flag(0.99, "of adamw", least=0, most=0.9999)
+    grad_clip: float = flag(1.0, "largest gradient norm; 0 for none", least=0)
+    ema: float = flag(0.999, "decay of the averaged weights, which evaluation and samples use", least=0, most=1)
+    eval_interval: int = flag(500, "steps between evaluations, samples and checkpoints", least=1)
+    eval_iters: int = flag(20, "batches per evaluation", least=1)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("auto", "auto is bfloat16 on a GPU that has it", choices=["auto", "float32", "bfloat16"])
     compile: bool = flag(False, "torch.compile the network")
-    log_interval: int = flag(10, "steps between looks at the loss")
-    seed: int = flag(1337, "of all draws")
+    log_interval: int = flag(10, "steps between looks at the loss", least=1)
+    seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # set by torchrun
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
-if CONFIG:
-    print(f"palimpsest: {CONFIG.method} on {CONFIG.data}", flush=True)
+if CONFIG and RANK == 0:
+    what = f"{CONFIG.method} on {CONFIG.data}" if CONFIG.init_from == "scratch" else "going on"
+    print(f"palimpsest: {what}", flush=True)
 
 import math  # noqa: E402
-import os
 import signal
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -71,12 +75,14 @@ from tqdm import tqdm
 
 import checkpoint
 from data import BadInput, text, tokenizer
-from evaluate import estimate, league, spread, unit
+from evaluate import estimate, league, unit
 from sample import generate
 
-SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "block_size", "n_layer", "n_head", "n_embd", "cond_dim",
-         "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]       # a resumed run must not change these
+SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "block_size", "n_layer", "n_head", "n_embd",
+         "cond_dim", "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]     # a resumed run keeps these
 
+
+# ---- learning: what changes at every step
 
 def learning_rate(step, config):
     """The share of the full learning rate at this step: linear warm-up, then the schedule down to min_lr."""
@@ -88,205 +94,257 @@ def learning_rate(step, config):
 
 
 def make_optimizers(model, config):
-    """Muon (arXiv:2502.16982) turns the update of a matrix into the nearest orthogonal one; embeddings, head, norms and the
-    condition stay with AdamW, as Muon's authors advise. Each group remembers its full rate as "full_lr"."""
-    inside = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks") and "adaln" not in name]
-    muon = inside if config.optimizer == "muon" else []
+    """Muon (arXiv:2502.16982) turns the update of a matrix into the nearest orthogonal one; embeddings, head, norms and
+    the condition stay with AdamW, as Muon's authors advise. Each group remembers its full rate as "full_lr"."""
+    muon = [p for name, p in model.named_parameters() if config.optimizer == "muon" and p.ndim == 2
+            and name.startswith("blocks") and "adaln" not in name]
     others = [p for p in model.parameters() if not any(p is q for q in muon)]
     groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
     made = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)]
     if muon:
         made.append(torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay))
-    for optimizer in made:
-        for group in optimizer.param_groups:
-            group["full_lr"] = group["lr"]
+    for group in (group for optimizer in made for group in optimizer.param_groups):
+        group["full_lr"] = group["lr"]
     return made
 
 
-def resumed(config, given):
-    """The flags of the run to resume, but for those given now; and its state."""
-    state = checkpoint.load(config.out_dir)
-    old = state["config"]
-    for name in given:
-        if name in SHAPE and getattr(config, name) != old[name]:
-            raise BadInput(f"--{name} {getattr(config, name)} does not fit the run in {config.out_dir}, which has {old[name]}: "
-                           f"leave the flag out, or start anew with another --out_dir")
-    merged = {f.name: getattr(config, f.name) if f.name in given else old[f.name] for f in fields(Config)}
-    return Config(**merged), state
+class Learner:
+    """All that learns: the network, its running average, the optimizers; and one step of it."""
+
+    def __init__(self, config, corpus, device):
+        torch.manual_seed(config.seed)
+        self.config, self.corpus, self.device = config, corpus, device
+        self.method = checkpoint.method_of(config, corpus.encoding.n_vocab)
+        self.model = checkpoint.network(config, self.method).to(device)
+        self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
+        self.optimizers = make_optimizers(self.model, config)
+        self.denoiser = torch.compile(self.model) if config.compile else self.model
+        if WORLD > 1:
+            self.denoiser = torch.nn.parallel.DistributedDataParallel(self.denoiser)
+        gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.half = config.dtype == "bfloat16" or config.dtype == "auto" and gpu
+
+    def step(self, step):
+        """Draw text, ask the method for its loss, follow the gradient. -> (2,) loss, norm of the gradient"""
+        config, total = self.config, 0.0
+        micros = range(RANK, config.gradient_accumulation_steps, WORLD)
+        for micro in micros:
+            seed = config.seed * 1_000_003 + step * config.gradient_accumulation_steps + micro
+            torch.manual_seed(seed)                          # all chance in this micro-batch: text, noise, dropout
+            x = self.corpus.batch("train", config.batch_size).to(self.device)                           # (B, L)
+            with nullcontext() if micro == micros[-1] or WORLD == 1 else self.denoiser.no_sync():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                    loss = self.method.loss(self.denoiser, x).mean() / len(micros)                      # ()
+                loss.backward()                              # DDP takes the mean over processes
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)    # ()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_lr"] * learning_rate(step, config)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(config.ema, (1 + step) / (10 + step))    # a short memory at first
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.average.update_parameters(self.model)
+        return torch.stack([total, norm])                                                               # (2,)
+
+    def state(self, step):
+        return {"model": self.model.state_dict(), "ema": self.average.module.state_dict(), "step": step,
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "config": asdict(self.config), "encoding": tokenizer.to_json(self.corpus.encoding)}
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"])
+        self.average.module.load_state_dict(state["ema"])
+        self.average.n_averaged.fill_(state["step"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):       # but rates are those of the flags
+            optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def bound(self, split, texts, draws=1):
+        """-> nats/token, standard error: of the averaged weights, on texts evenly spread over the split"""
+        x = self.corpus.windows(split, texts).to(self.device)                                           # (n, L)
+        return estimate(self.method, self.average.module.eval(), x, draws, self.config.batch_size)
 
 
-def check(config, world):
-    """What can be told wrong before any work is done."""
-    for name in ("max_iters", "batch_size", "gradient_accumulation_steps", "block_size", "n_layer", "n_head", "n_embd",
-                 "eval_interval", "eval_iters", "log_interval", "vocab_size"):
-        if getattr(config, name) < 1:
-            raise BadInput(f"--{name} {getattr(config, name)} must be at least 1")
-    if not 0 < config.p_uniform < 1:
-        raise BadInput(f"--p_uniform {config.p_uniform} must lie between 0 and 1; mdlm is its limit at 0, udlm at 1")
-    if config.n_embd % config.n_head or config.n_embd // config.n_head % 2:
-        raise BadInput(f"--n_embd {config.n_embd} must be --n_head {config.n_head} times an even number")
-    if config.gradient_accumulation_steps % world:
-        raise BadInput(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} cannot be shared by {world} "
-                       f"processes: give a multiple of {world}")
+# ---- the run: looks, reports, checkpoints, and how it ends
+
+class Stop:
+    """Ctrl-C or SIGTERM: finish the step, save, leave. At once if asked twice, or if there is nothing new to save."""
+
+    def __init__(self, saved):
+        self.saved, self.unsaved, self.asked = saved, False, False       # step of the checkpoint, any since?
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number, frame):
+        if WORLD == 1 and (self.asked or not self.unsaved):      # torchrun repeats its signals: there, twice means once
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def everywhere(self, device):
+        """One process that was asked to stop stops them all, after the same step."""
+        if WORLD == 1:
+            return self.asked
+        asked = torch.tensor(int(self.asked), device=device)                                            # ()
+        dist.all_reduce(asked)
+        self.asked = self.asked or bool(asked)               # subtle: it may have become True during the sum, and then
+        return bool(asked)                                   # only this process knows: the next sum tells the others
 
 
-def report(step, config, method, model, corpus, device):
-    """One evaluation, printed: the bound on train and held-out text, and a sample. -> held-out nats/token"""
-    rows = config.eval_iters * config.batch_size
-    error = {}
-    for split in ("train", "val"):
-        x = spread(corpus.windows(split), rows).to(device)                                              # (n, L)
-        error[split] = estimate(method, model, x, batch_size=config.batch_size)
-    name = "exact" if config.method == "ar" else "bound"
-    tqdm.write(f"step {step:>5}  {name}  train {unit(*error['train'], corpus.bytes_per_token)}   "
-               f"held-out {unit(*error['val'], corpus.bytes_per_token)}")
-    torch.manual_seed(config.seed)
-    z = generate(method, model, 1, corpus.block_size, corpus.block_size, device=device)[0]              # (L,)
-    tqdm.write("    | " + corpus.text(z.tolist()).replace("\n", "\n    | "))
-    return error["val"][0]
-
-
-def look(losses, step, last_saved, config, world):
-    """The mean of the losses since the last look; a loss that is no number ends the run. -> float"""
-    losses = torch.stack(losses)                                                                        # (k,)
-    if world > 1:
+def look(losses, step, saved, config):
+    """The mean of the losses since the last look; one that is no number ends the run. losses: k of (2,) -> float"""
+    losses = torch.stack(losses)                                                                        # (k, 2)
+    if WORLD > 1:
         dist.all_reduce(losses)
-    losses = losses / world                                                                             # (k,)
-    if not losses.isfinite().all():
-        bad = step - len(losses) + 2 + int((~losses.isfinite()).nonzero()[0])
-        saved = f"the checkpoint of step {last_saved} is whole" if last_saved else "nothing was saved yet"
-        raise BadInput(f"the loss is not finite at step {bad} (seed {config.seed}): {saved}; try a lower --learning_rate and "
-                       f"--muon_lr, a longer --warmup_iters, or --dtype float32")
-    return losses.mean().item()
+    bad = ~losses.isfinite().all(-1)                                                                    # (k,)
+    if bad.any():
+        first = step - len(losses) + 1 + int(bad.nonzero()[0])
+        rest = f"the checkpoint of step {saved} is whole" if saved else "nothing was saved yet"
+        raise BadInput(f"the loss or its gradient is not finite at step {first} (seed {config.seed}): {rest}; try a "
+                       f"lower --learning_rate and --muon_lr, a longer --warmup_iters, or --dtype float32")
+    return losses[:, 0].mean().item() / WORLD
 
 
-def everywhere(stop, device):
-    """One process that was asked to stop stops them all, after the same step."""
-    asked = torch.tensor(len(stop), device=device)
-    dist.all_reduce(asked)
-    return stop or [None] * min(1, int(asked))
+def report(learner, step, folder):
+    """One evaluation, printed: the bound on train and held-out text, and a sample."""
+    config, corpus, average = learner.config, learner.corpus, learner.average.module
+    if step == 0:                                            # no need to measure: the network starts at a uniform guess
+        V = corpus.encoding.n_vocab
+        tqdm.write(f"step     0  all {V:,} symbols are alike to it: {unit(math.log(V), 0, corpus.bytes_per_token)}")
+    else:
+        train, val = (learner.bound(split, config.eval_iters * config.batch_size) for split in ("train", "val"))
+        tqdm.write(f"step {step:>5}  {'exact' if config.method == 'ar' else 'bound'}  "
+                   f"train {unit(*train, corpus.bytes_per_token)}   held-out {unit(*val, corpus.bytes_per_token)}")
+        folder.log(step=step, train_bound=train[0], train_se=train[1], val_bound=val[0], val_se=val[1])
+    torch.manual_seed(config.seed)
+    L = config.block_size
+    x = generate(learner.method, average.eval(), 1, L, L, device=learner.device)[0]                     # (L,)
+    tqdm.write("    | " + corpus.text(x.tolist()).replace("\n", "\n    | "))
 
 
-def final(config, method, model, corpus, device):
+def final(learner):
     """The whole held-out text, beside what counting alone reaches on it: how much was learnt?"""
-    x = spread(corpus.windows("val"), 1000).to(device)                                                  # (n, L)
-    nats, error = estimate(method, model, x, draws=4, batch_size=config.batch_size)
-    name = "exact" if config.method == "ar" else "bound"
-    rows = [(f"{config.method}, {name}", nats, nats / math.log(2) / corpus.bytes_per_token), *league(corpus)]
+    config, corpus, draws = learner.config, learner.corpus, 4
+    nats, error = learner.bound("val", 1000, draws)
+    bits = 1 / math.log(2) / corpus.bytes_per_token
+    rows = [(f"{config.method}, {'exact' if config.method == 'ar' else 'bound'}", nats, nats * bits), *league(corpus)]
     if corpus.name == "toy":
         entropy, _ = corpus.language.entropy(config.block_size)
-        rows.append(("exact entropy", entropy, entropy / math.log(2) / corpus.bytes_per_token))
-    print(f"\nheld-out text, {len(x):,} x {config.block_size} tokens, 4 noise draws: {unit(nats, error, corpus.bytes_per_token)}")
+        rows.append(("exact entropy", entropy, entropy * bits))
+    print(f"\nheld-out text, {draws} noise draws: {unit(nats, error, corpus.bytes_per_token)}")
     print(f"{'':<24}{'nats/token':>12}{'bits/byte':>12}")
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
         print(f"{what:<24}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
     print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}", flush=True)
 
 
-def main(config, given):
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    config.out_dir = config.out_dir or f"out/{Path(config.data).stem}-{config.method}"
-    state = None
-    if config.init_from == "resume":
-        config, state = resumed(config, given)
-    check(config, world)
-    device = checkpoint.device_of(config.device if world == 1 or config.device != "auto" or not torch.cuda.is_available()
-                                  else f"cuda:{os.environ['LOCAL_RANK']}")
-    lock = checkpoint.claim(config.out_dir) if rank == 0 else None                       # held until the process ends
+def train(learner, folder, stop):
+    """From the last step saved to max_iters, or until asked to stop. folder is None but in the first process."""
+    config, losses, first, began, shown = learner.config, [], stop.saved, time.time(), 0.0
+    steps = range(first, config.max_iters)
+    with tqdm(steps, initial=first, total=config.max_iters, disable=None if folder else True) as bar:
+        for step in bar:
+            if folder and (step == first or step % config.eval_interval == 0):
+                report(learner, step, folder)
+            stop.unsaved = True
+            losses.append(learner.step(step))
+            done, stopping = step + 1, stop.everywhere(learner.device)
+            due = stopping or done % config.eval_interval == 0 or done == config.max_iters
+            if due or step == first or done % config.log_interval == 0:
+                loss, losses, seconds = look(losses, done, stop.saved, config), [], time.time() - began
+                bar.set_postfix_str(f"loss {loss:.3f}")
+                if folder:
+                    rate = learning_rate(step, config) * config.learning_rate
+                    folder.log(step=done, loss=loss, lr=rate, seconds=round(seconds, 3))
+                if folder and bar.disable and time.time() - shown > 10:          # no terminal: a line now and then
+                    print(f"step {done:>5} of {config.max_iters}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
+                    shown = time.time()
+            if due:
+                if folder:
+                    folder.save(learner.state(done))
+                stop.saved, stop.unsaved = done, False
+            if stopping:
+                break
 
-    # the text, and what learns it
+
+# ---- start
+
+def resumed(config, given):
+    """The flags of the run to resume, but for those given now; and its state."""
+    state = checkpoint.load(config.out_dir)
+    checkpoint.assemble(state, config.out_dir)               # or BadInput, if its parts do not fit each other
+    old = {f.name: state["config"].get(f.name, f.default) for f in fields(Config)}
+    for name in given:
+        if name in SHAPE and getattr(config, name) != old[name]:
+            raise BadInput(f"--{name} {getattr(config, name)} does not fit the run in {config.out_dir}, which has "
+                           f"{old[name]}: leave the flag out, or start anew with another --out_dir")
+    now = {name: getattr(config, name) for name in [*given, "out_dir"]}
+    return Config(**{**old, **now}), state
+
+
+def check(config):
+    """What can be told wrong before any work is done, and is no single flag's fault."""
+    if config.n_embd % config.n_head or config.n_embd // config.n_head % 2:
+        raise BadInput(f"--n_embd {config.n_embd} must be --n_head {config.n_head} times an even number")
+    if config.gradient_accumulation_steps % WORLD:
+        raise BadInput(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} cannot be shared by "
+                       f"{WORLD} processes: give a multiple of {WORLD}")
+
+
+def prepare(config, given):
+    """-> the learner, the folder that this process writes to (None but in the first), and the step to go on from"""
+    config = replace(config, out_dir=config.out_dir or f"out/{Path(config.data).resolve().stem}-{config.method}")
+    config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
+    check(config)
+    here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
+    device = checkpoint.device_of(here if config.device == "auto" else config.device)
+    folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
     corpus = text.load(config.data, config.block_size, config.tokenizer, config.vocab_size)
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
-        raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the text (or the "
-                       f"Python) of then, or start anew with another --out_dir")
-    torch.manual_seed(config.seed)
-    method = checkpoint.method_of(config, corpus.encoding.n_vocab)
-    model = checkpoint.network(config, method).to(device)
-    average = AveragedModel(model)                       # the same weights, averaged over the last steps
-    optimizers, first = make_optimizers(model, config), 0
-    if state:
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        average.module.load_state_dict(state["ema"])
-        average.n_averaged.fill_(first)
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-    denoiser = torch.compile(model) if config.compile else model
-    if world > 1:
+        raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the text "
+                       f"(or the Python) of then, or start anew with another --out_dir")
+    if WORLD > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        denoiser = torch.nn.parallel.DistributedDataParallel(denoiser)
-    half = config.dtype == "bfloat16" or config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    autocast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+    learner = Learner(config, corpus, device)
+    if state:
+        learner.load(state)
+    return learner, folder, state["step"] if state else 0
 
-    def save(step):
-        if rank == 0:
-            checkpoint.save(config.out_dir, {
-                "model": model.state_dict(), "ema": average.module.state_dict(), "step": step, "config": asdict(config),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "encoding": tokenizer.to_json(corpus.encoding)})
 
-    stop = []                                            # Ctrl-C or SIGTERM: finish the step, save, leave; twice: leave
-    def ask_to_stop(number, frame):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    signal.signal(signal.SIGINT, ask_to_stop)
-
-    if rank == 0:
-        print(f"{corpus.about}\n{sum(p.numel() for p in model.parameters()):,} parameters, {device}, "
-              f"{'bfloat16' if half else 'float32'}, {world} process{'es' * (world > 1)}, to {config.out_dir}", flush=True)
-    losses, last_saved = [], first
-    bar = tqdm(range(first, config.max_iters), initial=first, total=config.max_iters, disable=None if rank == 0 else True)
-    for step in bar:
-        if rank == 0 and step % config.eval_interval == 0:
-            report(step, config, method, average.module.eval(), corpus, device)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["full_lr"] * learning_rate(step, config)
-        total = 0.0
-        for micro in range(rank, config.gradient_accumulation_steps, world):
-            index = step * config.gradient_accumulation_steps + micro
-            torch.manual_seed(config.seed * 1_000_003 + index)       # all chance in this micro-batch: text, noise, dropout
-            x = corpus.batch("train", config.batch_size).to(device)                                     # (B, L)
-            last = micro + world >= config.gradient_accumulation_steps
-            with autocast, nullcontext() if last or world == 1 else denoiser.no_sync():
-                loss = method.loss(denoiser, x).mean() * world / config.gradient_accumulation_steps     # () mean over all
-                loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        average.multi_avg_fn = get_ema_multi_avg_fn(min(config.ema, (1 + step) / (10 + step)))     # short memory at first
-        average.update_parameters(model)
-
-        losses.append(total)
-        due = (step + 1) % config.eval_interval == 0 or step + 1 == config.max_iters
-        if world > 1:
-            stop = everywhere(stop, device)
-        if due or stop or (step + 1) % config.log_interval == 0:
-            mean = look(losses, step, last_saved, config, world)
-            losses = []
-            bar.set_postfix_str(f"loss {mean:.3f}")
-        if due or stop:
-            save(step + 1)
-            last_saved = step + 1
-        if stop:
-            break
-    bar.close()
-    if rank == 0 and stop:
-        print(f"stopped after step {last_saved} and saved to {config.out_dir}: go on with --init_from resume", flush=True)
-    elif rank == 0:
-        report(config.max_iters, config, method, average.module.eval(), corpus, device)
-        final(config, method, average.module, corpus, device)
-    if world > 1:
-        dist.destroy_process_group()
-    if lock:
-        lock.release()
+def main(config, given=()):
+    learner, folder, first = prepare(config, given)
+    config = learner.config
+    if folder:
+        size, precision = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"
+        print(f"{learner.corpus.about}\n{size:,} parameters, {learner.device}, {precision}, "
+              f"{WORLD} process{'es' * (WORLD > 1)}, to {config.out_dir}")
+    with Stop(first) as stop:
+        try:
+            train(learner, folder, stop)
+            if folder and not stop.asked:
+                report(learner, stop.saved, folder)
+                final(learner)
+        except KeyboardInterrupt:
+            if stop.unsaved:
+                raise
+            stop.asked = True
+        if WORLD > 1:
+            dist.destroy_process_group()
+    if folder and stop.asked:
+        print(f"stopped: step {stop.saved} is saved in {config.out_dir}, go on with --init_from resume" if stop.saved
+              else "stopped before the first step: nothing to save")
+    if folder:
+        folder.lock.release()
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)              # so that `| cat` shows each line at once
     with one_line_errors():
         main(CONFIG, GIVEN)

@@ -1,21 +1,22 @@
 """
 Uniform and hybrid noise: UDLM (arXiv:2412.10193; Duo's bound is the same) and GIDD (arXiv:2503.04482).
 
-Noise replaces a token by a random text symbol, so any token may be wrong and any may be revised. Let N text symbols carry noise u each,
-the mask (hybrid only) the rest, and kappa = alpha / u. With q = alpha x + b and p = alpha x_theta + b, (2) of diffusion.py becomes
+Noise replaces a token by a random text symbol, so any token may be wrong, and any may be revised. Let each of N text
+symbols carry noise u, the mask (hybrid only) the rest, and kappa = alpha / u. Then (2) of diffusion.py becomes
 
-    l = r_t(z)/q_z [ u K + [z is text] IS ]                                                                              (2)
-    K  = KL(q || p) / u = (1 + kappa) log(1 + kappa) - sum_v log(1 + kappa x_theta(v)) - kappa log(1 + kappa x_theta(x))
+    l  = r_t(z)/q_z [ u K + [z is text] IS ],   q = alpha x + b,   p = alpha x_theta + b                         (2)
+    K  = KL(q || p) / u = kappa [log(1 + kappa) - log(1 + kappa x_theta(x))] + log(1 + kappa)
+         - sum_v log(1 + kappa x_theta(v))
     IS = e^d - 1 - d,   d = log(1 + kappa [z = x]) - log(1 + kappa x_theta(z))
 
-where everything is written with log1p and expm1: near t = 1 the bound is a small difference of large logarithms (kappa -> 0), and
-float32 would lose it otherwise.
+all written with log1p and expm1: near t = 1, where kappa -> 0, the bound is a small difference of large logarithms,
+which float32 would lose otherwise.
 
-    uniform   u = (1 - alpha)/N,  alpha = 1 - t                                                                          (7)
-    hybrid    C alpha = 1 - t,  C b(mask) = t,  C u = c/N,  c = 2 p/(1 - p) sqrt(t (1 - t)),  C = 1 + c                  (8)
+    uniform    alpha = 1 - t,  u = t/N                                                                           (7)
+    hybrid     C alpha = 1 - t,  C b(mask) = t,  C u = c/N,  c = 2 p/(1 - p) sqrt(t (1 - t)),  C = 1 + c         (8)
 
-where p is the share of uniform noise at t = 1/2. At t = 1 the hybrid is all masks, so sampling starts as in masked.py, but text can
-still be wrong and be mended. The network learns the leave-one-out law here (see diffusion.py), and it needs the clock.
+where p is the share of uniform noise at t = 1/2. At t = 1 the hybrid is all masks, so sampling starts as in masked.py,
+but text can still be wrong and be mended. The network learns the leave-one-out law (diffusion.py) and needs a clock.
 """
 import math
 
@@ -43,7 +44,7 @@ class Uniform:
         return -self.dalpha(t) / self.V * torch.ones_like(v)
 
     def draw_noise(self, t, z):
-        return torch.randint_like(z, self.V)                                                            # (B, L)
+        return torch.randint_like(z, self.V)                                                        # (B, L)
 
 
 class Hybrid:
@@ -73,53 +74,53 @@ class Hybrid:
         return torch.where(v == self.mask, C - t * self.dc(t), self.dc(t) / self.n_tokens) / C ** 2
 
     def draw_noise(self, t, z):
-        to_mask = torch.rand(z.shape, device=z.device) * (t + self.c(t)) < t                            # (B, L)
-        return torch.where(to_mask, self.mask, torch.randint_like(z, self.n_tokens))                    # (B, L)
+        to_mask = torch.rand(z.shape, device=z.device) * (t + self.c(t)) < t                        # (B, L)
+        return torch.where(to_mask, self.mask, torch.randint_like(z, self.n_tokens))                # (B, L)
 
 
 def mixture_bound(process, log_x_theta, x, z, t, weight=None):
-    """Eq. (2) of this file. log_x_theta (B, L, n_tokens) -> (B, L) nats. weight (B, L) stands in for r/q_z to train on."""
-    u = process.b(t, torch.zeros_like(x))                                                               # (B, L)
-    kappa = process.alpha(t) / u                                                                        # (B, L)
-    log_p = torch.log1p(kappa[..., None] * log_x_theta.exp())                                           # (B, L, N) log p_v/u
-    at_x = log_p.gather(-1, x[..., None])[..., 0]                                                       # (B, L)
-    text = z < process.n_tokens                                                                         # (B, L)
-    at_z = log_p.gather(-1, torch.where(text, z, 0)[..., None])[..., 0]                                 # (B, L)
-    K = kappa * (torch.log1p(kappa) - at_x) + torch.log1p(kappa) - log_p.sum(-1)                        # (B, L)
-    d = torch.where(z == x, torch.log1p(kappa), 0.0) - at_z                                             # (B, L)
-    IS = torch.where(text, torch.expm1(d) - d, 0.0)                                                     # (B, L)
-    return (jump_weight(process, x, z, t) if weight is None else weight) * (u * K + IS)                 # (B, L)
+    """Eq. (2) of this file. log_x_theta (B, L, N) -> (B, L) nats. weight (B, L) stands in for r/q_z to train on."""
+    u = process.b(t, torch.zeros_like(x))                                                           # (B, L)
+    kappa = process.alpha(t) / u                                                                    # (B, L)
+    log_p = torch.log1p(kappa[..., None] * log_x_theta.exp())                                       # (B, L, N)
+    at_x = log_p.gather(-1, x[..., None])[..., 0]                                                   # (B, L)
+    text = z < process.n_tokens                                                                     # (B, L)
+    at_z = log_p.gather(-1, torch.where(text, z, 0)[..., None])[..., 0]                             # (B, L)
+    K = kappa * (torch.log1p(kappa) - at_x) + torch.log1p(kappa) - log_p.sum(-1)                    # (B, L)
+    d = torch.where(z == x, torch.log1p(kappa), 0.0) - at_z                                         # (B, L)
+    IS = torch.where(text, torch.expm1(d) - d, 0.0)                                                 # (B, L)
+    return (jump_weight(process, x, z, t) if weight is None else weight) * (u * K + IS)             # (B, L)
 
 
 def jump_weight(process, x, z, t):
     """r_t(z) / q_z, the weight of the bound: how fast tokens jump into z, over how often they are there. -> (B, L)"""
-    alpha, b = process.alpha(t), process.b(t, z)                                                        # (B, 1|L), (B, L)
-    rate = process.db(t, z) - process.dalpha(t) / alpha * b                                             # (B, L)
-    return rate / (b + alpha * (z == x))                                                                # (B, L)
+    alpha, b = process.alpha(t), process.b(t, z)                                                    # (B, L)
+    rate = process.db(t, z) - process.dalpha(t) / alpha * b                                         # (B, L)
+    return rate / (b + alpha * (z == x))                                                            # (B, L)
 
 
 def text_logits(denoiser, z, t, n_tokens):
-    """log x_theta over the text symbols at every position: here each one may be wrong, so each one counts. -> (B, L, N)"""
-    logits = denoiser(z, t)[..., :n_tokens]                                                             # (B, L, N)
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)                # (B, L, N)
+    """log x_theta at every position: each token may be wrong here, so each counts. -> (B, L, N)"""
+    logits = denoiser(z, t)[..., :n_tokens]                                                         # (B, L, N)
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)            # (B, L, N)
 
 
 def unfrozen(term, frozen):
     """Given tokens are never scored."""
-    return term if frozen is None else term.masked_fill(frozen, 0.0)                                    # (B, L)
+    return term if frozen is None else term.masked_fill(frozen, 0.0)                                # (B, L)
 
 
 def draw_bound(process, denoiser, x, frozen=None):
     """One unbiased draw of the bound at every token. -> (B, L) nats
 
-    Times are drawn as t = sin^2(pi v / 2), v uniform, and weighted by dt/dv. Near t = 0 wrong text is as rare as t (or sqrt(t), hybrid)
-    but weighs 1/t, so that under uniform times a few draws would carry the mean: the variance is infinite.
+    Times are drawn as t = sin^2(pi v / 2), v uniform, and weighted by dt/dv. Near t = 0 wrong text is as rare as t (in
+    the hybrid as sqrt(t)) but weighs 1/t: under uniform times a few draws carry the mean, with infinite variance.
     """
-    v = stratified(len(x), x.device)                                                                    # (B, 1)
-    t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                                       # (B, 1)
-    z = corrupt(process, x, t, frozen)                                                                  # (B, L)
-    term = mixture_bound(process, text_logits(denoiser, z, t, process.n_tokens), x, z, t)               # (B, L)
-    return unfrozen(math.pi * (t * (1 - t)).sqrt() * term, frozen)                                      # (B, L)
+    v = stratified(len(x), x.device)                                                                # (B, 1)
+    t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                                   # (B, 1)
+    z = corrupt(process, x, t, frozen)                                                              # (B, L)
+    term = mixture_bound(process, text_logits(denoiser, z, t, process.n_tokens), x, z, t)           # (B, L)
+    return unfrozen(math.pi * (t * (1 - t)).sqrt() * term, frozen)                                  # (B, L)
 
 
 class UDLM:
@@ -139,7 +140,7 @@ class UDLM:
     loss = nelbo
 
     def prior(self, shape, device="cpu"):
-        return torch.randint(self.n_tokens, shape, device=device)                                       # (B, L)
+        return torch.randint(self.n_tokens, shape, device=device)                                   # (B, L)
 
     def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
         """From random text to text; yields z after each step. Any token may change at any step, unless frozen."""
@@ -147,7 +148,7 @@ class UDLM:
 
 
 class GIDD:
-    """--method gidd. `simple` trains with the paper's bounded "dynamic" weights, a surrogate; `bound` on the bound itself."""
+    """--method gidd. `simple` trains with the paper's "dynamic" weights, a surrogate; `bound` on the bound itself."""
 
     uses_time = True
     mask_mod = None
@@ -158,25 +159,25 @@ class GIDD:
 
     def dynamic_weight(self, x, z, t):
         """2 at masks, 1 at wrong text, next to nothing at right text (arXiv:2503.04482, section 4.4). -> (B, L)"""
-        right = self.process.scale / self.n_tokens * (t / (1 - t)).sqrt()                               # (B, 1)
-        return torch.where(z == self.process.mask, 2.0, torch.where(z == x, right, 1.0))                # (B, L)
+        right = self.process.scale / self.n_tokens * (t / (1 - t)).sqrt()                           # (B, 1)
+        return torch.where(z == self.process.mask, 2.0, torch.where(z == x, right, 1.0))            # (B, L)
 
     def loss(self, denoiser, x, frozen=None):
         """What training minimises, (B, L) nats under `bound`, else of the size of nats."""
         if self.weighting == "bound":
             return self.nelbo(denoiser, x, frozen)
-        t = stratified(len(x), x.device)                                                                # (B, 1)
-        z = corrupt(self.process, x, t, frozen)                                                         # (B, L)
-        log_x_theta = text_logits(denoiser, z, t, self.n_tokens)                                        # (B, L, N)
-        weight = self.dynamic_weight(x, z, t)                                                           # (B, L)
-        return unfrozen(mixture_bound(self.process, log_x_theta, x, z, t, weight), frozen)              # (B, L)
+        t = stratified(len(x), x.device)                                                            # (B, 1)
+        z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
+        log_x_theta = text_logits(denoiser, z, t, self.n_tokens)                                    # (B, L, N)
+        weight = self.dynamic_weight(x, z, t)                                                       # (B, L)
+        return unfrozen(mixture_bound(self.process, log_x_theta, x, z, t, weight), frozen)          # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
         """-> (B, L) nats, an upper bound in the mean."""
         return draw_bound(self.process, denoiser, x, frozen)
 
     def prior(self, shape, device="cpu"):
-        return torch.full(shape, self.process.mask, device=device)                                      # (B, L)
+        return torch.full(shape, self.process.mask, device=device)                                  # (B, L)
 
     def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
         """From masks to text; yields z after each step. Text that looks wrong later may be revised on the way."""
