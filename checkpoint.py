@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from data import BadInput
 from data.tokenizer import from_json
@@ -71,8 +72,9 @@ class Folder:
     def set_aside(self):
         """A run before this one used the same folder: keep its result."""
         for path in filter(Path.exists, (self.checkpoint, self.metrics)):
-            os.replace(path, path.with_suffix(".previous" + path.suffix))
-            print(f"{path} was there from an earlier run: kept as {path.with_suffix('.previous' + path.suffix).name}")
+            previous = path.with_suffix(".previous" + path.suffix)
+            os.replace(path, previous)
+            tqdm.write(f"{path} was there from an earlier run: kept as {previous.name}")     # beside train.py's bar
 
     def log(self, **values):
         """One more line in metrics.jsonl, once the folder is ours."""
@@ -91,9 +93,9 @@ class Folder:
             except (ValueError, KeyError, TypeError):        # cut short when the run was killed
                 return False
 
-        lines = self.metrics.read_text("utf-8", "replace").splitlines(True) if self.metrics.exists() else []
+        lines = self.metrics.read_text("utf-8", "replace").splitlines() if self.metrics.exists() else []
         with beside(self.metrics) as file:
-            file.write("".join(filter(stays, lines)).encode())
+            file.write("".join(line + "\n" for line in lines if stays(line)).encode())
 
 
 @contextlib.contextmanager
@@ -120,7 +122,7 @@ def load(out_dir, device="cpu"):
     if not path.exists():
         raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})")
     try:
-        with zipfile.ZipFile(path) as archive:               # what torch.save writes; for all else torch would try pickle
+        with zipfile.ZipFile(path) as archive:               # torch.save writes zips; the rest torch would unpickle
             if not any(name.endswith("/data.pkl") for name in archive.namelist()):
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location=device, weights_only=True)

@@ -122,8 +122,8 @@ class Learner:
         self.denoiser = torch.compile(self.model) if config.compile else self.model
         if WORLD > 1:
             self.denoiser = torch.nn.parallel.DistributedDataParallel(self.denoiser)
-        gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.half = config.dtype == "bfloat16" or config.dtype == "auto" and gpu
+        auto = config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.half = auto or config.dtype == "bfloat16"
 
     def step(self, step):
         """Draw text, ask the method for its loss, follow the gradient. -> (2,) loss, norm of the gradient"""
@@ -216,8 +216,8 @@ def report(learner, step, folder):
     """One evaluation, printed: the bound on train and held-out text, and a sample."""
     config, corpus, average = learner.config, learner.corpus, learner.average.module
     if step == 0:                                            # no need to measure: the network starts at a uniform guess
-        V = corpus.encoding.n_vocab
-        tqdm.write(f"step     0  all {V:,} symbols are alike to it: {unit(math.log(V), 0, corpus.bytes_per_token)}")
+        tqdm.write(f"step     0  all {corpus.encoding.n_vocab:,} symbols are equally likely to it: "
+                   f"{unit(math.log(corpus.encoding.n_vocab), 0, corpus.bytes_per_token)}")
     else:
         train, val = (learner.bound(split, config.eval_iters * config.batch_size) for split in ("train", "val"))
         tqdm.write(f"step {step:>5}  {'exact' if config.method == 'ar' else 'bound'}  "
@@ -242,14 +242,14 @@ def final(learner):
     print(f"{'':<24}{'nats/token':>12}{'bits/byte':>12}")
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
         print(f"{what:<24}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
-    print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}", flush=True)
+    print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}")
 
 
 def train(learner, folder, stop):
     """From the last step saved to max_iters, or until asked to stop. folder is None but in the first process."""
     config, losses, first, began, shown = learner.config, [], stop.saved, time.time(), 0.0
-    steps = range(first, config.max_iters)
-    with tqdm(steps, initial=first, total=config.max_iters, disable=None if folder else True) as bar:
+    with tqdm(range(first, config.max_iters), initial=first, total=config.max_iters,
+              disable=None if folder else True) as bar:      # None: where stderr is no terminal
         for step in bar:
             if folder and (step == first or step % config.eval_interval == 0):
                 report(learner, step, folder)
@@ -290,7 +290,7 @@ def resumed(config, given):
 
 
 def check(config):
-    """What can be told wrong before any work is done, and is no single flag's fault."""
+    """What no single flag can tell is wrong."""
     if config.n_embd % config.n_head or config.n_embd // config.n_head % 2:
         raise BadInput(f"--n_embd {config.n_embd} must be --n_head {config.n_head} times an even number")
     if config.gradient_accumulation_steps % WORLD:
@@ -320,11 +320,10 @@ def prepare(config, given):
 
 def main(config, given=()):
     learner, folder, first = prepare(config, given)
-    config = learner.config
     if folder:
-        size, precision = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"
-        print(f"{learner.corpus.about}\n{size:,} parameters, {learner.device}, {precision}, "
-              f"{WORLD} process{'es' * (WORLD > 1)}, to {config.out_dir}")
+        size, dtype = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"
+        print(f"{learner.corpus.about}\n{size:,} parameters, {learner.device}, {dtype}, "
+              f"{WORLD} process{'es' * (WORLD > 1)}, to {learner.config.out_dir}")
     with Stop(first) as stop:
         try:
             train(learner, folder, stop)
@@ -338,8 +337,8 @@ def main(config, given=()):
         if WORLD > 1:
             dist.destroy_process_group()
     if folder and stop.asked:
-        print(f"stopped: step {stop.saved} is saved in {config.out_dir}, go on with --init_from resume" if stop.saved
-              else "stopped before the first step: nothing to save")
+        print(f"stopped: step {stop.saved} is saved in {learner.config.out_dir}, go on with --init_from resume"
+              if stop.saved else "stopped before the first step: nothing to save")
     if folder:
         folder.lock.release()
 

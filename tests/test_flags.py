@@ -40,8 +40,9 @@ def test_a_flag_may_be_written_with_dashes_or_underscores_and_with_or_without_an
     assert config.max_iters == 7 and given == ["max_iters"]
 
 
-@pytest.mark.parametrize("word, value", [("--watch", True), ("--watch=True", True), ("--watch=yes", True), ("--watch=1", True),
-                                         ("--no_watch", False), ("--no-watch", False), ("--watch=False", False)])
+@pytest.mark.parametrize("word, value", [
+    ("--watch", True), ("--watch=True", True), ("--watch=yes", True), ("--watch=1", True),
+    ("--no_watch", False), ("--no-watch", False), ("--watch=False", False)])
 def test_a_boolean_is_set_and_cleared_in_every_usual_way(word, value):
     config, given = parse(Config, [word])
     assert config.watch is value and given == ["watch"]
@@ -118,5 +119,6 @@ def test_our_own_faults_keep_their_traceback():
 def test_a_reader_that_has_seen_enough_is_no_error():
     """python sample.py | head -1"""
     code = "import flags, sys\nwith flags.one_line_errors():\n    for i in range(100000): print(i)"
-    done = subprocess.run(f"{sys.executable} -c '{code}' | head -1", shell=True, cwd=ROOT, capture_output=True, text=True)
+    command = f"{sys.executable} -c '{code}' | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "0\n" and done.stderr == ""

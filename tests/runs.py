@@ -1,0 +1,121 @@
+"""
+What the tests of the scripts share: tiny runs in this process or one of their own, and a terminal to run them in.
+A test file takes the fixtures by importing them.
+"""
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import train
+from flags import one_line_errors, parse
+
+ROOT = Path(__file__).parent.parent
+METHODS = ["ar", "mdlm", "udlm", "gidd"]
+TINY = dict(data="toy", block_size=8, n_layer=1, n_embd=16, n_head=2, cond_dim=8, batch_size=2, max_iters=2,
+            eval_iters=1, warmup_iters=0, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(cache, tmp_path, monkeypatch):
+    """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the end of a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
+    monkeypatch.setattr(train, "final", lambda learner: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fit(out_dir, given=(), **flags):
+    """A tiny run in this process; with init_from="resume", `flags` are what the command line says. -> its checkpoint"""
+    config = train.Config(**{**TINY, **flags}, out_dir=str(out_dir))
+    train.main(config, [*given, *flags] if flags.get("init_from") == "resume" else list(flags))
+    return checkpoint.load(out_dir)
+
+
+def script(name, *argv, **env):
+    """The command line and environment of a script that runs in a process of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **env}
+    return dict(args=[sys.executable, str(ROOT / f"{name}.py"), *map(str, argv)], env=env, text=True)
+
+
+def tiny(**flags):
+    return [f"--{name}={value}" for name, value in {**TINY, **flags}.items()]
+
+
+def complaint(module, *argv, capsys):
+    """What the script says on a bad command line: one line on stderr, exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        config, given = parse(module.Config, [str(word) for word in argv])
+        module.main(config, given) if module is train else module.main(config)
+    error = capsys.readouterr().err
+    error = re.sub(r"\Apreparing .*, once ...\n", "", error)
+    assert end.value.code == 2 and error.count("\n") == 1, error
+    del end                                                  # and with its traceback the lock of the folder
+    gc.collect()
+    return error
+
+
+def metrics(out_dir, key="loss"):
+    return {line["step"]: line[key] for line in map(json.loads, open(Path(out_dir) / "metrics.jsonl")) if key in line}
+
+
+def assert_same(a, b):
+    """Two checkpoints, bit by bit."""
+    assert a["step"] == b["step"]
+    for part in ("model", "ema", "optimizers"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a checkpoint of each method on the toy language."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
+        patch.setattr(train, "final", lambda learner: None)
+        for method in METHODS:
+            fit(root / method, method=method, learning_rate=0.01, max_iters=20)
+    return root
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Runs a script in a terminal of 24 lines and 40 columns; -> what the terminal got, exit code."""
+    def run(words, after=lambda seen, process: None, **env):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        process = subprocess.Popen(**{**script(*words, **env), "text": False}, stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        seen = b""
+        try:
+            while select.select([master], [], [], 60)[0] and (part := os.read(master, 1 << 16)):
+                seen += part
+                after(seen, process)
+        except OSError:                                      # the other side is closed: the script has ended
+            pass
+        finally:
+            os.close(master)
+            process.kill()
+        return seen.decode().replace("\r\n", "\n"), process.wait()
+    return run
