@@ -34,6 +34,7 @@ class Config:
     n_head: int = flag(4, "attention heads", least=1)
     n_embd: int = flag(128, "width", least=2)
     cond_dim: int = flag(128, "width of the noise condition, for methods that need the time", least=1)
+    qk_norm: bool = flag(True, "normalise queries and keys; the published networks do not")
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
     learning_rate: float = flag(3e-3, "of adamw", least=0)
@@ -49,7 +50,7 @@ class Config:
     eval_interval: int = flag(500, "steps between evaluations, samples and checkpoints", least=1)
     eval_iters: int = flag(20, "batches per evaluation", least=1)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-    dtype: str = flag("auto", "auto is bfloat16 on a GPU that has it", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
     compile: bool = flag(False, "torch.compile the network")
     log_interval: int = flag(10, "steps between looks at the loss", least=1)
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
@@ -79,7 +80,7 @@ from evaluate import estimate, league, unit
 from sample import generate
 
 SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "block_size", "n_layer", "n_head", "n_embd",
-         "cond_dim", "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]     # a resumed run keeps these
+         "cond_dim", "qk_norm", "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]  # fixed for a run
 
 
 # ---- learning: what changes at every step
@@ -122,8 +123,7 @@ class Learner:
         self.denoiser = torch.compile(self.model) if config.compile else self.model
         if WORLD > 1:
             self.denoiser = torch.nn.parallel.DistributedDataParallel(self.denoiser)
-        auto = config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.half = auto or config.dtype == "bfloat16"
+        self.half = config.dtype == "bfloat16"
 
     def step(self, step):
         """Draw text, ask the method for its loss, follow the gradient. -> (2,) loss, norm of the gradient"""
@@ -305,6 +305,7 @@ def prepare(config, given):
     check(config)
     here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
     device = checkpoint.device_of(here if config.device == "auto" else config.device)
+    config = replace(config, dtype=checkpoint.dtype_of(config.dtype, device))    # saved: a resumed run does not guess
     folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
     corpus = text.load(config.data, config.block_size, config.tokenizer, config.vocab_size)
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):

@@ -26,12 +26,23 @@ from flags import one_line_errors, parse
 ROOT = Path(__file__).parent.parent
 METHODS = ["ar", "mdlm", "udlm", "gidd"]
 TINY = dict(data="toy", block_size=8, n_layer=1, n_embd=16, n_head=2, cond_dim=8, batch_size=2, max_iters=2,
-            eval_iters=1, warmup_iters=0, device="cpu")
+            eval_iters=1, warmup_iters=0, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@contextlib.contextmanager
+def one_thread():
+    """For tiny networks a second thread is no help, and where cores are shared it costs up to twenty times the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +51,8 @@ def elsewhere(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
     monkeypatch.setattr(train, "final", lambda learner: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 def fit(out_dir, given=(), **flags):
@@ -92,7 +101,7 @@ def assert_same(a, b):
 def trained(tmp_path_factory):
     """A folder with a checkpoint of each method on the toy language."""
     root = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None), one_thread():
         patch.setattr(train, "final", lambda learner: None)
         for method in METHODS:
             fit(root / method, method=method, learning_rate=0.01, max_iters=20)

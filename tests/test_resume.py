@@ -214,6 +214,23 @@ def test_two_processes_learn_what_one_does_and_sigterm_stops_both(monkeypatch):
     torch.testing.assert_close(two["ema"], one["ema"], rtol=0, atol=1e-3)
 
 
+def test_a_signal_that_comes_while_processes_agree_is_neither_lost_nor_acted_on_alone(monkeypatch):
+    """It falls into the sum more often than not, since there a process waits."""
+    stop = train.Stop(saved=0)
+    monkeypatch.setattr(train, "WORLD", 2)
+    monkeypatch.setattr(train.dist, "all_reduce", lambda asked: stop.ask(signal.SIGTERM, None))
+    cpu = torch.device("cpu")
+    assert not stop.everywhere(cpu) and stop.everywhere(cpu)
+
+
+def test_no_two_micro_batches_are_drawn_from_one_seed(monkeypatch):
+    seeds, seed = [], torch.manual_seed
+    monkeypatch.setattr(train, "report", lambda *args: None)
+    monkeypatch.setattr(torch, "manual_seed", lambda n: (seeds.append(n), seed(n))[1])
+    fit("out", max_iters=4, gradient_accumulation_steps=3)
+    assert len(set(seeds)) == len(seeds) == 1 + 4 * 3        # one is that of the weights
+
+
 def test_a_process_that_fails_alone_does_not_leave_the_other_hanging():
     """Only the first process writes: an out_dir in use is its fault alone, found while the other waits for it."""
     held = checkpoint.Folder("out")

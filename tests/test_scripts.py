@@ -27,7 +27,8 @@ def booleans(module):
     return [(f.name, value) for f in fields(module.Config) if f.type is bool for value in (True, False)]
 
 
-@pytest.mark.parametrize("name, choice", [case for case in choices(train) if case != ("init_from", "resume")])
+@pytest.mark.parametrize("name, choice", [
+    case for case in choices(train) + booleans(train) if case not in [("init_from", "resume"), ("compile", True)]])
 def test_training_takes_two_steps_with_every_choice_of_every_flag(name, choice, tmp_path):
     state = fit(tmp_path / "out", **{name: choice})
     assert state["step"] == 2 and all(p.isfinite().all() for p in state["ema"].values())
