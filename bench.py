@@ -1,13 +1,14 @@
 """
-Benchmarks: how much is learnt in a fixed time, and how fast.
+Benchmarks: how much is learnt in a fixed time.
 
-    python bench.py train --data input.txt       the yardstick: nanoGPT's CPU size (4 layers, 128 wide, texts of 64 characters)
+    python bench.py train --data input.txt   the yardstick: nanoGPT's size for CPUs on your text, 5 minutes each
     python bench.py train --data names --seeds 3
-    python bench.py toy                          distance of every method to the exact entropy of the toy language
+    python bench.py toy                      distance of each method to the toy language's entropy, 2 minutes each
+    python bench.py oracle                   no training: what few steps cost when the denoiser is exact
 
-The yardstick is scored on the whole held-out text, by the bound (exact for ar), in nats per character. Autoregression is given twice:
-with nothing before the text, as the diffusion methods are, and as nanoGPT counts, where the first character is read and not scored.
-Times are those of this machine, which is named; everything is trained here, one after the other, by train.py.
+The yardstick is scored on the whole held-out text, by the bound (exact for ar), in nats per character. ar is given
+twice: with nothing before the text, as the diffusion methods are, and as nanoGPT counts, where the first character is
+read but not scored. Everything is trained here, one after the other, by train.py, on the machine that is named.
 """
 import sys
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    command: str = flag("", "what to measure; the first word of the command line, too", choices=["train", "toy"])
+    command: str = flag("", "what to measure; also the first word of the command line", ["train", "toy", "oracle"])
     data: str = flag("names", "of `train`: names, python, or a text file")
-    methods: str = flag("", "with commas between; empty means ar,mdlm for train and all for toy")
+    methods: str = flag("", "with commas between; empty means ar,mdlm for train, and otherwise all")
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps, for a quick look", least=0.0001, most=100)
     out_dir: str = flag("out/bench", "where the checkpoints go")
@@ -42,17 +43,22 @@ from checkpoint import restore
 from data import BadInput
 from data.ngram import witten_bell
 from data.text import load
-from evaluate import estimate
-from methods import METHODS
+from evaluate import estimate, mean_error
+from methods import METHODS, make_method
+from oracle import oracle
+from sample import generate
 
-SIZE = dict(tokenizer="chars", block_size=64, n_layer=4, n_head=4, n_embd=128)      # nanoGPT's model for CPUs
+SIZE = dict(tokenizer="chars", block_size=64, n_layer=4, n_head=4, n_embd=128)          # nanoGPT's model for CPUs
+FIVE_MINUTES = dict(batch_size=24, max_iters=5000)                                      # on two cores of 2024
+TWO_MINUTES = dict(batch_size=64, block_size=32, max_iters=1800)
 
 
 def hardware():
     """The name without which a time means nothing."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        name = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), name)
+        lines = (line.split(":") for line in open("/proc/cpuinfo") if line.startswith("model name"))
+        name = next((line[1].strip() for line in lines), name)
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -64,7 +70,10 @@ def trained(config, method, seed, **flags):
     flags["max_iters"] = max(1, round(default.max_iters * config.share))
     wall, cpu = time.time(), time.process_time()
     train.main(train.Config(**flags))
-    return restore(out_dir), (time.time() - wall) / 60, (time.process_time() - cpu) / 60
+    model = restore(out_dir)
+    if model.step < flags["max_iters"]:                  # train.py ends well when it is asked to stop
+        raise KeyboardInterrupt
+    return model, (time.time() - wall) / 60, (time.process_time() - cpu) / 60
 
 
 def names_of(config, default):
@@ -93,13 +102,13 @@ def yardstick(config):
     rows = []
     for seed in range(1, config.seeds + 1):
         for name in names_of(config, ["ar", "mdlm"]):
-            model, *minutes = trained(config, name, seed, data=config.data, **SIZE, **YARDSTICK)
+            model, *minutes = trained(config, name, seed, data=config.data, **SIZE, **FIVE_MINUTES)
             kind = "exact" if name == "ar" else "bound"
-            rows.append((f"{name}, {kind}, nats/char", *estimate(model.method, model.denoiser, x, 1 if name == "ar" else 8),
-                         *minutes))
+            draws = 1 if name == "ar" else 8
+            rows.append((f"{name}, {kind}, nats/char", *estimate(model.method, model.denoiser, x, draws), *minutes))
             if name == "ar":
-                rows.append(("ar as nanoGPT counts, nats/char", *estimate(model.method, model.denoiser, longer, frozen=first),
-                             *minutes))
+                given_first = estimate(model.method, model.denoiser, longer, frozen=first)
+                rows.append(("ar as nanoGPT counts, nats/char", *given_first, *minutes))
     table(rows)
     for n, nats in witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items():
         print(f"{f'{n}-gram':<44}{nats:.3f}")
@@ -112,15 +121,33 @@ def toy(config):
     entropy, error = corpus.language.entropy(32)
     for seed in range(1, config.seeds + 1):
         for name in names_of(config, list(METHODS)):
-            model, *minutes = trained(config, name, seed, data="toy", block_size=32, **TOY)
+            model, *minutes = trained(config, name, seed, data="toy", **TWO_MINUTES)
             nats, se = estimate(model.method, model.denoiser, x, 1 if name == "ar" else 8, 256)
             rows.append((f"{name}, above the entropy, nats/token", nats - entropy, math.hypot(se, error), *minutes))
     table(rows)
     print(f"{'exact entropy, nats/token':<44}{entropy:.4f} +- {error:.4f}")
 
 
+def sampler_error(config, n=256):
+    """What a sampler in few steps loses against the language, in nats/token, when the denoiser is exact."""
+    corpus = load("toy", 32)
+    entropy, _ = corpus.language.entropy(32)
+    names, powers = names_of(config, [name for name in METHODS if name != "ar"]), range(0, 8)
+    print(f"-log p of {n} samples above the entropy of {entropy:.3f}, nats/token\nsteps  " +
+          "".join(f"{name:>18}" for name in names))
+    for steps in (2 ** k for k in powers):
+        cells = []
+        for name in names:
+            method = make_method(name, corpus.encoding.n_vocab)
+            torch.manual_seed(1)
+            x = generate(method, oracle(corpus.language, method), n, 32, steps)                         # (n, 32)
+            mean, error = mean_error(-corpus.language.log_prob(x) / 32)
+            cells.append(f"{mean - entropy:.3f} +- {error:.3f}")
+        print(f"{steps:>5}  " + "".join(f"{cell:>18}" for cell in cells), flush=True)
+
+
 if __name__ == "__main__":
     with one_line_errors():
         if not CONFIG.command:
-            raise BadInput("say what to measure: python bench.py train, or python bench.py toy; --help tells more")
-        {"train": yardstick, "toy": toy}[CONFIG.command](CONFIG)
+            raise BadInput("say what to measure: python bench.py train, toy or oracle; --help tells more")
+        {"train": yardstick, "toy": toy, "oracle": sampler_error}[CONFIG.command](CONFIG)

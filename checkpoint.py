@@ -148,8 +148,9 @@ def device_of(name):
 
 
 def dtype_of(name, device):
-    """auto is bfloat16 where the device multiplies faster in it: GPUs since 2020, and CPUs with AMX or AVX512-BF16, which
-    say so by being timed, for a few milliseconds. -> "float32" or "bfloat16" """
+    """auto is bfloat16 where the device multiplies faster in it: GPUs since 2020, and CPUs with AMX or AVX512-BF16,
+    which are timed, for a few milliseconds. -> "float32" or "bfloat16"
+    """
     def seconds(dtype):
         a, best = torch.ones(512, 512, dtype=dtype, device=device), 1.0
         for _ in range(5):

@@ -7,8 +7,8 @@ Train any method on any text: one loop.
     python train.py --init_from resume                  go on where a run stopped, exactly
     torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      one run, shared by two processes
 
-A step draws text, asks the method for its loss, and follows the gradient; all theory is in the method files. Every draw
-of step n comes from the seed (seed, n, micro-batch), so a run is the same whole, resumed, or shared by processes.
+A step draws text, asks the method for its loss, and follows the gradient; all theory is in the method files. Every
+draw of step n comes from the seed (seed, n, micro-batch), so a run is the same whole, resumed, or shared.
 """
 import os
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,16 +20,16 @@ from flags import flag, one_line_errors, parse
 class Config:
     data: str = flag("python", "toy, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
-    vocab_size: int = flag(1024, "symbols of a bpe that is trained on the data", least=1)
+    vocab_size: int = flag(4096, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "udlm", "gidd"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
-    max_iters: int = flag(2000, "training steps", least=1, toy=600)
+    max_iters: int = flag(2900, "training steps", least=1, toy=600)
     batch_size: int = flag(32, "texts per micro-batch", least=1)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
-    block_size: int = flag(128, "tokens per text", least=1, toy=32)
+    block_size: int = flag(64, "tokens per text", least=1, toy=32)
     n_layer: int = flag(4, "blocks", least=1)
     n_head: int = flag(4, "attention heads", least=1)
     n_embd: int = flag(128, "width", least=2)
@@ -37,12 +37,12 @@ class Config:
     qk_norm: bool = flag(True, "normalise queries and keys; the published networks do not")
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
-    learning_rate: float = flag(3e-3, "of adamw", least=0)
-    muon_lr: float = flag(0.01, "of muon", least=0)
+    learning_rate: float = flag(0.01, "of adamw", least=0)
+    muon_lr: float = flag(0.02, "of muon", least=0)
     min_lr: float = flag(0.0, "last learning rate, as a share of the first", least=0, most=1)
     lr_schedule: str = flag("cosine", "after warm-up", choices=["cosine", "linear", "constant"])
     warmup_iters: int = flag(100, "steps of linear warm-up", least=0)
-    weight_decay: float = flag(0.1, "of matrices", least=0)
+    weight_decay: float = flag(0.0, "of matrices", least=0)
     beta1: float = flag(0.9, "of adamw", least=0, most=0.9999)
     beta2: float = flag(0.99, "of adamw", least=0, most=0.9999)
     grad_clip: float = flag(1.0, "largest gradient norm; 0 for none", least=0)
@@ -95,8 +95,8 @@ def learning_rate(step, config):
 
 
 def make_optimizers(model, config):
-    """Muon (arXiv:2502.16982) turns the update of a matrix into the nearest orthogonal one; embeddings, head, norms and
-    the condition stay with AdamW, as Muon's authors advise. Each group remembers its full rate as "full_lr"."""
+    """Muon (arXiv:2502.16982) turns the update of a matrix into the nearest orthogonal one; embeddings, head, norms
+    and the condition stay with AdamW, as Muon's authors advise. Each group remembers its full rate as "full_lr"."""
     muon = [p for name, p in model.named_parameters() if config.optimizer == "muon" and p.ndim == 2
             and name.startswith("blocks") and "adaln" not in name]
     others = [p for p in model.parameters() if not any(p is q for q in muon)]
@@ -184,7 +184,7 @@ class Stop:
             signal.signal(number, handler)
 
     def ask(self, number, frame):
-        if WORLD == 1 and (self.asked or not self.unsaved):      # torchrun repeats its signals: there, twice means once
+        if WORLD == 1 and (self.asked or not self.unsaved):  # torchrun repeats its signals: there, twice means once
             raise KeyboardInterrupt
         self.asked = True
 
@@ -215,7 +215,7 @@ def look(losses, step, saved, config):
 def report(learner, step, folder):
     """One evaluation, printed: the bound on train and held-out text, and a sample."""
     config, corpus, average = learner.config, learner.corpus, learner.average.module
-    if step == 0:                                            # no need to measure: the network starts at a uniform guess
+    if step == 0:                                            # no need to measure: the first guess is uniform
         tqdm.write(f"step     0  all {corpus.encoding.n_vocab:,} symbols are equally likely to it: "
                    f"{unit(math.log(corpus.encoding.n_vocab), 0, corpus.bytes_per_token)}")
     else:
@@ -305,15 +305,17 @@ def prepare(config, given):
     check(config)
     here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
     device = checkpoint.device_of(here if config.device == "auto" else config.device)
-    config = replace(config, dtype=checkpoint.dtype_of(config.dtype, device))    # saved: a resumed run does not guess
     folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
     corpus = text.load(config.data, config.block_size, config.tokenizer, config.vocab_size)
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
-        raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the text "
-                       f"(or the Python) of then, or start anew with another --out_dir")
+        raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the "
+                       f"text (or the Python) of then, or start anew with another --out_dir")
     if WORLD > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    learner = Learner(config, corpus, device)
+        dist.broadcast_object_list(dtype := [checkpoint.dtype_of(config.dtype, device)])       # one choice for all
+    else:
+        dtype = [checkpoint.dtype_of(config.dtype, device)]
+    learner = Learner(replace(config, dtype=dtype[0]), corpus, device)       # saved: a resumed run does not choose
     if state:
         learner.load(state)
     return learner, folder, state["step"] if state else 0
