@@ -58,13 +58,14 @@ from sample import generate
 def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337):
     """The mean of method.nelbo over the texts x (n, L) and `draws` draws of noise each. -> (mean, its standard error)
 
-    In nats/token. The same seed gives the same noise, so that two models, or one at two times, are compared without it.
+    In nats/token. A seed fixes the noise, so that two models, or one at two times, are compared on the same noise.
     """
     torch.manual_seed(seed)
     device = x.device
     total = torch.zeros(len(x), dtype=torch.float64, device=device)                                     # (n,)
     for _ in range(draws):
-        for rows in torch.randperm(len(x)).to(device).split(batch_size):                          # strata mix the texts
+        order = torch.randperm(len(x)).to(device)        # (n,) any text may meet any stratum of time
+        for rows in order.split(batch_size):                                                            # (b,)
             given = None if frozen is None else frozen[rows]                                            # (b, L)
             nats = method.nelbo(denoiser, x[rows], given).double()                                      # (b, L)
             scored = x.shape[1] if given is None else (~given).sum(-1)                                  # (b,)
@@ -91,7 +92,7 @@ def league(corpus):
              witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
     if corpus.encoding.name == "chars" or corpus.name == "toy":
-        return rows                                      # characters are the tokens, or words are the smallest there is
+        return rows                                      # characters are the tokens, or words are the smallest part
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
@@ -106,7 +107,7 @@ def unigram_entropy(x):
 
 
 def known_words(texts, corpus):
-    """Share of the words of three letters or more that stand in the corpus. Words cut by a text's edge do not count."""
+    """Share of the words of three or more letters that the corpus knows. Words cut by a text's edge do not count."""
     whole = re.compile(r"(?<=[^A-Za-z])[A-Za-z]{3,}(?=[^A-Za-z])")
     known = {word for ids in (corpus.train, corpus.val) for word in whole.findall(corpus.text(ids))}
     words = [word for text in texts for word in whole.findall(text)]

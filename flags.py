@@ -6,7 +6,7 @@ The command line: one dataclass per script, one flag per field, and one line for
         max_iters: int = flag(2000, "training steps", least=1)
         compile: bool = flag(False, "torch.compile the network")
 
-    config, given = parse(Config)    # --max_iters 10, --max-iters=10, --compile, --compile=False, --no-compile all work
+    config, given = parse(Config)    # reads --max_iters 10, --max-iters=10, --compile, --compile=False, --no-compile
     with one_line_errors(): ...      # BadInput, a full disk or Ctrl-C end the script with a sentence, not a traceback
 
 Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch: --help and typos are answered

@@ -104,7 +104,8 @@ def template(prompt, gap, encoding, length, block_size):
         frozen += [False] * (i > 0) + [True] * len(part)
     length = length or (len(ids) if gap in prompt else block_size)
     if len(ids) > length:
-        raise BadInput(f"the prompt has {len(ids)} tokens, more than the text's {length}: shorten it or raise --length")
+        raise BadInput(f"the prompt has {len(ids)} tokens, more than the text's {length}: "
+                       "shorten it or raise --length")
     if length > block_size:
         print(f"note: trained on texts of {block_size} tokens; longer ones are a leap for the model", file=sys.stderr)
     rest = length - len(ids)
@@ -148,7 +149,7 @@ class Screen:
         """Styled characters to lines of the terminal's width; a new line in the text starts one."""
         lines, line, room = [], "", width
         for char, style in cells:
-            char = char if char.isprintable() or char == "\n" else " "      # a tab or an escape would garble the screen
+            char = char if char.isprintable() or char == "\n" else " "      # tabs and escapes would garble the screen
             cost = 0 if char == "\n" else 2 if unicodedata.east_asian_width(char) in "WF" else 1
             if char == "\n" or cost > room:
                 lines.append(line)

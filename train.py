@@ -20,13 +20,13 @@ from flags import flag, one_line_errors, parse
 class Config:
     data: str = flag("python", "toy, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
-    vocab_size: int = flag(4096, "symbols of a bpe that is trained on the data", least=1)
+    vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "udlm", "gidd"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
-    max_iters: int = flag(2900, "training steps", least=1, toy=600)
+    max_iters: int = flag(2700, "training steps", least=1, toy=600)
     batch_size: int = flag(32, "texts per micro-batch", least=1)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
     block_size: int = flag(64, "tokens per text", least=1, toy=32)
@@ -38,7 +38,7 @@ class Config:
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
     learning_rate: float = flag(0.01, "of adamw", least=0)
-    muon_lr: float = flag(0.02, "of muon", least=0)
+    muon_lr: float = flag(0.01, "of muon", least=0)
     min_lr: float = flag(0.0, "last learning rate, as a share of the first", least=0, most=1)
     lr_schedule: str = flag("cosine", "after warm-up", choices=["cosine", "linear", "constant"])
     warmup_iters: int = flag(100, "steps of linear warm-up", least=0)
@@ -48,7 +48,7 @@ class Config:
     grad_clip: float = flag(1.0, "largest gradient norm; 0 for none", least=0)
     ema: float = flag(0.999, "decay of the averaged weights, which evaluation and samples use", least=0, most=1)
     eval_interval: int = flag(500, "steps between evaluations, samples and checkpoints", least=1)
-    eval_iters: int = flag(20, "batches per evaluation", least=1)
+    eval_iters: int = flag(8, "batches per evaluation", least=1)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
     compile: bool = flag(False, "torch.compile the network")
@@ -322,6 +322,7 @@ def prepare(config, given):
 
 
 def main(config, given=()):
+    checkpoint.keep_memory()
     learner, folder, first = prepare(config, given)
     if folder:
         size, dtype = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"

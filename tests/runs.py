@@ -36,7 +36,7 @@ def cache(tmp_path_factory):
 
 @contextlib.contextmanager
 def one_thread():
-    """For tiny networks a second thread is no help, and where cores are shared it costs up to twenty times the time."""
+    """A second thread is no help to tiny networks; where cores are shared it costs up to twenty times the time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -56,7 +56,7 @@ def elsewhere(cache, tmp_path, monkeypatch):
 
 
 def fit(out_dir, given=(), **flags):
-    """A tiny run in this process; with init_from="resume", `flags` are what the command line says. -> its checkpoint"""
+    """A tiny run in this process; with init_from="resume", `flags` stand for the command line. -> its checkpoint"""
     config = train.Config(**{**TINY, **flags}, out_dir=str(out_dir))
     train.main(config, [*given, *flags] if flags.get("init_from") == "resume" else list(flags))
     return checkpoint.load(out_dir)

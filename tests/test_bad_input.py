@@ -98,7 +98,8 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(argv, says, capsy
 @pytest.mark.parametrize("name, value", [("n_embd", 32), ("method", "ar"), ("data", "names"), ("seed", 3),
                                          ("block_size", 16)])
 def test_a_resumed_run_cannot_change_its_shape(name, value, trained, capsys):
-    error = complaint(train, "--out_dir", trained / "mdlm", "--init_from", "resume", f"--{name}={value}", capsys=capsys)
+    resume = ["--out_dir", trained / "mdlm", "--init_from", "resume"]
+    error = complaint(train, *resume, f"--{name}={value}", capsys=capsys)
     assert f"--{name} {value} does not fit" in error and f"which has {getattr(train.Config(**TINY), name)}" in error
 
 

@@ -1,4 +1,4 @@
-"""The denoiser: equal to the published network on its figures, and true to its call: at, soft inputs, per-token noise, predicates."""
+"""The denoiser: equal to the published network, and true to its call: at, soft inputs, noise per token, patterns."""
 from pathlib import Path
 
 import numpy
@@ -141,7 +141,7 @@ def test_a_fresh_network_predicts_uniformly_and_every_block_is_the_identity():
         h = torch.randn(2, 7, 16)
         c = None if cond_dim == 0 else torch.randn(2, 1, cond_dim)
         cos_sin = (torch.ones(7, 4), torch.zeros(7, 4))
-        assert torch.equal(net.blocks[0](h, c, cos_sin, None), h)
+        assert all(torch.equal(block(h, c, cos_sin, None), h) for block in net.blocks)
 
 
 def test_wrong_shapes_are_refused_in_words():

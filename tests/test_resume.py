@@ -38,12 +38,14 @@ def interrupt(monkeypatch, at, number):
     ("gidd", signal.SIGINT, dict(gradient_accumulation_steps=2, lr_schedule="linear", dtype="bfloat16")),
 ])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(method, number, flags, monkeypatch, capsys):
-    flags = dict(flags, method=method, max_iters=9, learning_rate=0.01, warmup_iters=3, log_interval=2, eval_interval=4)
+    flags = dict(flags, method=method, max_iters=9, learning_rate=0.01, warmup_iters=3)
+    flags = dict(flags, log_interval=2, eval_interval=4)
     whole = fit("whole", **flags)
     with monkeypatch.context() as patch:
         interrupt(patch, 5, number)
         stopped = fit("parts", **flags)
-    assert stopped["step"] == 6 and "step 6 is saved in parts, go on with --init_from resume" in capsys.readouterr().out
+    assert stopped["step"] == 6
+    assert "step 6 is saved in parts, go on with --init_from resume" in capsys.readouterr().out
     assert_same(whole, fit("parts", init_from="resume"))
     assert metrics("parts", "val_bound").items() >= metrics("whole", "val_bound").items()
     assert list(metrics("parts")) == [1, 2, 4, 6, 7, 8, 9] and metrics("parts")[8] != metrics("parts")[9]
@@ -104,8 +106,8 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_bit_by_bit(tmp_path):
     """It saves after every step, so that kills fall into saving too. The killed are forks of one that has torch."""
     flags = dict(TINY, max_iters=150, eval_interval=1, log_interval=1, learning_rate=0.01)
     whole = fit("whole", **dict(flags, eval_interval=50))
-    done = subprocess.run([sys.executable, "-c", ZYGOTE, ROOT, json.dumps(flags), "20"], text=True, capture_output=True,
-                          timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    argv, env = [sys.executable, "-c", ZYGOTE, ROOT, json.dumps(flags), "20"], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=env, text=True, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert_same(whole, checkpoint.load("killed"))
     assert metrics("killed") == metrics("whole")             # same text and noise: no step is lost or comes twice

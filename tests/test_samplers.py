@@ -1,4 +1,4 @@
-"""Samplers draw the law that the theory says: one step on the enumerated world, whole walks through its oracle, and the draws."""
+"""Samplers draw the law that the theory says: single steps of a tiny world, walks through its oracle, the draws."""
 import pytest
 import torch
 import world
@@ -21,13 +21,14 @@ def numbers(z, V):
 
 def surprise(draws, law):
     """Chi-square of draws (ids) against a law, in standard deviations above its mean: about normal for many cells."""
-    expected = law * len(draws)
-    seen = torch.bincount(draws, minlength=len(law))
-    cells = expected > 5
+    expected, seen = law * len(draws), torch.bincount(draws, minlength=len(law))
     assert (seen[law == 0] == 0).all(), "drew what has probability zero"
-    rest = torch.stack([expected[~cells].sum(), seen[~cells].sum().double()])
-    chi = ((seen - expected)[cells] ** 2 / expected[cells]).sum() + ((rest[1] - rest[0]) ** 2 / rest[0] if rest[0] > 5 else 0)
-    freedom = max(1, int(cells.sum()) - 1 + int(rest[0] > 5))
+    cells = expected > 5
+    rest_expected, rest_seen = expected[~cells].sum(), seen[~cells].sum()       # the rare ones, as one cell
+    chi, freedom = ((seen - expected)[cells] ** 2 / expected[cells]).sum(), int(cells.sum()) - 1
+    if rest_expected > 5:
+        chi, freedom = chi + (rest_seen - rest_expected) ** 2 / rest_expected, freedom + 1
+    freedom = max(1, freedom)
     return float((chi - freedom) / (2 * freedom) ** 0.5)
 
 
@@ -64,8 +65,10 @@ def test_the_lazy_step_draws_exactly_the_reverse_law(name, s, t):
     ("mdlm", "first-hitting", 3, 0.0), ("mdlm", "ancestral", 128, 0.004), ("udlm", "ancestral", 128, 0.004),
     ("gidd", "ancestral", 128, 0.004)])
 def test_many_steps_through_the_oracle_draw_the_data(method, sampler, steps, most):
-    """Total variation distance to the 27 probabilities. As many exact draws are themselves about 0.0085 away from them, with a
-    standard deviation of 0.0015; 128 steps may open two positions at once, which is worth 0.004 at most."""
+    """Total variation distance to the 27 probabilities, against that of as many exact draws.
+
+    128 steps may open two positions at once, which is worth 0.004 at most.
+    """
     torch.manual_seed(0)
     m, n = make_method(method, N), 20_000
     distance = lambda draws: (torch.bincount(draws, minlength=27) / n - P).abs().sum() / 2
@@ -89,17 +92,15 @@ def test_left_to_right_through_the_oracle_draws_the_data():
     assert surprise(numbers(z, N), P) < 4.5
 
 
-ALL = [("ar", "ancestral"), ("mdlm", "ancestral"), ("mdlm", "first-hitting"), ("mdlm", "confidence"), ("udlm", "ancestral"),
-       ("gidd", "ancestral")]
-
-
 def rough(z, t, at=None):
     """A denoiser of 5 symbols that knows nothing, of the network's shape for any method."""
     logits = torch.randn(*z.shape, 6, generator=torch.Generator().manual_seed(0))
     return logits[..., :5] if at is None else logits[at]
 
 
-@pytest.mark.parametrize("method, sampler", ALL)
+@pytest.mark.parametrize("method, sampler", [
+    ("ar", "ancestral"), ("mdlm", "ancestral"), ("mdlm", "first-hitting"), ("mdlm", "confidence"),
+    ("udlm", "ancestral"), ("gidd", "ancestral")])
 def test_given_tokens_always_survive_and_the_end_is_text(method, sampler):
     torch.manual_seed(0)
     m, given = make_method(method, 5), torch.randint(5, (20, 12))
@@ -115,8 +116,8 @@ def test_given_tokens_always_survive_and_the_end_is_text(method, sampler):
 @pytest.mark.parametrize("sampler", ["ancestral", "first-hitting", "confidence"])
 def test_all_given_means_no_network_call(sampler):
     m, x = make_method("mdlm", 5), torch.randint(5, (4, 8))
-    spy = Counted(rough)
-    assert all((z == x).all() for z in m.sample(spy, x, torch.ones_like(x, dtype=torch.bool), 10, sampler)) and spy.calls == 0
+    spy, frozen = Counted(rough), torch.ones_like(x, dtype=torch.bool)
+    assert all((z == x).all() for z in m.sample(spy, x, frozen, 10, sampler)) and spy.calls == 0
 
 
 def test_the_masked_sampler_asks_only_where_a_mask_opens_and_not_at_all_when_none_does():
@@ -132,18 +133,22 @@ def test_the_masked_sampler_asks_only_where_a_mask_opens_and_not_at_all_when_non
 
 
 def test_the_uniform_sampler_asks_at_few_positions():
-    """Thinning: over 128 steps about 10.6 candidates per position, not 128."""
+    """Thinning: over 128 steps each position is a candidate about 10.8 times, not 128; within 4.5 standard errors."""
     torch.manual_seed(0)
     m, spy = make_method("udlm", 50), Counted(lambda z, t, at: torch.zeros(int(at.sum()), 50))
     list(m.sample(spy, m.prior((16, 64)), torch.zeros(16, 64, dtype=torch.bool), 128))
-    assert abs(spy.positions / (16 * 64) - 10.6) < 0.6
+    t = torch.arange(1, 129) / 128
+    moves = (1 / 128) / (t * (1 - t + 1 / 128))          # beta / b_t = (t - s) / (t (1 - s))
+    error = ((moves * (1 - moves)).sum() / (16 * 64)) ** 0.5
+    assert abs(spy.positions / (16 * 64) - moves.sum()) < 4.5 * error
 
 
 @pytest.mark.parametrize("sampler", ["first-hitting", "confidence"])
 def test_orders_open_the_same_number_at_each_step(sampler):
     m = make_method("mdlm", 5)
-    opened = [(z < 5).sum(-1) for z in m.sample(rough, m.prior((6, 20)), torch.zeros(6, 20, dtype=torch.bool), 5, sampler)]
-    assert torch.stack(opened).T.tolist() == [[4, 8, 12, 16, 20]] * 6
+    walk = m.sample(rough, m.prior((6, 20)), torch.zeros(6, 20, dtype=torch.bool), 5, sampler)
+    opened = torch.stack([(z < 5).sum(-1) for z in walk], -1)                                           # (6, 5)
+    assert opened.tolist() == [[4, 8, 12, 16, 20]] * 6
 
 
 def test_confidence_opens_what_the_network_believes_in_most():
@@ -158,24 +163,31 @@ def test_confidence_opens_what_the_network_believes_in_most():
 
 
 def test_the_model_is_told_the_true_noise_level():
-    """While sampling, the share of masks is the time that goes with it, as it was in training."""
+    """While sampling, the share of masks is the time that goes with it, as it was in training.
+
+    In the mean of 300 texts, which strays by up to 0.005; a time that is one step late would be 0.024 off, or 0.1.
+    """
+    torch.manual_seed(0)
     m = make_method("mdlm", 5)
     def spy(z, t, at):
-        assert abs(float((z == 5).double().mean() - t.double().mean())) < 0.03
+        due = (z == 5).double().mean()
+        if sampler == "first-hitting":                   # told when the next of n masks opens: the n-th smallest of
+            due = due * 40 / 41                          # 40 uniform times, n/41 in the mean
+        assert abs(due - t.double().mean()) < 0.02
         return rough(z, t, at)
     for sampler, steps in (("ancestral", 10), ("first-hitting", 40), ("confidence", 10)):
         list(m.sample(spy, m.prior((300, 40)), torch.zeros(300, 40, dtype=torch.bool), steps, sampler))
 
 
 def test_rare_symbols_own_exactly_their_slice(monkeypatch):
-    """V = 50,000 with probabilities of 1e-8: the inverse CDF gives each symbol the u's of its own slice, to its very ends."""
+    """V = 50,000, all but one of 1e-8: the inverse CDF gives each symbol the u's of its own slice, up to its ends."""
     V = 50_000
     p = torch.full((V,), 1e-8, dtype=torch.float64)
     p[17] = 1 - (V - 1) * 1e-8
     cdf, rare = p.cumsum(-1), torch.cat([torch.arange(18, 18 + 60), torch.arange(V - 60, V)])
     for inside in (0.01, 0.5, 0.99):
         u = ((cdf[rare] - (1 - inside) * p[rare]) / cdf[-1])[:, None]
-        monkeypatch.setattr(torch, "rand", lambda *a, **k: u)
+        monkeypatch.setattr(torch, "rand", lambda shape, dtype, device: u.to(dtype))     # float32 would miss the slice
         assert torch.equal(categorical(p.expand(len(rare), -1)), rare)
     monkeypatch.setattr(torch, "rand", lambda *a, **k: torch.tensor([[1 - 2.0 ** -53]], dtype=torch.float64))
     dead_end = torch.tensor([[0.3, 0.7, 0.0]], dtype=torch.float64) / 3
@@ -183,7 +195,7 @@ def test_rare_symbols_own_exactly_their_slice(monkeypatch):
 
 
 def test_rare_events_happen_as_often_as_they_should():
-    """A float32 race would find a fifth of them: 2,000,000 draws, 50,000 symbols of 2e-8 each beside one big one."""
+    """50,000 symbols of 2e-6 each beside a big one get a tenth of 10,000 draws, within 4.5 standard errors."""
     torch.manual_seed(0)
     V, n, rounds = 50_000, 400, 25
     p = torch.full((V,), 2e-6, dtype=torch.float64)
@@ -200,6 +212,6 @@ def test_temperature_and_nucleus_are_what_their_names_say():
     torch.testing.assert_close(probabilities(logits, 0.5).float(), (2 * logits).softmax(-1))
     assert probabilities(logits, 0).tolist() == [1, 0, 0, 0]
     nucleus = probabilities(logits, top_p=0.7)           # .64 + .24: the token that crosses .7 belongs to it
-    torch.testing.assert_close(nucleus, torch.tensor([p[0], p[1], 0, 0]).double() / (p[0] + p[1]), atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(nucleus.float(), torch.tensor([p[0], p[1], 0, 0]).float() / (p[0] + p[1]).float())
     assert probabilities(logits.flip(0), top_p=0.1).tolist() == [0, 0, 0, 1]
-    assert (probabilities(torch.tensor([3.0, 3.0]).bfloat16()).dtype == torch.float64)
+    assert torch.equal(probabilities(logits.bfloat16()), probabilities(logits))          # widened before the softmax

@@ -85,7 +85,8 @@ def test_evaluation_works_with_every_choice_of_every_flag(name, choice, trained,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_is_evaluated_from_its_checkpoint_and_json_says_what_the_table_says(method, trained, capsys):
-    config = evaluate.Config(out_dir=str(trained / method), max_texts=20, num_samples=4, draws=2, steps=4, device="cpu")
+    sizes = dict(max_texts=20, num_samples=4, draws=2, steps=4)
+    config = evaluate.Config(out_dir=str(trained / method), device="cpu", **sizes)
     evaluate.main(config)
     table = capsys.readouterr().out
     evaluate.main(replace(config, json=True))
@@ -146,7 +147,8 @@ def test_a_longer_text_than_in_training_is_made_with_a_warning(trained, capsys):
 def test_the_judge_rates_samples_and_text_by_the_same_model(tmp_path, capsys):
     fit("judge", method="ar", data="names")
     fit("out", data="names")
-    config = evaluate.Config(out_dir="out", judge="judge", num_samples=5, max_texts=9, steps=3, device="cpu", json=True)
+    sizes = dict(max_texts=9, num_samples=5, steps=3)
+    config = evaluate.Config(out_dir="out", judge="judge", device="cpu", json=True, **sizes)
     evaluate.main(config)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     (_, rated, _), = [row for row in result["held_out"] if row[0].startswith("-log p by judge")]

@@ -1,6 +1,4 @@
-"""
-A world small enough to enumerate: 3 symbols, texts of length 3, 27 texts with known probabilities. Expectations are sums here.
-"""
+"""A world small enough to enumerate: 3 symbols, texts of length 3, 27 known probabilities. An expectation is a sum."""
 from itertools import product
 
 import torch
@@ -29,7 +27,7 @@ def q(process, z, t):
 
 
 def oracle(process, leave_one_out=True):
-    """The exact denoiser of this world: the leave-one-out law, or p(x_l | z) for the test that shows the difference."""
+    """The exact denoiser of this world: the leave-one-out law, or p(x_l | z), for a test that shows the difference."""
     def denoiser(z, t, at=None):
         e = evidence(process, z, t.double())                                                            # (B, 27, L)
         rows = []
@@ -44,6 +42,7 @@ def oracle(process, leave_one_out=True):
 
 def vandal(z, t, at=None):
     """A wrong denoiser that depends on all it is given: position, neighbours and the time."""
-    scores = torch.stack([z.roll(1, -1) * 0.7 + z * 0.2, 0.3 * z.roll(-1, -1) + t * z, 1.1 * t + 0 * z], -1)    # (B, L, N)
+    left, right = z.roll(1, -1), z.roll(-1, -1)                                                         # (B, L)
+    scores = torch.stack([0.7 * left + 0.2 * z, 0.3 * right + t * z, 1.1 * t + 0 * z], -1)              # (B, L, N)
     log_p = scores.double().log_softmax(-1)                                                             # (B, L, N)
     return log_p if at is None else log_p[at]
