@@ -156,6 +156,16 @@ def measure(model, corpus, judge, config, device):
     return result
 
 
+def corpus_of(model, data):
+    """The text to evaluate on, in the model's own tokens: its own data, as train.py left it prepared, or other data."""
+    known = model.config
+    if not data and known.data != "toy":
+        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size)
+        if to_json(corpus.encoding) == to_json(model.encoding):
+            return corpus                                # else the file or the Python is not that of the training
+    return text.load(data or known.data, known.block_size, model.encoding)
+
+
 def judge_of(config, model, device):
     """The model that rates samples, or None."""
     if not config.judge:
@@ -176,7 +186,7 @@ def main(config):
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
     check_sampler(config.sampler, model.config.method)
     judge = judge_of(config, model, device)
-    corpus = text.load(config.data or model.config.data, model.config.block_size, model.encoding)
+    corpus = corpus_of(model, config.data)
     r = measure(model, corpus, judge, config, device)
     if config.json:
         return print(as_json(r))
