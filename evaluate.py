@@ -157,7 +157,7 @@ def measure(model, corpus, judge, config, device):
 
 
 def corpus_of(model, data):
-    """The text to evaluate on, in the model's own tokens: its own data, as train.py left it prepared, or other data."""
+    """The text to evaluate on, in the model's own tokens: its own data as train.py prepared it, or other data."""
     known = model.config
     if not data and known.data != "toy":
         corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size)
