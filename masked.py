@@ -71,7 +71,7 @@ class MDLM:
 
     def loss(self, denoiser, x, frozen=None):
         """What training minimises, (B, L). Simple is a surrogate: cross-entropy, times 3 to be of the size of a bound,
-        at times of density 2 (1 - t), since texts that keep most of their words teach most (measured, see README)."""
+        at times of density 2 (1 - t), since texts that keep most of their words teach most (measured)."""
         simple, t = self.weighting == "simple", stratified(len(x), x.device)                        # (B, 1)
         t = 1 - (1 - t).sqrt() if simple else t                                                     # (B, 1)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)

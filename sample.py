@@ -49,7 +49,7 @@ import torch
 
 from checkpoint import device_of, restore
 from data import BadInput
-from data.tokenizer import decode, encode
+from data.tokenizer import decode, encode, pieces
 from diffusion import probabilities
 from methods import check_sampler
 from oracle import exact
@@ -129,7 +129,7 @@ class Screen:
                 print(f"step {step:>4}: {decode(encoding, z.tolist())!r}", flush=True)
             return
         style = lambda i: "1" if frozen[i] else "2" if z[i] >= encoding.n_vocab else "32" if changed[i] else ""
-        cells = [(char, style(i)) for i, id in enumerate(z.tolist()) for char in decode(encoding, [id])]
+        cells = [(char, style(i)) for i, piece in enumerate(pieces(encoding, z.tolist())) for char in piece]
         size = shutil.get_terminal_size()
         lines = self.wrap(cells, max(20, size.columns - 1))
         if len(lines) > size.lines - 2:                      # the cursor cannot go back further up than the screen

@@ -12,6 +12,7 @@ Text to ids and back. Every tokenizer is a `tiktoken.Encoding`, ours and the fam
 The ids of a text are 0 .. encoding.n_vocab - 1. A mask or another special symbol is an id from n_vocab on: it belongs
 to the method that needs it (masked.py) and is no part of the tokenizer.
 """
+import codecs
 import difflib
 import hashlib
 import json
@@ -163,14 +164,23 @@ def unknown_symbols(encoding, text):
 
 def decode(encoding, ids, gap="_"):
     """The text of a sequence of ids; an id that is no token (a mask) becomes `gap`. Broken UTF-8 becomes U+FFFD."""
+    return "".join(pieces(encoding, ids, gap))
+
+
+def pieces(encoding, ids, gap="_"):
+    """What each id adds to the text. A character that takes several tokens belongs to the last of them."""
     space = " " if encoding.name == "words" else ""
-    parts = []
+    utf8, texts = codecs.getincrementaldecoder("utf-8")("replace"), []
     for i in ids:
         try:
-            parts.append(encoding.decode_single_token_bytes(int(i)))
+            part = encoding.decode_single_token_bytes(int(i))
         except (KeyError, OverflowError):                    # from n_vocab on, below 0, or a number that gpt4 skips
-            parts.append((space + gap).encode())
-    return b"".join(parts).decode("utf-8", "replace").removeprefix(space)
+            part = (space + gap).encode()
+        texts.append(utf8.decode(part))
+    if texts:
+        texts[0] = texts[0].removeprefix(space)
+        texts[-1] += utf8.decode(b"", final=True)
+    return texts
 
 
 def to_json(encoding):
