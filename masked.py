@@ -52,8 +52,8 @@ def masked_bound(process, cross_entropy, z, t):
 
 
 class MDLM:
-    """--method mdlm. `simple` trains on the plain cross-entropy of masked tokens, which reaches a better bound than
-    (2) itself does; `bound` trains on (2). Either way `nelbo` reports the bound."""
+    """--method mdlm. `simple` trains on the plain cross-entropy of masked tokens, whose gradient varies less than
+    that of (2); `bound` trains on (2). Either way `nelbo` reports the bound."""
 
     uses_time = False
     mask_mod = None

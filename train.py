@@ -310,11 +310,10 @@ def prepare(config, given):
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
         raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the "
                        f"text (or the Python) of then, or start anew with another --out_dir")
+    dtype = [checkpoint.dtype_of(config.dtype, device)]
     if WORLD > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        dist.broadcast_object_list(dtype := [checkpoint.dtype_of(config.dtype, device)])       # one choice for all
-    else:
-        dtype = [checkpoint.dtype_of(config.dtype, device)]
+        dist.broadcast_object_list(dtype)                    # one choice for all
     learner = Learner(replace(config, dtype=dtype[0]), corpus, device)       # saved: a resumed run does not choose
     if state:
         learner.load(state)
