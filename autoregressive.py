@@ -41,7 +41,7 @@ class AR:
         return torch.zeros(shape, dtype=torch.long, device=device)                                  # (B, L)
 
     @torch.no_grad()
-    def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
+    def sample(self, denoiser, z, frozen, steps, sampler=None, law=probabilities):
         """From left to right; yields z after each token. What is given on the right is kept, but not looked at."""
         for l in range(z.shape[1]):
             at = F.one_hot(torch.tensor(l), l + 1).bool().expand(len(z), -1) & ~frozen[:, l:l + 1]  # (B, l + 1)

@@ -186,7 +186,7 @@ def network(config, method, n_classes=0):
 
 
 def method_of(config, n_tokens):
-    return make_method(config.method, n_tokens, weighting=config.weighting, p_uniform=config.p_uniform)
+    return make_method(config.method, n_tokens, **{k: v for k, v in vars(config).items() if k != "n_tokens"})
 
 
 def restore(out_dir, device="cpu"):

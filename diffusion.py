@@ -107,10 +107,11 @@ def categorical(p):
 
 
 @torch.no_grad()
-def ancestral(process, denoiser, z, frozen, steps, law=probabilities):
-    """Walk from t = 1 to 0 in equal steps of eq. (3), for any process; yields z after each step. Exact, and lazy:
+def step(process, denoiser, z, frozen, s, t, law=probabilities):
+    """One draw of eq. (3), from z_t to z_s, for any process; s and t (B, 1) or (B, L) float64. -> (B, L)
 
-    Let beta = q(z_t | z_s) for any z_s other than z_t. Then (3) is a mixture over what happened to a token since s:
+    Exact, and lazy. Let beta = q(z_t | z_s) for any z_s other than z_t. Then (3) is a mixture over what happened to a
+    token since s:
         nothing            with weight  alpha_t x_theta(z) + alpha_ts b_s(z),
         noise replaced it  with weight  beta;  then z_s ~ alpha_s x_theta + b_s, whatever z is,
     and the weights sum to  alpha_t x_theta(z) + b_t(z) >= b_t(z).                                               (5)
@@ -120,20 +121,24 @@ def ancestral(process, denoiser, z, frozen, steps, law=probabilities):
     all when none does.
     """
     coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)                        # (B, L)
+    alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)                     # (B, 1|L)
+    beta = b_z - alpha_t / alpha_s * process.b(s, z)                                                # (B, L)
+    moves = (coin() * b_z < beta) & ~frozen                                                         # (B, L)
+    to_text = coin() < alpha_s                                                                      # (B, L)
+    new = torch.where(to_text, z, process.draw_noise(s, z))                                         # (B, L)
+    ask = moves & (to_text | (z < process.n_tokens))                                                # (B, L)
+    if ask.any():
+        x_theta = law(denoiser(z, t.float(), at=ask)[:, :process.n_tokens])                         # (N, n_tokens)
+        new[ask] = torch.where(to_text[ask], categorical(x_theta), new[ask])                        # (N,)
+        own = x_theta.gather(-1, z[ask].clamp(max=process.n_tokens - 1)[:, None])[:, 0]             # (N,) x_theta(z)
+        own = torch.where(z[ask] < process.n_tokens, own, 0.0) * alpha_t.expand_as(z)[ask]          # (N,)
+        moves[ask] = coin()[ask] * (own + b_z[ask]) < b_z[ask]                                      # (N,) eq. (5)
+    return torch.where(moves, new, z)                                                               # (B, L)
+
+
+def ancestral(process, denoiser, z, frozen, steps, law=probabilities):
+    """Walk from t = 1 to 0 in equal steps of eq. (3), for any process; yields z after each step."""
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)                   # (steps + 1,)
     for t, s in zip(times[:-1], times[1:]):
-        t, s = t.expand(len(z), 1), s.expand(len(z), 1)                                             # (B, 1)
-        alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)                 # (B, 1|L)
-        beta = b_z - alpha_t / alpha_s * process.b(s, z)                                            # (B, L)
-        moves = (coin() * b_z < beta) & ~frozen                                                     # (B, L)
-        to_text = coin() < alpha_s                                                                  # (B, L)
-        new = torch.where(to_text, z, process.draw_noise(s, z))                                     # (B, L)
-        ask = moves & (to_text | (z < process.n_tokens))                                            # (B, L)
-        if ask.any():
-            x_theta = law(denoiser(z, t.float(), at=ask)[:, :process.n_tokens])                     # (N, n_tokens)
-            new[ask] = torch.where(to_text[ask], categorical(x_theta), new[ask])                    # (N,)
-            own = x_theta.gather(-1, z[ask].clamp(max=process.n_tokens - 1)[:, None])[:, 0]         # (N,) x_theta(z)
-            own = torch.where(z[ask] < process.n_tokens, own, 0.0) * alpha_t.expand_as(z)[ask]      # (N,)
-            moves[ask] = coin()[ask] * (own + b_z[ask]) < b_z[ask]                                  # (N,) eq. (5)
-        z = torch.where(moves, new, z)                                                              # (B, L)
+        z = step(process, denoiser, z, frozen, s.expand(len(z), 1), t.expand(len(z), 1), law)       # (B, L)
         yield z

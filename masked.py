@@ -91,11 +91,9 @@ class MDLM:
     def prior(self, shape, device="cpu"):
         return torch.full(shape, self.process.mask, device=device)                                  # (B, L)
 
-    def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
+    def sample(self, denoiser, z, frozen, steps, sampler=ancestral, law=probabilities):
         """From masks to text; yields z after each step. The sampler says which masks open, law what they become."""
-        if sampler == "ancestral":
-            return ancestral(self.process, denoiser, z, frozen, steps, law)
-        return MASKED_SAMPLERS[sampler](self.process, denoiser, z, steps, law)
+        return sampler(self.process, denoiser, z, frozen, steps, law)
 
 
 def highest(score, k):
@@ -104,7 +102,7 @@ def highest(score, k):
 
 
 @torch.no_grad()
-def first_hitting(process, denoiser, z, steps, law):
+def first_hitting(process, denoiser, z, frozen, steps, law=probabilities):
     """Open masks in random order, one a step, at the moments at which the walk of (3) in infinitely many steps would.
 
     The same law as that walk, in L network calls (arXiv:2409.02908): of n masks at time tau, the first to open does so
@@ -124,7 +122,7 @@ def first_hitting(process, denoiser, z, steps, law):
 
 
 @torch.no_grad()
-def confidence(process, denoiser, z, steps, law):
+def confidence(process, denoiser, z, frozen, steps, law=probabilities):
     """Draw all masks, keep the k draws that the network believes in most, mask the others again (MaskGIT, LLaDA).
 
     Not a sampler of the model's law: it favours what is easy, and with temperature 0 or on a small model it collapses
@@ -142,6 +140,3 @@ def confidence(process, denoiser, z, steps, law):
         score = torch.full(z.shape, -1.0, dtype=p.dtype, device=z.device).masked_scatter(masked, belief)  # (B, L)
         z = torch.where(highest(score, (n / left).ceil()), z.masked_scatter(masked, drawn), z)      # (B, L)
         yield z
-
-
-MASKED_SAMPLERS = {"first-hitting": first_hitting, "confidence": confidence}

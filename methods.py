@@ -10,10 +10,14 @@ denoiser(z, t, at=None) -> logits: a network, its average, the toy language's or
 tokens: never noised, never scored, never resampled.
 """
 import inspect
+from functools import partial
 
 from autoregressive import AR
 from data import BadInput
-from masked import MDLM
+from diffusion import ancestral
+from duo import Duo
+from masked import MDLM, confidence, first_hitting
+from psi import greedy_tail, psi
 from uniform import GIDD, UDLM
 
 METHODS = {
@@ -21,6 +25,13 @@ METHODS = {
     "mdlm": MDLM,                                        # masks
     "udlm": UDLM,                                        # random words
     "gidd": GIDD,                                        # both
+    "duo": Duo,                                          # random words, learnt from a Gaussian that is sharpened
+}
+SAMPLERS = {
+    "ancestral": ancestral,                              # eq. (3), for any process; ar goes from left to right
+    "psi": psi,                                          # eq. (10), for any process; ReMDM under masks
+    "first-hitting": first_hitting,                      # the others choose among masks
+    "confidence": confidence,
 }
 
 
@@ -31,7 +42,13 @@ def make_method(name, n_tokens, **options):
     return cls(n_tokens, **{key: value for key, value in options.items() if key in known})
 
 
-def check_sampler(sampler, name):
-    """`ancestral` is eq. (3), and left to right for ar: every method has it. The others choose among masks."""
-    if sampler != "ancestral" and name != "mdlm":
-        raise BadInput(f"--sampler {sampler} chooses among masks: {name} has the sampler ancestral alone")
+def make_sampler(name, method, schedule="cap", eta=0.02, tail="draw"):
+    """A sampler as the methods take it, sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
+    if method == "ar" and (name, tail) != ("ancestral", "draw"):
+        raise BadInput("ar writes from left to right: it has --sampler ancestral alone, and no --tail greedy")
+    if name in ("first-hitting", "confidence") and method != "mdlm":
+        raise BadInput(f"--sampler {name} chooses among masks: {method} has ancestral and psi")
+    if tail == "greedy" and method == "mdlm":
+        raise BadInput("--tail greedy proofreads text, which masks leave alone: try --temperature 0, or --sampler psi")
+    walk = partial(psi, schedule=schedule, eta=eta) if name == "psi" else SAMPLERS[name]
+    return partial(greedy_tail, walk=walk) if tail == "greedy" else walk

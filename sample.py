@@ -18,14 +18,17 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
-    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser", ["", "ar", "mdlm", "udlm", "gidd"])
+    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser", ["", "ar", "mdlm", "udlm", "gidd", "duo"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
     steps: int = flag(128, "steps from noise to text; ar takes one per token", least=1)
-    sampler: str = flag("ancestral", "ancestral draws from the model; first-hitting and confidence are for masks",
-                        choices=["ancestral", "first-hitting", "confidence"])
+    sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; the others are for masks",
+                        choices=["ancestral", "psi", "first-hitting", "confidence"])
+    kappa: str = flag("cap", "psi: when to correct", choices=["constant", "cap", "rescale", "loop"])
+    eta: float = flag(0.02, "psi: how much is noised again; 0 is ancestral", least=0, most=1)
+    tail: str = flag("draw", "the last step draws, or takes the likeliest word given all others", ["draw", "greedy"])
     temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100)
     top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
     watch: bool = flag(False, "show the text while it denoises")
@@ -50,19 +53,19 @@ import torch
 from checkpoint import device_of, restore
 from data import BadInput
 from data.tokenizer import decode, encode, pieces
-from diffusion import probabilities
-from methods import check_sampler
+from diffusion import ancestral, probabilities
+from methods import make_sampler
 from oracle import exact
 
 
-def trajectory(method, denoiser, given, frozen, steps, sampler="ancestral", law=probabilities):
+def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities):
     """The states of a batch of texts from noise to the end. given (B, L) ids, kept where frozen (B, L) is True."""
     z = torch.where(frozen, given, method.prior(given.shape, given.device))                             # (B, L)
     yield z
     yield from method.sample(denoiser, z, frozen, steps, sampler, law)
 
 
-def generate(method, denoiser, n, length, steps, sampler="ancestral", law=probabilities, device="cpu"):
+def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu"):
     """n texts from nothing. -> (n, length) ids"""
     given = torch.zeros(n, length, dtype=torch.long, device=device)                                     # (n, length)
     *_, z = trajectory(method, denoiser, given, given.bool(), steps, sampler, law)
@@ -161,7 +164,8 @@ class Screen:
 
 
 def show_json(texts, config, calls, seconds):
-    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "steps", "temperature", "top_p", "seed")}
+    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "tail", "steps",
+                                                       "temperature", "top_p", "seed")}
     for text, ids in texts:
         print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
 
@@ -170,7 +174,7 @@ def main(config):
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
     name, encoding = model.config.method, model.encoding
-    check_sampler(config.sampler, name)
+    sampler = make_sampler(config.sampler, name, config.kappa, config.eta, config.tail)
     given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length, model.config.block_size)
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
     torch.manual_seed(config.seed)
@@ -178,7 +182,7 @@ def main(config):
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
     screen = Screen(given.shape[1] if name == "ar" else config.steps)
     try:
-        for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, config.sampler, law)):
+        for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law)):
             if config.watch and not config.json:
                 screen.show(step, z[0], frozen[0], encoding)
     finally:

@@ -21,9 +21,12 @@ class Config:
     data: str = flag("python", "toy, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
-    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "udlm", "gidd"])
+    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "udlm", "gidd", "duo"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
+    curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
+    tau: float = flag(0.001, "duo: temperature of the relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
+    top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
     max_iters: int = flag(2300, "training steps", least=1, toy=1000)
@@ -63,7 +66,6 @@ if CONFIG and RANK == 0:
     print(f"palimpsest: {what}", flush=True)
 
 import math  # noqa: E402
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -77,9 +79,10 @@ from tqdm import tqdm
 import checkpoint
 from data import BadInput, text, tokenizer
 from evaluate import estimate, league, unit
+from interrupt import Stop, look
 from sample import generate
 
-SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "block_size", "n_layer", "n_head", "n_embd",
+SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "curriculum", "tau", "top_k", "block_size", "n_layer", "n_head", "n_embd",
          "cond_dim", "qk_norm", "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]  # fixed for a run
 
 
@@ -116,7 +119,7 @@ class Learner:
     def __init__(self, config, corpus, device):
         torch.manual_seed(config.seed)
         self.config, self.corpus, self.device = config, corpus, device
-        self.method = checkpoint.method_of(config, corpus.encoding.n_vocab)
+        self.method = self.objective = checkpoint.method_of(config, corpus.encoding.n_vocab)
         self.model = checkpoint.network(config, self.method).to(device)
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
@@ -128,6 +131,7 @@ class Learner:
     def step(self, step):
         """Draw text, ask the method for its loss, follow the gradient. -> (2,) loss, norm of the gradient"""
         config, total = self.config, 0.0
+        self.method.progress = step / config.max_iters       # for methods that teach in an order
         micros = range(RANK, config.gradient_accumulation_steps, WORLD)
         for micro in micros:
             seed = config.seed * 1_000_003 + step * config.gradient_accumulation_steps + micro
@@ -135,7 +139,7 @@ class Learner:
             x = self.corpus.batch("train", config.batch_size).to(self.device)                           # (B, L)
             with nullcontext() if micro == micros[-1] or WORLD == 1 else self.denoiser.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                    loss = self.method.loss(self.denoiser, x).mean() / len(micros)                      # ()
+                    loss = self.objective.loss(self.denoiser, x).mean() / len(micros)                      # ()
                 loss.backward()                              # DDP takes the mean over processes
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)    # ()
@@ -167,50 +171,7 @@ class Learner:
         return estimate(self.method, self.average.module.eval(), x, draws, self.config.batch_size)
 
 
-# ---- the run: looks, reports, checkpoints, and how it ends
-
-class Stop:
-    """Ctrl-C or SIGTERM: finish the step, save, leave. At once if asked twice, or if there is nothing new to save."""
-
-    def __init__(self, saved):
-        self.saved, self.unsaved, self.asked = saved, False, False       # step of the checkpoint, any since?
-
-    def __enter__(self):
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def ask(self, number, frame):
-        if WORLD == 1 and (self.asked or not self.unsaved):  # torchrun repeats its signals: there, twice means once
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def everywhere(self, device):
-        """One process that was asked to stop stops them all, after the same step."""
-        if WORLD == 1:
-            return self.asked
-        asked = torch.tensor(int(self.asked), device=device)                                            # ()
-        dist.all_reduce(asked)
-        self.asked = self.asked or bool(asked)               # subtle: it may have become True during the sum, and then
-        return bool(asked)                                   # only this process knows: the next sum tells the others
-
-
-def look(losses, step, saved, config):
-    """The mean of the losses since the last look; one that is no number ends the run. losses: k of (2,) -> float"""
-    losses = torch.stack(losses)                                                                        # (k, 2)
-    if WORLD > 1:
-        dist.all_reduce(losses)
-    bad = ~losses.isfinite().all(-1)                                                                    # (k,)
-    if bad.any():
-        first = step - len(losses) + 1 + int(bad.nonzero()[0])
-        rest = f"the checkpoint of step {saved} is whole" if saved else "nothing was saved yet"
-        raise BadInput(f"the loss or its gradient is not finite at step {first} (seed {config.seed}): {rest}; try a "
-                       f"lower --learning_rate and --muon_lr, a longer --warmup_iters, or --dtype float32")
-    return losses[:, 0].mean().item() / WORLD
-
+# ---- the run: reports and checkpoints
 
 def report(learner, step, folder):
     """One evaluation, printed: the bound on train and held-out text, and a sample."""
@@ -245,7 +206,7 @@ def final(learner):
     print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}")
 
 
-def train(learner, folder, stop):
+def train(learner, folder, stop, report=report):
     """From the last step saved to max_iters, or until asked to stop. folder is None but in the first process."""
     config, losses, first, began, shown = learner.config, [], stop.saved, time.time(), 0.0
     with tqdm(range(first, config.max_iters), initial=first, total=config.max_iters,
@@ -280,6 +241,8 @@ def resumed(config, given):
     """The flags of the run to resume, but for those given now; and its state."""
     state = checkpoint.load(config.out_dir)
     checkpoint.assemble(state, config.out_dir)               # or BadInput, if its parts do not fit each other
+    if "distilled" in state:
+        raise BadInput(f"{config.out_dir} is a run of distill.py: go on with distill.py --init_from resume")
     old = {f.name: state["config"].get(f.name, f.default) for f in fields(Config)}
     for name in given:
         if name in SHAPE and getattr(config, name) != old[name]:
@@ -303,6 +266,11 @@ def prepare(config, given):
     config = replace(config, out_dir=config.out_dir or f"out/{Path(config.data).resolve().stem}-{config.method}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
     check(config)
+    return equip(config, state, Learner)
+
+
+def equip(config, state, make):
+    """Device, folder, text and precision for make(config, corpus, device); `state` is what to go on from, or None."""
     here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
     device = checkpoint.device_of(here if config.device == "auto" else config.device)
     folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
@@ -314,22 +282,21 @@ def prepare(config, given):
     if WORLD > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         dist.broadcast_object_list(dtype)                    # one choice for all
-    learner = Learner(replace(config, dtype=dtype[0]), corpus, device)       # saved: a resumed run does not choose
+    learner = make(replace(config, dtype=dtype[0]), corpus, device)          # saved: a resumed run does not choose
     if state:
         learner.load(state)
     return learner, folder, state["step"] if state else 0
 
 
-def main(config, given=()):
-    checkpoint.keep_memory()
-    learner, folder, first = prepare(config, given)
+def run(learner, folder, first, report, final):
+    """The whole run, however it ends: trained to the last step, stopped and saved, or stopped with nothing to save."""
     if folder:
         size, dtype = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"
         print(f"{learner.corpus.about}\n{size:,} parameters, {learner.device}, {dtype}, "
               f"{WORLD} process{'es' * (WORLD > 1)}, to {learner.config.out_dir}")
     with Stop(first) as stop:
         try:
-            train(learner, folder, stop)
+            train(learner, folder, stop, report)
             if folder and not stop.asked:
                 report(learner, stop.saved, folder)
                 final(learner)
@@ -344,6 +311,11 @@ def main(config, given=()):
               if stop.saved else "stopped before the first step: nothing to save")
     if folder:
         folder.lock.release()
+
+
+def main(config, given=()):
+    checkpoint.keep_memory()
+    run(*prepare(config, given), report, final)
 
 
 if __name__ == "__main__":

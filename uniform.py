@@ -142,9 +142,9 @@ class UDLM:
     def prior(self, shape, device="cpu"):
         return torch.randint(self.n_tokens, shape, device=device)                                   # (B, L)
 
-    def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
+    def sample(self, denoiser, z, frozen, steps, sampler=ancestral, law=probabilities):
         """From random text to text; yields z after each step. Any token may change at any step, unless frozen."""
-        return ancestral(self.process, denoiser, z, frozen, steps, law)
+        return sampler(self.process, denoiser, z, frozen, steps, law)
 
 
 class GIDD:
@@ -179,6 +179,6 @@ class GIDD:
     def prior(self, shape, device="cpu"):
         return torch.full(shape, self.process.mask, device=device)                                  # (B, L)
 
-    def sample(self, denoiser, z, frozen, steps, sampler="ancestral", law=probabilities):
+    def sample(self, denoiser, z, frozen, steps, sampler=ancestral, law=probabilities):
         """From masks to text; yields z after each step. Text that looks wrong later may be revised on the way."""
-        return ancestral(self.process, denoiser, z, frozen, steps, law)
+        return sampler(self.process, denoiser, z, frozen, steps, law)
