@@ -127,16 +127,15 @@ def sparse_relaxation(process, x, t, tau, k):
     among = clean > others[..., -1:]                                                                # (B, L, 1)
     top = torch.cat([others[..., :-1], torch.where(among, clean, others[..., -1:])], -1)            # (B, L, k)
     ids = torch.cat([ids[..., :-1], torch.where(among, x[..., None], ids[..., -1:])], -1)           # (B, L, k)
-    return z, (ids, top_weights(top, others, clean, among, s, tau, V).float())
+    return z, (ids, top_weights(top, clean, among, s, tau, V).float())
 
 
-def top_weights(top, others, clean, among, s, tau, V):
-    """exp(w / tau) / Z of the coordinates `top`, (B, L, k), with the unseen ones in Z by their expectation:
-    n of them are s N(0, 1) below c, and E exp(y / tau) = exp(s^2 / 2 tau^2) Phi(c/s - s/tau) / Phi(c/s). -> (B, L, k)
+def top_weights(top, clean, among, s, tau, V):
+    """exp(w / tau) / Z of the coordinates `top`, (B, L, k), with the unseen ones in Z by their expectation: n of them
+    are s N(0, 1) below c, the least of top, and E exp(y / tau) = exp(s^2 / 2 tau^2) Phi(c/s - s/tau) / Phi(c/s).
+    -> (B, L, k)
     """
-    k = top.shape[-1]
-    above = F.pad(others, (1, 0), value=math.inf)                                                   # (B, L, k + 1)
-    c = torch.where(among, above[..., -2:-1], above[..., -1:]) / s                                  # (B, L, 1) in s
+    k, c = top.shape[-1], top.amin(-1, keepdim=True) / s                                            # (B, L, 1) in s
     unseen = torch.where(among, V - k, V - 1 - k).double().log()                                    # (B, L, 1)
     tail = unseen + (s / tau) ** 2 / 2 + torch.special.log_ndtr(c - s / tau) - torch.special.log_ndtr(c)
     rest = torch.where(among, -math.inf, clean / tau)                                               # (B, L, 1)
@@ -144,24 +143,25 @@ def top_weights(top, others, clean, among, s, tau, V):
 
 
 def distinct(n, k, shape, device):
-    """k different ids below n at each place, every set equally likely (Floyd's algorithm). -> (*shape, k)"""
+    """k different ids below n at each place, each drawn from those that are left. -> (*shape, k)"""
     ids = torch.empty(*shape, 0, dtype=torch.long, device=device)
-    for top in range(n - k, n):
-        new = torch.randint(top + 1, (*shape, 1), device=device)                                    # (*shape, 1)
-        new = torch.where((ids == new).any(-1, keepdim=True), top, new)                             # (*shape, 1)
+    for i in range(k):
+        new = torch.randint(n - i, (*shape, 1), device=device)                                      # (*shape, 1)
+        for taken in ids.sort(-1).values.unbind(-1):
+            new = new + (new >= taken[..., None])            # the new-th of those that are left
         ids = torch.cat([ids, new], -1)
     return ids
 
 
 class Duo(UDLM):
     """--method duo. udlm, but for the first `curriculum` of training, which is on relaxed inputs of temperature tau:
-    of all words for top_k = 0, else of the top_k largest, without a (B, L, V) input. train.py sets `progress`."""
+    of all words for top_k = 0 or V, else of the top_k largest, without a (B, L, V) input. train.py sets `progress`."""
 
     progress = 0.0                                           # share of training that is done
 
     def __init__(self, n_tokens, curriculum=0.5, tau=1e-3, top_k=2):
         super().__init__(n_tokens)
-        self.curriculum, self.tau, self.top_k = curriculum, tau, top_k
+        self.curriculum, self.tau, self.top_k = curriculum, tau, top_k if top_k < n_tokens else 0
         self.gaussian = GaussianUniform(n_tokens)
 
     def loss(self, denoiser, x, frozen=None):

@@ -22,8 +22,6 @@ How often to correct (sigma = (1 - kappa) (1 - alpha_s) is ReMDM's chance that a
 
 (The public code of `rescale` multiplies by eta twice, and its last step in each phase of `loop` does nothing.)
 """
-from itertools import islice
-
 import torch
 
 from diffusion import ancestral, probabilities, step
@@ -74,23 +72,16 @@ def psi(process, denoiser, z, frozen, steps, law=probabilities, schedule="cap", 
 
 
 @torch.no_grad()
-def greedy_tail(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral, at0=True):
-    """`walk`, and after it, as the last of the steps, the likeliest word at each token given all the others.
+def greedy_tail(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral):
+    """`walk` to the end, and as the last of the steps the likeliest word at each token, given all the others, at t = 0.
 
     That is the argmax of the leave-one-out law x_theta, not of p(x | z): near t = 0 the second holds each token's own
     evidence, with odds of V / t, and would keep all text as it is. x_theta asks what the *others* would have there, and
     so proofreads. Sure, and less varied: the entropy of the texts falls, and must be given beside their likelihood.
     """
-    if at0:
-        t=1.0
-        if steps > 1:
-            for z in walk(process, denoiser, z, frozen, steps - 1, law):
-                yield z
-            t = 0.0
-    else:
-        for z in islice(walk(process, denoiser, z, frozen, steps, law), steps - 1):
-            yield z
-        t = 1 / steps
-    time = torch.full((len(z), 1), t, device=z.device)
-    words = denoiser(z, time, at=~frozen)[:, :process.n_tokens].argmax(-1)
-    yield z.masked_scatter(~frozen, words)
+    for z in walk(process, denoiser, z, frozen, steps - 1, law) if steps > 1 else ():
+        yield z
+    t = torch.full((len(z), 1), 0.0 if steps > 1 else 1.0, device=z.device)                         # (B, 1)
+    if not frozen.all():
+        words = denoiser(z, t, at=~frozen)[:, :process.n_tokens].argmax(-1)                         # (N,)
+        yield z.masked_scatter(~frozen, words)                                                      # (B, L)

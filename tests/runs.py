@@ -24,7 +24,7 @@ import train
 from flags import one_line_errors, parse
 
 ROOT = Path(__file__).parent.parent
-METHODS = ["ar", "mdlm", "udlm", "gidd"]
+METHODS = ["ar", "mdlm", "udlm", "gidd", "duo"]
 TINY = dict(data="toy", block_size=8, n_layer=1, n_embd=16, n_head=2, cond_dim=8, batch_size=2, max_iters=2,
             eval_iters=1, warmup_iters=0, device="cpu", dtype="float32")
 
@@ -62,6 +62,17 @@ def fit(out_dir, given=(), **flags):
     return checkpoint.load(out_dir)
 
 
+def interrupt(monkeypatch, at, number):
+    """A signal arrives in the middle of step `at`."""
+    step = train.Learner.step
+
+    def interrupted(self, n):
+        if n == at:
+            os.kill(os.getpid(), number)
+        return step(self, n)
+    monkeypatch.setattr(train.Learner, "step", interrupted)
+
+
 def script(name, *argv, **env):
     """The command line and environment of a script that runs in a process of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **env}
@@ -77,7 +88,7 @@ def complaint(module, *argv, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit) as end, one_line_errors():
         config, given = parse(module.Config, [str(word) for word in argv])
-        module.main(config, given) if module is train else module.main(config)
+        module.main(config, given) if module.__name__ in ("train", "distill") else module.main(config)
     error = capsys.readouterr().err
     error = re.sub(r"\Apreparing .*, once ...\n", "", error)
     assert end.value.code == 2 and error.count("\n") == 1, error
