@@ -9,7 +9,8 @@ In each round a student learns to do in one step what its teacher does in more; 
 step doubles. There is no text in the targets: D compares two guesses at the clean text, in nats.
 
     sdtt   (arXiv:2410.21035) mask x to time t. The teacher takes k steps of (3), each of length dt, from there; y_l is
-           what it believed about mask l when it opened it, or in the end.  loss = mean over masks of D(student(z_t), y)
+           what it believed about mask l when it opened it, or in the end.
+           loss = mean over masks of D(student(z_t), y)
     dcd    (arXiv:2506.10892, section 4.2) two points of one path of noise, t and s = t - dt:
            loss = mean over tokens of D(student(z_t), teacher(z_s))                                              (13)
 
@@ -33,7 +34,7 @@ class Config:
     first_steps: int = flag(64, "the teacher's steps from noise to text in the first round, 1 / dt", least=1)
     substeps: int = flag(2, "sdtt: teacher's steps that the student does in one", least=1)
     divergence: str = flag("kl-bwd", "between student and teacher", choices=["kl-bwd", "kl-fwd", "mse", "tvd"])
-    refresh: str = flag("raw", "what becomes the next teacher: the student's weights, or their average", ["raw", "ema"])
+    refresh: str = flag("raw", "the next teacher: the student's weights, or their average", ["raw", "ema"])
     batch_size: int = flag(64, "texts per micro-batch", least=1)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
     learning_rate: float = flag(0.0005, "of adamw", least=0)

@@ -6,13 +6,13 @@ Write a token as a one-hot vector, add Gaussian noise, and read off the largest 
     w = a onehot(x) + s eps,   z = argmax(w),   a^2 = sigmoid(-gamma),   s^2 = sigmoid(gamma)                    (11)
 
 Then z has the law of uniform noise, Cat(alpha x + (1 - alpha) / V): by symmetry all wrong words are equally likely.
-How much of x is kept is the Diffusion Transformation Operator of the noise gamma (minus the log signal-to-noise ratio),
+How much of x is kept is the Diffusion Transformation Operator of gamma (minus the log of signal to noise):
 
     alpha = T(gamma) = (V p - 1) / (V - 1),   p = P(z = x) = int phi(u - mu) Phi(u)^(V-1) du,   mu = a / s      (12)
 
 Curriculum: in the first part of training show the network softmax(w / tau) instead of z. Wherever two coordinates
-nearly tie, both words shine through, so that hard cases are easier at first, and their gradients vary less; the loss is
-the bound (2) of uniform.py for the hard z. At tau = 0 the input is z, and the loss is that of udlm on these draws.
+nearly tie, both words shine through, so that hard cases are easier at first, and their gradients vary less; the loss
+is the bound (2) of uniform.py for the hard z. At tau = 0 the input is z, and the loss is that of udlm on these draws.
 
 softmax(w / tau) over V words needs V Gaussians a token. But at small tau only the largest few count, and those can be
 drawn without the rest (2602.21185): of n independent uniforms the largest is U^(1/n), and the next ones go on like
@@ -109,8 +109,8 @@ def sparse_relaxation(process, x, t, tau, k):
     """(11) drawn directly: the k largest coordinates of w, and their softmax weights among all V.
     -> z (B, L), (ids (B, L, k), weights (B, L, k)); the weights sum to 1 less what the V - k others have
 
-    z = x exactly if the clean coordinate beats the largest of the others. (The public code lets it win as soon as it is
-    among the k largest, and so keeps up to twice as many words as alpha says.)
+    z = x exactly if the clean coordinate beats the largest of the others. (The public code lets it win as soon as it
+    is among the k largest, and so keeps up to twice as many words as alpha says.)
     """
     V, gamma = process.V, process.gamma(t).double()                                                 # (B, 1)
     a, s = (-gamma).sigmoid().sqrt()[..., None], gamma.sigmoid().sqrt()[..., None]                  # (B, 1, 1)
@@ -165,7 +165,7 @@ class Duo(UDLM):
         self.gaussian = GaussianUniform(n_tokens)
 
     def loss(self, denoiser, x, frozen=None):
-        """A surrogate at first: the bound for alpha from .95 to .05 only, and on soft inputs; then udlm's. -> (B, L)"""
+        """A surrogate at first: the bound from alpha = .95 to .05 only, on soft inputs; then udlm's. -> (B, L)"""
         if self.progress >= self.curriculum:
             return self.nelbo(denoiser, x, frozen)
         t = stratified(len(x), x.device)                                                            # (B, 1)

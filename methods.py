@@ -43,7 +43,7 @@ def make_method(name, n_tokens, **options):
 
 
 def make_sampler(name, method, schedule="cap", eta=0.02, tail="draw"):
-    """A sampler as the methods take it, sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
+    """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law). BadInput if it cannot be."""
     if method == "ar" and (name, tail) != ("ancestral", "draw"):
         raise BadInput("ar writes from left to right: it has --sampler ancestral alone, and no --tail greedy")
     if name in ("first-hitting", "confidence") and method != "mdlm":

@@ -73,11 +73,11 @@ def psi(process, denoiser, z, frozen, steps, law=probabilities, schedule="cap", 
 
 @torch.no_grad()
 def greedy_tail(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral):
-    """`walk` to the end, and as the last of the steps the likeliest word at each token, given all the others, at t = 0.
+    """`walk` to the end, and as the last of the steps the likeliest word at each token, given all others, at t = 0.
 
     That is the argmax of the leave-one-out law x_theta, not of p(x | z): near t = 0 the second holds each token's own
-    evidence, with odds of V / t, and would keep all text as it is. x_theta asks what the *others* would have there, and
-    so proofreads. Sure, and less varied: the entropy of the texts falls, and must be given beside their likelihood.
+    evidence, with odds of V / t, and would keep all text as it is. x_theta asks what the *others* would have there,
+    and so proofreads. Sure, and less varied: the entropy of texts falls, and must be given beside their likelihood.
     """
     for z in walk(process, denoiser, z, frozen, steps - 1, law) if steps > 1 else ():
         yield z

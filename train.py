@@ -25,7 +25,7 @@ class Config:
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
-    tau: float = flag(0.001, "duo: temperature of the relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
+    tau: float = flag(0.001, "duo: temperature of relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
@@ -82,8 +82,9 @@ from evaluate import estimate, league, unit
 from interrupt import Stop, look
 from sample import generate
 
-SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "curriculum", "tau", "top_k", "block_size", "n_layer", "n_head", "n_embd",
-         "cond_dim", "qk_norm", "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]  # fixed for a run
+SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "curriculum", "tau", "top_k", "block_size",
+         "n_layer", "n_head", "n_embd", "cond_dim", "qk_norm", "optimizer", "batch_size",
+         "gradient_accumulation_steps", "seed"]              # fixed for a run
 
 
 # ---- learning: what changes at every step

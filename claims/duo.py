@@ -166,20 +166,21 @@ def learn(config):
             nats, se = estimate(model.method, model.denoiser, x, 1 if name == "ar" else 8, 256)
             rows.append({"method": name, "seed": seed, "gap": nats - entropy, "se": se, "curve": curve(model)})
     keep(config, "learn", rows)
-    print(f"\n{hardware()}\nbound above the exact entropy of {entropy:.4f} +- {error:.4f}, nats/token, {config.seeds} seeds")
+    print(f"\n{hardware()}\nbound above the exact entropy of {entropy:.4f} +- {error:.4f}, nats/token, "
+          f"{config.seeds} seeds")
     gaps = {name: [row["gap"] for row in rows if row["method"] == name] for name in METHODS}
     for name, values in gaps.items():
         se = statistics.mean(row["se"] for row in rows if row["method"] == name)
         print(f"{name:<20}{statistics.mean(values):.4f} +- {se:.4f}{spread_of(values)}")
-    less = [a - b for a, b in zip(gaps["duo"], gaps["udlm"])]                    # on the same noise: little chance left
+    less = [a - b for a, b in zip(gaps["duo"], gaps["udlm"])]                    # on the same noise: little chance
     print(f"duo less udlm: {statistics.mean(less):+.4f}{spread_of(less)}")
     print("\nsteps until the bound is that of udlm at its last step, three quarters and half of its steps")
     for name in METHODS:
         shares = [[reached(row, rival["curve"], part) for part in (1.0, 0.75, 0.5)] for row, rival in
                   ((row, next(r for r in rows if r["method"] == "udlm" and r["seed"] == row["seed"]))
                    for row in rows if row["method"] == name)]
-        print(f"{name:<20}" + "".join(f"{statistics.mean(s[i] for s in shares):>8.2f}{spread_of([s[i] for s in shares])}"
-                                      for i in range(3)))
+        cells = (f"{statistics.mean(column):>8.2f}{spread_of(column)}" for column in zip(*shares))
+        print(f"{name:<20}" + "".join(cells))
 
 
 def spread_of(values):
@@ -251,7 +252,7 @@ def draw(rows, held_out, path):
     try:
         import matplotlib
     except ImportError:
-        raise BadInput("the picture needs matplotlib: pip install matplotlib, and run again (models are kept)") from None
+        raise BadInput("the picture needs matplotlib: pip install matplotlib, and run again") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))

@@ -1,4 +1,6 @@
 """Distillation: the coupling is the Gaussian's, targets are what the teacher believed, a run is exact and ordinary."""
+import os
+import signal
 from pathlib import Path
 
 import numpy
@@ -6,13 +8,14 @@ import pytest
 import torch
 import world
 from runs import assert_same, complaint, elsewhere, cache, metrics, trained  # noqa: F401  (fixtures)
-from world import L, N
+from world import N
 
 import checkpoint
 import distill
 import evaluate
 import sample
-from diffusion import corrupt
+import train
+from diffusion import corrupt, stratified
 from distill import DCD, SDTT, WIDE, coupled, divergence, sdtt_targets
 from duo import GaussianUniform
 from masked import Absorbing
@@ -110,15 +113,16 @@ def test_divergences_vanish_only_between_equal_laws_and_total_variation_is_at_mo
 
 @pytest.mark.parametrize("name", ["k1_dt0.05", "k2_dt0.05", "k4_dt0.05", "k2_dt0.25"])
 def test_the_targets_are_the_reference_figures(name, monkeypatch):
-    """On the states that the public code walked through (its times are not those of its paper; targets have none)."""
-    base, E, states = figure("sdtt_teacher/base"), figure("sdtt_teacher/E"), figure(f"sdtt_targets/{name}/x_before_each_step")
+    """On the states that the public code walked through: its times are not its paper's, but targets have no time."""
+    base, E = figure("sdtt_teacher/base"), figure("sdtt_teacher/E")
     teacher = lambda z, t, at: (base + E[z].mean(1, keepdim=True))[at]
     k, dt = int(name[1]), float(name.split("dt")[1])
-    walk = iter(states[1:])
+    walk = iter(figure(f"sdtt_targets/{name}/x_before_each_step")[1:])
     monkeypatch.setattr(distill, "step", lambda *args: next(walk))
     z = figure("sdtt_targets/xt")
     targets = sdtt_targets(Absorbing(9), teacher, z, figure("sdtt_targets/t")[:, None], dt, k)
-    torch.testing.assert_close(targets, figure(f"sdtt_targets/{name}/log_targets")[z == 9][:, :9], atol=1e-5, rtol=1e-5)
+    due = figure(f"sdtt_targets/{name}/log_targets")[z == 9][:, :9]                                      # (N, 9)
+    torch.testing.assert_close(targets, due, atol=1e-5, rtol=1e-5)
 
 
 def test_the_losses_through_time_are_the_reference_figures():
@@ -133,8 +137,10 @@ def test_the_losses_through_time_are_the_reference_figures():
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_targets_of_an_exact_teacher_are_its_own_law_in_the_mean(k):
-    """What a walk of exact steps will believe is, on average, what is believed now: within 4.5 standard errors of 40,000
-    walks. A walk that opens a mask to the wrong law, or too late a target, would move it."""
+    """What a walk of exact steps will believe is on average what is believed now, within 4.5 standard errors.
+
+    A mask that opens to the wrong law, or a target that is taken too late, would move it.
+    """
     torch.manual_seed(0)
     process, n = Absorbing(N), 40_000
     teacher = world.oracle(process)
@@ -161,23 +167,14 @@ def test_a_mask_that_opens_keeps_the_belief_of_then_and_others_that_of_the_end()
 
 
 def test_the_loss_is_a_mean_over_masks_and_only_over_them():
-    torch.manual_seed(0)
-    method = make_method("mdlm", 5)
+    method, x, sure = make_method("mdlm", 5), torch.randint(5, (30, 8)), torch.tensor([9.0, 0, 0, 0, 0, 0])
     objective = SDTT(method, lambda z, t, at: torch.zeros(int(at.sum()), 6), settings(substeps=1, divergence="kl-fwd"))
-    sure = torch.tensor([9.0, 0, 0, 0, 0, 0])
-    x = torch.randint(5, (30, 8))
+    torch.manual_seed(0)
     loss = objective.loss(lambda z, t, at: sure.expand(int(at.sum()), 6), x)
     one = divergence("kl-fwd", sure[None, :5].log_softmax(-1), torch.full((1, 5), 0.2).log())
     torch.testing.assert_close(loss.mean(), one[0])
     torch.manual_seed(0)
-    torch.testing.assert_close(loss == 0, corrupt_as(method, objective, x))
-
-
-def corrupt_as(method, objective, x):
-    """Where the draw of `loss` just before left text."""
-    torch.randint(5, (30, 8))
-    from diffusion import stratified
-    return corrupt(method.process, x, stratified(len(x))) != 5
+    assert torch.equal(loss == 0, corrupt(method.process, x, stratified(len(x))) != 5)
 
 
 # ---- runs
@@ -211,12 +208,13 @@ def test_the_student_is_an_ordinary_checkpoint(teacher, method, trained, capsys)
     run(trained / teacher, "student", method=method)
     sample.main(sample.Config(out_dir="student", num_samples=1, steps=2))
     evaluate.main(evaluate.Config(out_dir="student", draws=1, max_texts=4, num_samples=2, steps=2))
-    assert checkpoint.restore("student").config.method == teacher and "bound on held-out text" in capsys.readouterr().out
+    assert checkpoint.restore("student").config.method == teacher
+    assert "bound on held-out text" in capsys.readouterr().out
     assert set(metrics("student", "val_bound")) == {0, 2, 4}
 
 
 @pytest.mark.parametrize("refresh", ["raw", "ema"])
-def test_each_round_doubles_the_step_and_makes_the_student_its_own_teacher(refresh, trained, monkeypatch):  # noqa: F811
+def test_each_round_doubles_the_step_and_makes_the_student_the_teacher(refresh, trained, monkeypatch):  # noqa: F811
     seen = []
     loss = DCD.loss
 
@@ -225,12 +223,13 @@ def test_each_round_doubles_the_step_and_makes_the_student_its_own_teacher(refre
         seen.append((self.dt, self.teacher.embed.clone()))
         return loss(self, denoiser, x)
     monkeypatch.setattr(DCD, "loss", spy)
-    first = run(trained / "duo", "one", method="dcd", rounds=1, refresh=refresh)["ema" if refresh == "ema" else "model"]
+    first = run(trained / "duo", "one", method="dcd", rounds=1)["ema" if refresh == "ema" else "model"]["embed"]
     seen.clear()
     run(trained / "duo", "two", method="dcd", rounds=2, refresh=refresh)
     assert [dt for dt, _ in seen] == [1 / 8, 1 / 8, 1 / 4, 1 / 4]
-    assert torch.equal(seen[0][1], checkpoint.load(trained / "duo")["ema"]["embed"]) and torch.equal(seen[1][1], seen[0][1])
-    assert torch.equal(seen[2][1], first["embed"]) and torch.equal(seen[3][1], first["embed"])
+    taught = checkpoint.load(trained / "duo")["ema"]["embed"]
+    assert all(torch.equal(ours, due) for (_, ours), due in zip(seen, [taught, taught, first, first]))
+    assert not torch.equal(taught, first)
 
 
 @pytest.mark.parametrize("teacher, method", PAIRS[:2])
@@ -243,8 +242,6 @@ def test_a_resumed_distillation_is_the_same_to_the_bit(teacher, method, stop, tr
     def stopping(self, n):
         result = step(self, n)
         if n + 1 == stop:
-            import os
-            import signal
             os.kill(os.getpid(), signal.SIGINT)
         return result
     monkeypatch.setattr(distill.Student, "step", stopping)
@@ -269,15 +266,15 @@ def test_bad_settings_get_one_line(words, message, trained, capsys):  # noqa: F8
     assert message in complaint(distill, *words, capsys=capsys)
 
 
-def test_a_teacher_of_other_tokens_and_a_resume_with_other_settings_get_one_line(trained, capsys, monkeypatch):  # noqa: F811
+def test_other_tokens_and_a_resume_with_other_settings_get_one_line(trained, capsys, monkeypatch):  # noqa: F811
     run(trained / "duo", "student", method="dcd")
     assert "which has 8" in complaint(distill, "--init_from", "resume", "--out_dir", "student", "--first_steps", "16",
                                       capsys=capsys)
-    import train
     assert "is a run of distill.py" in complaint(train, "--init_from", "resume", "--out_dir", "student", capsys=capsys)
     state = checkpoint.load(trained / "duo")
     state["encoding"] = {**state["encoding"], "name": "other"} if isinstance(state["encoding"], dict) else "other"
     monkeypatch.setattr(checkpoint, "load", lambda *a: state)
     monkeypatch.setattr(checkpoint, "assemble", lambda *a: checkpoint.SimpleNamespace(
         config=checkpoint.SimpleNamespace(**state["config"])))
-    assert "gives other tokens now" in complaint(distill, "--teacher", trained / "duo", "--method", "dcd", capsys=capsys)
+    words = ["--teacher", trained / "duo", "--method", "dcd"]
+    assert "gives other tokens now" in complaint(distill, *words, capsys=capsys)
