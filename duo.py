@@ -23,6 +23,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from data import BadInput
 from diffusion import stratified
 from uniform import UDLM, mixture_bound, text_logits, unfrozen
 
@@ -155,13 +156,15 @@ def distinct(n, k, shape, device):
 
 class Duo(UDLM):
     """--method duo. udlm, but for the first `curriculum` of training, which is on relaxed inputs of temperature tau:
-    of all words for top_k = 0 or V, else of the top_k largest, without a (B, L, V) input. train.py sets `progress`."""
+    of all words for top_k = 0, else of the top_k largest, without a (B, L, V) input. train.py sets `progress`."""
 
     progress = 0.0                                           # share of training that is done
 
     def __init__(self, n_tokens, curriculum=0.5, tau=1e-3, top_k=2):
         super().__init__(n_tokens)
-        self.curriculum, self.tau, self.top_k = curriculum, tau, top_k if top_k < n_tokens else 0
+        if not 0 <= top_k < n_tokens:
+            raise BadInput(f"--top_k {top_k} must be less than the {n_tokens} symbols of the text; 0 draws them all")
+        self.curriculum, self.tau, self.top_k = curriculum, tau, top_k
         self.gaussian = GaussianUniform(n_tokens)
 
     def loss(self, denoiser, x, frozen=None):

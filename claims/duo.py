@@ -153,7 +153,7 @@ def variance(config, n=64):
 
 # ---- 2. and 3. who reaches which bound when
 
-METHODS = ["mdlm", "duo", "udlm", "ar"]
+METHODS, RANDOM = ["mdlm", "duo", "udlm", "ar"], ["mdlm", "duo", "udlm"]     # ar, far ahead, has one seed
 LOOKS = dict(eval_interval=100, eval_iters=4)
 
 
@@ -161,7 +161,7 @@ def learn(config):
     corpus, rows = load("toy", 32), []
     x, (entropy, error) = corpus.windows("val", 4000), corpus.language.entropy(32)                  # (n, L)
     for seed in range(1, config.seeds + 1):
-        for name in METHODS:
+        for name in METHODS if seed == 1 else RANDOM:
             model = trained(config, f"learn-{name}-{seed}", **TOY, **LOOKS, method=name, seed=seed)
             nats, se = estimate(model.method, model.denoiser, x, 1 if name == "ar" else 8, 256)
             rows.append({"method": name, "seed": seed, "gap": nats - entropy, "se": se, "curve": curve(model)})
