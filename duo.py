@@ -184,7 +184,7 @@ class Duo(UDLM):
     def relaxed_bound(self, denoiser, x, z, soft, t, frozen=None):
         """The bound (2) for z at the Gaussian's alpha, of a network that saw `soft`. -> (B, L) nats"""
         if frozen is not None:
-            z, soft = torch.where(frozen, x, z), given_clean(soft, x, frozen)                       # (B, L), soft ids
+            soft = given_clean(soft, x, frozen)                                                     # soft ids
         noise = 1 - self.gaussian.alpha(t)                                                          # (B, 1)
         log_x_theta = text_logits(denoiser, soft, noise, self.n_tokens)                             # (B, L, V)
         return unfrozen(mixture_bound(self.gaussian, log_x_theta, x, z, t), frozen)                 # (B, L)

@@ -47,7 +47,7 @@ def plan(process, schedule, eta, steps):
         stay, down = round(STAY * steps), max(1, round(DOWN * steps))
         last = max(1, steps - stay - down)
         down, stay = min(down, steps - last), max(0, steps - last - down)
-        ends = (1, PLATEAU, down), (PLATEAU, PLATEAU, stay), (PLATEAU if down else 1, 0, last)
+        ends = (1, PLATEAU, down), (PLATEAU, PLATEAU, stay), (PLATEAU, 0, last)
         times = [torch.linspace(a, b, n + 1, dtype=torch.float64)[1:] for a, b, n in ends]
         times = torch.cat([torch.ones(1, dtype=torch.float64), *times])                             # (steps + 1,)
         stays = times[1:] == times[:-1]                                                             # (steps,)

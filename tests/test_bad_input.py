@@ -80,6 +80,10 @@ def test_a_bad_checkpoint_is_refused_in_one_line_and_its_code_never_runs(module,
     (["--batch_size=1.5"], "1.5"),
     (["--n_head", "3"], "--n_embd 128 must be --n_head 3 times an even number"),
     (["--p_uniform", "1"], "between"),
+    (["--curriculum", "1.5"], "between"),
+    (["--tau=-0.1"], "between"),
+    (["--top_k=-1"], "at least 0"),
+    (["--data", "toy", "--method", "duo", "--top_k", "113"], "--top_k 113 must be less than the 113 symbols"),
     (["--device", "cuda:99"], "there is no device 'cuda:99'"),
     (["--device", "gpu"], "--device cpu always works"),
     (["--init_from", "resume"], "there is no checkpoint out/python-mdlm/ckpt.pt: train one first"),
@@ -96,7 +100,7 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(argv, says, capsy
 
 
 @pytest.mark.parametrize("name, value", [("n_embd", 32), ("method", "ar"), ("data", "names"), ("seed", 3),
-                                         ("block_size", 16)])
+                                         ("block_size", 16), ("curriculum", 0.1), ("tau", 0.1), ("top_k", 3)])
 def test_a_resumed_run_cannot_change_its_shape(name, value, trained, capsys):
     resume = ["--out_dir", trained / "mdlm", "--init_from", "resume"]
     error = complaint(train, *resume, f"--{name}={value}", capsys=capsys)
@@ -125,8 +129,15 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, capsys):
     (["--prompt", "the cat " * 9], "the prompt has 18 tokens, more than the text's 8"),
     (["--prompt", "the _ cat", "--length", "2"], "raise --length"),
     (["--gap", "__"], "must be one character"),
-    (["--sampler", "confidence", "--out_dir", "AR"], "ar has the sampler ancestral alone"),
+    (["--sampler", "confidence", "--out_dir", "AR"], "ar writes from left to right"),
+    (["--sampler", "psi", "--out_dir", "AR"], "ar writes from left to right"),
+    (["--tail", "greedy", "--out_dir", "AR"], "no --tail greedy"),
+    (["--sampler", "first-hitting", "--out_dir", "UDLM"], "first-hitting chooses among masks: udlm has"),
+    (["--sampler", "confidence", "--oracle", "gidd"], "confidence chooses among masks: gidd has"),
+    (["--tail", "greedy"], "--tail greedy proofreads text, which masks leave alone"),
     (["--sampler", "confidences"], "did you mean confidence?"),
+    (["--kappa", "caps"], "did you mean cap?"),
+    (["--eta", "1.1"], "between"),
     (["--steps", "0"], "at least 1"),
     (["--top_p", "0"], "between"),
     (["--temperature=-1"], "between"),
@@ -136,7 +147,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, capsys):
 ])
 def test_what_cannot_be_sampled_is_one_line(argv, says, trained, capsys):
     Path("latin1.txt").write_bytes("Übermut".encode("latin-1"))
-    argv = [str(trained / "ar") if word == "AR" else word for word in argv]
+    argv = [str(trained / word.lower()) if word in ("AR", "UDLM") else word for word in argv]
     assert says in complaint(sample, "--out_dir", trained / "mdlm", *argv, capsys=capsys)
 
 
@@ -149,6 +160,8 @@ def test_what_cannot_be_sampled_is_one_line(argv, says, trained, capsys):
     (["--oracle", "ddpm"], "is not one of ar, mdlm"),
     (["--max_texts", "1"], "at least 2"),
     (["--num_samples", "1"], "two"),
+    (["--sampler", "first-hitting", "--oracle", "duo"], "chooses among masks: duo has"),
+    (["--tail", "greedy"], "proofreads"),
 ])
 def test_what_cannot_be_evaluated_is_one_line(argv, says, trained, capsys):
     if "names" in argv and "--judge" in argv:

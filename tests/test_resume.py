@@ -13,22 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, TINY, assert_same, cache, complaint, elsewhere, fit, metrics, script, tiny  # noqa: F401
+from runs import ROOT, TINY, assert_same, cache, complaint, elsewhere, fit, interrupt, metrics  # noqa: F401
+from runs import script, tiny
 
 import checkpoint
 import train
 from data import BadInput
-
-
-def interrupt(monkeypatch, at, number):
-    """A signal arrives in the middle of step `at`."""
-    step = train.Learner.step
-
-    def interrupted(self, n):
-        if n == at:
-            os.kill(os.getpid(), number)
-        return step(self, n)
-    monkeypatch.setattr(train.Learner, "step", interrupted)
+from interrupt import Stop
 
 
 @pytest.mark.parametrize("method, number, flags", [
@@ -36,6 +27,7 @@ def interrupt(monkeypatch, at, number):
     ("ar", signal.SIGINT, dict(dropout=0.2)),
     ("udlm", signal.SIGTERM, dict(optimizer="adamw")),
     ("gidd", signal.SIGINT, dict(gradient_accumulation_steps=2, lr_schedule="linear", dtype="bfloat16")),
+    ("duo", signal.SIGTERM, dict(curriculum=0.8)),           # stopped on relaxed inputs; the last step is on ids
 ])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(method, number, flags, monkeypatch, capsys):
     flags = dict(flags, method=method, max_iters=9, learning_rate=0.01, warmup_iters=3)
@@ -218,9 +210,9 @@ def test_two_processes_learn_what_one_does_and_sigterm_stops_both(monkeypatch):
 
 def test_a_signal_that_comes_while_processes_agree_is_neither_lost_nor_acted_on_alone(monkeypatch):
     """It falls into the sum more often than not, since there a process waits."""
-    stop = train.Stop(saved=0)
-    monkeypatch.setattr(train, "WORLD", 2)
-    monkeypatch.setattr(train.dist, "all_reduce", lambda asked: stop.ask(signal.SIGTERM, None))
+    stop = Stop(saved=0)
+    monkeypatch.setattr("interrupt.WORLD", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda asked: stop.ask(signal.SIGTERM, None))
     cpu = torch.device("cpu")
     assert not stop.everywhere(cpu) and stop.everywhere(cpu)
 

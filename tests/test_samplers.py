@@ -2,44 +2,13 @@
 import pytest
 import torch
 import world
-from world import L, N, P, TEXTS
+from world import L, N, P, PROCESSES, TEXTS, numbers, surprise
 
-from diffusion import ancestral, categorical, probabilities, reverse
-from masked import Absorbing
-from methods import make_method
+from diffusion import categorical, probabilities, reverse, step
+from methods import SAMPLERS, make_method
 from sample import Counted
-from uniform import Hybrid, Uniform
 
-PROCESSES = {"mask": Absorbing(N), "uniform": Uniform(N), "hybrid .1": Hybrid(N, 0.1), "hybrid .7": Hybrid(N, 0.7)}
 NOTHING = lambda n: torch.zeros(n, L, dtype=torch.bool)
-
-
-def numbers(z, V):
-    """Each text of three as one number. (n, 3) -> (n,)"""
-    return (z * V ** torch.arange(L).flip(0)).sum(-1)
-
-
-def surprise(draws, law):
-    """Chi-square of draws (ids) against a law, in standard deviations above its mean: about normal for many cells."""
-    expected, seen = law * len(draws), torch.bincount(draws, minlength=len(law))
-    assert (seen[law == 0] == 0).all(), "drew what has probability zero"
-    cells = expected > 5
-    rest_expected, rest_seen = expected[~cells].sum(), seen[~cells].sum()       # the rare ones, as one cell
-    chi, freedom = ((seen - expected)[cells] ** 2 / expected[cells]).sum(), int(cells.sum()) - 1
-    if rest_expected > 5:
-        chi, freedom = chi + (rest_seen - rest_expected) ** 2 / rest_expected, freedom + 1
-    freedom = max(1, freedom)
-    return float((chi - freedom) / (2 * freedom) ** 0.5)
-
-
-class OneStep:
-    """A process seen through a window of time: ancestral(steps=1) then walks from t to s, and not from 1 to 0."""
-
-    def __init__(self, process, s, t):
-        self.process, self.s, self.t, self.V, self.n_tokens = process, s, t, process.V, process.n_tokens
-
-    def __getattr__(self, name):
-        return lambda time, *rest: getattr(self.process, name)(self.s + (self.t - self.s) * time, *rest)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -51,13 +20,11 @@ def test_the_lazy_step_draws_exactly_the_reverse_law(name, s, t):
     for z in ([0, 1, 2], [process.V - 1] * 3, [1, process.V - 1, 0]):
         z = torch.tensor([z])
         t_, s_ = torch.tensor([[t]], dtype=torch.float64), torch.tensor([[s]], dtype=torch.float64)
-        x_theta = torch.nn.functional.pad(world.vandal(z, t_).exp(), (0, process.V - N))                 # (1, L, V)
-        if name == "mask":
-            x_theta = torch.where((z < N)[..., None], torch.nn.functional.one_hot(z, N + 1).double(), x_theta)
+        x_theta = world.carried_over(process, world.vandal(z, t_).exp(), z)                              # (1, L, V)
         p = reverse(process, x_theta, z, s_, t_)[0]                                                      # (L, V)
         law = torch.einsum("i,j,k->ijk", *p).flatten()                                                   # (V^3,)
-        denoiser = lambda z, time, at: world.vandal(z, torch.full_like(time, t).double(), at)
-        (new,) = ancestral(OneStep(process, s, t), denoiser, z.expand(n, -1), NOTHING(n), steps=1)
+        denoiser = lambda z, time, at: world.vandal(z, time.double(), at)
+        new = step(process, denoiser, z.expand(n, -1), NOTHING(n), s_.expand(n, 1), t_.expand(n, 1))     # (n, L)
         assert surprise(numbers(new, process.V), law) < 4.5
 
 
@@ -76,7 +43,7 @@ def test_many_steps_through_the_oracle_draw_the_data(method, sampler, steps, mos
     if method == "mdlm":                                 # in one step, positions are drawn apart: far from the data
         *_, z = m.sample(world.oracle(m.process), m.prior((n, L)), NOTHING(n), 1)
         assert distance(numbers(z, N)) > 0.05
-    *_, z = m.sample(world.oracle(m.process), m.prior((n, L)), NOTHING(n), steps, sampler)
+    *_, z = m.sample(world.oracle(m.process), m.prior((n, L)), NOTHING(n), steps, SAMPLERS[sampler])
     assert distance(numbers(z, N)) < chance.mean() + 4 * chance.std() + most
 
 
@@ -99,8 +66,8 @@ def rough(z, t, at=None):
 
 
 @pytest.mark.parametrize("method, sampler", [
-    ("ar", "ancestral"), ("mdlm", "ancestral"), ("mdlm", "first-hitting"), ("mdlm", "confidence"),
-    ("udlm", "ancestral"), ("gidd", "ancestral")])
+    ("ar", "ancestral"), ("mdlm", "ancestral"), ("mdlm", "first-hitting"), ("mdlm", "confidence"), ("mdlm", "psi"),
+    ("udlm", "ancestral"), ("udlm", "psi"), ("gidd", "ancestral"), ("gidd", "psi"), ("duo", "ancestral")])
 def test_given_tokens_always_survive_and_the_end_is_text(method, sampler):
     torch.manual_seed(0)
     m, given = make_method(method, 5), torch.randint(5, (20, 12))
@@ -108,16 +75,16 @@ def test_given_tokens_always_survive_and_the_end_is_text(method, sampler):
     frozen[0], frozen[1] = True, False                   # rows with everything and with nothing given
     z = torch.where(frozen, given, m.prior(given.shape))
     for steps in (1, 3, 50):
-        for z_step in m.sample(rough, z, frozen, steps, sampler):
+        for z_step in m.sample(rough, z, frozen, steps, SAMPLERS[sampler]):
             assert (z_step[frozen] == given[frozen]).all()
         assert (z_step < 5).all()
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "first-hitting", "confidence"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_all_given_means_no_network_call(sampler):
     m, x = make_method("mdlm", 5), torch.randint(5, (4, 8))
     spy, frozen = Counted(rough), torch.ones_like(x, dtype=torch.bool)
-    assert all((z == x).all() for z in m.sample(spy, x, frozen, 10, sampler)) and spy.calls == 0
+    assert all((z == x).all() for z in m.sample(spy, x, frozen, 10, SAMPLERS[sampler])) and spy.calls == 0
 
 
 def test_the_masked_sampler_asks_only_where_a_mask_opens_and_not_at_all_when_none_does():
@@ -125,10 +92,10 @@ def test_the_masked_sampler_asks_only_where_a_mask_opens_and_not_at_all_when_non
     m = make_method("mdlm", 5)
     for sampler in ("ancestral", "first-hitting"):
         spy = Counted(rough)
-        list(m.sample(spy, m.prior((8, 64)), torch.zeros(8, 64, dtype=torch.bool), 20, sampler))
+        list(m.sample(spy, m.prior((8, 64)), torch.zeros(8, 64, dtype=torch.bool), 20, SAMPLERS[sampler]))
         assert spy.positions == 8 * 64
         spy = Counted(rough)
-        list(m.sample(spy, m.prior((1, 16)), torch.zeros(1, 16, dtype=torch.bool), 1000, sampler))
+        list(m.sample(spy, m.prior((1, 16)), torch.zeros(1, 16, dtype=torch.bool), 1000, SAMPLERS[sampler]))
         assert spy.calls <= 16
 
 
@@ -146,7 +113,7 @@ def test_the_uniform_sampler_asks_at_few_positions():
 @pytest.mark.parametrize("sampler", ["first-hitting", "confidence"])
 def test_orders_open_the_same_number_at_each_step(sampler):
     m = make_method("mdlm", 5)
-    walk = m.sample(rough, m.prior((6, 20)), torch.zeros(6, 20, dtype=torch.bool), 5, sampler)
+    walk = m.sample(rough, m.prior((6, 20)), torch.zeros(6, 20, dtype=torch.bool), 5, SAMPLERS[sampler])
     opened = torch.stack([(z < 5).sum(-1) for z in walk], -1)                                           # (6, 5)
     assert opened.tolist() == [[4, 8, 12, 16, 20]] * 6
 
@@ -158,7 +125,8 @@ def test_confidence_opens_what_the_network_believes_in_most():
         logits[:, 2, 3] = 20.
         return logits[at]
     m = make_method("mdlm", 5)
-    first = next(m.sample(sure_of_two, m.prior((30, 6)), torch.zeros(30, 6, dtype=torch.bool), 6, "confidence"))
+    walk = m.sample(sure_of_two, m.prior((30, 6)), torch.zeros(30, 6, dtype=torch.bool), 6, SAMPLERS["confidence"])
+    first = next(walk)
     assert (first[:, 2] == 3).all() and ((first < 5).sum(-1) == 1).all()
 
 
@@ -176,7 +144,7 @@ def test_the_model_is_told_the_true_noise_level():
         assert abs(due - t.double().mean()) < 0.02
         return rough(z, t, at)
     for sampler, steps in (("ancestral", 10), ("first-hitting", 40), ("confidence", 10)):
-        list(m.sample(spy, m.prior((300, 40)), torch.zeros(300, 40, dtype=torch.bool), steps, sampler))
+        list(m.sample(spy, m.prior((300, 40)), torch.zeros(300, 40, dtype=torch.bool), steps, SAMPLERS[sampler]))
 
 
 def test_rare_symbols_own_exactly_their_slice(monkeypatch):

@@ -43,6 +43,15 @@ def test_training_takes_two_steps_with_every_method_under_other_flags(method, fl
     assert fit(tmp_path / "out", method=method, **flags)["step"] == 2
 
 
+@pytest.mark.parametrize("flags", [
+    dict(curriculum=0.0), dict(curriculum=1.0), dict(tau=0.0), dict(tau=0.1), dict(tau=0.0, top_k=0), dict(top_k=0),
+    dict(top_k=1), dict(top_k=2), dict(top_k=3), dict(top_k=3, dtype="bfloat16"), dict(top_k=0, dtype="bfloat16"),
+], ids=str)
+def test_duo_takes_two_steps_with_every_way_to_relax_its_inputs(flags, tmp_path):
+    state = fit(tmp_path / "out", **{**dict(method="duo", curriculum=1.0), **flags})
+    assert state["step"] == 2 and all(p.isfinite().all() for p in state["ema"].values())
+
+
 @pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ, reason="the compiler takes a minute: set PALIMPSEST_SLOW=1")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_run_is_the_same_but_for_rounding(method, tmp_path):
@@ -64,23 +73,55 @@ def test_training_sampling_and_evaluation_work_on_text(data, tokenizer, tmp_path
     assert "bits/byte" in printed and "words that stand in the corpus" in printed
 
 
-@pytest.mark.parametrize("name, choice", choices(sample) + booleans(sample))
-@pytest.mark.parametrize("method", ["mdlm", "ar"])
+REFUSED = {("ar", "psi"): "left to right", ("ar", "first-hitting"): "left to right", ("ar", "confidence"): "left to",
+           ("ar", "greedy"): "no --tail greedy", ("mdlm", "greedy"): "proofreads text",
+           ("udlm", "first-hitting"): "among masks", ("udlm", "confidence"): "among masks"}
+ETAS = [("eta", 0.0), ("eta", 0.3), ("eta", 1.0)]
+
+
+def works_or_is_refused(module, method, name, choice, given):
+    """kappa and eta mean something to --sampler psi alone, so there they go with it."""
+    given["sampler"] = "psi" if name in ("kappa", "eta") and method != "ar" else "ancestral"
+    config = module.Config(**{**given, name: choice})
+    if (method, choice) not in REFUSED:
+        return module.main(config)
+    with pytest.raises(BadInput, match=REFUSED[method, choice]):
+        module.main(config)
+
+
+@pytest.mark.parametrize("name, choice", choices(sample) + booleans(sample) + ETAS)
+@pytest.mark.parametrize("method", ["mdlm", "udlm", "ar"])
 def test_sampling_works_with_every_choice_of_every_flag(method, name, choice, trained, capsys):
-    given = {"out_dir": str(trained / method), "steps": 3, "num_samples": 2, "device": "cpu", name: choice}
-    if name == "sampler" and choice != "ancestral" and method == "ar":
-        with pytest.raises(BadInput, match="ar has the sampler ancestral alone"):
-            sample.main(sample.Config(**given))
-        return
-    sample.main(sample.Config(**given))
-    assert capsys.readouterr().out.count("\n") >= 2
+    given = dict(out_dir=str(trained / method), steps=3, num_samples=2, device="cpu")
+    works_or_is_refused(sample, method, name, choice, given)
+    assert capsys.readouterr().out.count("\n") >= 2 or (method, choice) in REFUSED
 
 
-@pytest.mark.parametrize("name, choice", choices(evaluate) + booleans(evaluate))
-def test_evaluation_works_with_every_choice_of_every_flag(name, choice, trained, capsys):
-    given = dict(out_dir=str(trained / "mdlm"), steps=2, num_samples=2, draws=1, max_texts=4, device="cpu")
-    evaluate.main(evaluate.Config(**{**given, name: choice}))
-    assert "bound" in capsys.readouterr().out or choice == "ar" or name == "json"
+@pytest.mark.parametrize("name, choice", choices(evaluate) + booleans(evaluate) + ETAS)
+@pytest.mark.parametrize("method", ["mdlm", "udlm"])
+def test_evaluation_works_with_every_choice_of_every_flag(method, name, choice, trained, capsys):
+    given = dict(out_dir=str(trained / method), steps=2, num_samples=2, draws=1, max_texts=4, device="cpu")
+    works_or_is_refused(evaluate, method, name, choice, given)
+    assert "bound" in capsys.readouterr().out or choice == "ar" or name == "json" or (method, choice) in REFUSED
+
+
+@pytest.mark.parametrize("module", [sample, evaluate], ids=["sample", "evaluate"])
+def test_every_flag_of_the_sampler_reaches_it(module, capsys):
+    """From one seed, each makes other texts than all others do."""
+    model = evaluate.exact("udlm")
+    corpus = evaluate.corpus_of(model, "")
+
+    def texts(**flags):
+        config = module.Config(oracle="udlm", steps=6, num_samples=9, json=True, device="cpu", **flags)
+        if module is evaluate:
+            return str(evaluate.draw(model, corpus, config, "cpu"))
+        sample.main(config)
+        return str([json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()])
+
+    ways = [dict(sampler="psi", kappa=kappa, eta=0.2) for kappa in ("constant", "cap", "rescale", "loop")]
+    ways += [dict(), dict(temperature=0.5), dict(top_p=0.5), dict(tail="greedy")]
+    ways += [dict(sampler="psi", eta=0.9), dict(sampler="psi", eta=0.9, tail="greedy")]
+    assert len({texts(**flags) for flags in ways}) == len(ways) and texts() == texts()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -111,7 +152,10 @@ def test_the_last_report_sets_the_model_beside_counting_and_the_entropy(tmp_path
 
 @pytest.mark.parametrize("method, flags", [
     *[(method, flags) for method in METHODS for flags in (dict(), dict(temperature=0.0), dict(top_p=0.9))],
-    ("mdlm", dict(sampler="confidence")), ("mdlm", dict(sampler="first-hitting"))])
+    ("mdlm", dict(sampler="confidence")), ("mdlm", dict(sampler="first-hitting")),
+    ("mdlm", dict(sampler="psi", eta=0.5)), ("udlm", dict(sampler="psi", kappa="loop")),
+    ("duo", dict(sampler="psi", tail="greedy")),
+    ("gidd", dict(sampler="psi", kappa="constant", eta=1.0, tail="greedy"))])
 def test_given_tokens_survive_wherever_they_stand(method, flags, trained, capsys):
     for source in (trained / method, None):
         config = sample.Config(out_dir=str(source), oracle="" if source else method, json=True, steps=5, num_samples=5,

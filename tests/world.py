@@ -2,13 +2,17 @@
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 
-from diffusion import likelihood
+from diffusion import likelihood, posterior_x0, reverse
+from masked import Absorbing
+from uniform import Hybrid, Uniform
 
 N, L = 3, 3
 TEXTS = torch.tensor(list(product(range(N), repeat=L)))                                                 # (27, 3)
 P = torch.rand(len(TEXTS), generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 2        # (27,)
 P = P / P.sum()
+PROCESSES = {"mask": Absorbing(N), "uniform": Uniform(N), "hybrid .1": Hybrid(N, 0.1), "hybrid .7": Hybrid(N, 0.7)}
 
 
 def states(process):
@@ -46,3 +50,36 @@ def vandal(z, t, at=None):
     scores = torch.stack([0.7 * left + 0.2 * z, 0.3 * right + t * z, 1.1 * t + 0 * z], -1)              # (B, L, N)
     log_p = scores.double().log_softmax(-1)                                                             # (B, L, N)
     return log_p if at is None else log_p[at]
+
+
+def numbers(z, V):
+    """Each text of three as one number. (n, 3) -> (n,)"""
+    return (z * V ** torch.arange(L).flip(0)).sum(-1)
+
+
+def surprise(draws, law):
+    """Chi-square of draws (ids) against a law, in standard deviations above its mean: about normal for many cells."""
+    expected, seen = law * len(draws), torch.bincount(draws, minlength=len(law))
+    assert (seen[law == 0] == 0).all(), "drew what has probability zero"
+    cells = expected > 5
+    rest_expected, rest_seen = expected[~cells].sum(), seen[~cells].sum()       # the rare ones, as one cell
+    chi, freedom = ((seen - expected)[cells] ** 2 / expected[cells]).sum(), int(cells.sum()) - 1
+    if rest_expected > 5:
+        chi, freedom = chi + (rest_seen - rest_expected) ** 2 / rest_expected, freedom + 1
+    freedom = max(1, freedom)
+    return float((chi - freedom) / (2 * freedom) ** 0.5)
+
+
+def carried_over(process, x_theta, z):
+    """x_theta over all V symbols. Where noise is masks alone, text is known to be right, whatever the network says."""
+    x_theta = F.pad(x_theta, (0, process.V - x_theta.shape[-1]))                                        # (B, L, V)
+    known = (z < process.n_tokens)[..., None] & isinstance(process, Absorbing)                          # (B, L, 1)
+    return torch.where(known, F.one_hot(z, process.V).to(x_theta.dtype), x_theta)                       # (B, L, V)
+
+
+def psi_law(process, x_theta, z, s, t, kappa):
+    """Eq. (10) of psi.py, written out. s, t (B, 1) -> (B, L, V) probabilities of z_s given z_t"""
+    symbols = torch.arange(process.V)                                                                   # (V,)
+    guess = F.pad(posterior_x0(process, x_theta, z, t), (0, process.V - process.n_tokens))              # (B, L, V)
+    again = process.alpha(s)[..., None] * guess + process.b(s[..., None], symbols)                      # (B, L, V)
+    return kappa * reverse(process, carried_over(process, x_theta, z), z, s, t) + (1 - kappa) * again   # (B, L, V)

@@ -1,0 +1,325 @@
+"""Duo: the operator T, both ways to draw a relaxed input, and the curriculum. Draws are judged by standard errors."""
+import math
+import signal
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+import world
+from runs import assert_same, cache, elsewhere, fit, interrupt  # noqa: F401
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from world import surprise
+
+from duo import Duo, GaussianUniform, Operator, dense_relaxation, distinct, sparse_relaxation
+from model import Transformer
+from uniform import Uniform, mixture_bound, text_logits
+
+VOCABULARIES = [3, 28, 1000, 50257, 128256]
+
+
+# ---- the operator
+
+def panels(low, high, width=0.5, nodes=16):
+    """Gauss-Legendre on many short intervals. -> nodes u (n,), weights times phi's constant (n,)"""
+    x, w = numpy.polynomial.legendre.leggauss(nodes)
+    left = numpy.arange(low, high, width)[:, None]
+    return (left + (x + 1) * width / 2).ravel(), numpy.tile(w * width / 2, len(left)) / math.sqrt(2 * math.pi)
+
+
+def log_ndtr(u):
+    """log Phi(u) from the complementary error function of Python's math."""
+    return numpy.array([math.log1p(-math.erfc(a / 2 ** 0.5) / 2) if a > 0 else math.log(math.erfc(-a / 2 ** 0.5) / 2)
+                        for a in u])
+
+
+def among_the_largest(V, k, mu):
+    """P(the clean coordinate is one of the k largest): (12) with the law of the k-th of the V - 1 others. -> (n,)"""
+    u, weight = panels(-10, max(mu) + 10)
+    below, above, n = log_ndtr(u), log_ndtr(-u), V - 1
+    ways = [math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) for j in range(k)]
+    kth = sum(numpy.exp(ways[j] + j * above + (n - j) * below) for j in range(k))                       # (n,) its CDF
+    return numpy.array([(numpy.exp(-0.5 * (u - m) ** 2) * weight * kth).sum() for m in mu])
+
+
+@pytest.mark.parametrize("V", VOCABULARIES)
+def test_the_operator_is_the_integral_of_its_definition(V):
+    """Another rule of integration and another Phi: 1e-12."""
+    gamma = numpy.arange(-6, 20.5, 0.5)
+    exact = (V * among_the_largest(V, 1, numpy.exp(-gamma / 2)) - 1) / (V - 1)
+    numpy.testing.assert_allclose(Operator(V).alpha(torch.from_numpy(gamma)).numpy(), exact, atol=1e-12, rtol=0)
+
+
+def test_with_two_words_the_operator_is_an_error_function():
+    gamma = torch.linspace(-7, 80, 200, dtype=torch.float64)
+    exact = torch.special.erf((-gamma / 2).exp() / 2)    # 2 p - 1 for p = P(one is larger) = Phi(mu / 2^.5)
+    torch.testing.assert_close(Operator(2).alpha(gamma), exact, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("V", VOCABULARIES)
+def test_the_derivative_is_that_of_the_operator_which_falls_from_one_to_nothing(V):
+    """Differences of fourth order, 1e-10; where T is clamped it is 1 or 0 to the last digit already."""
+    operator, gamma, h = Operator(V), torch.linspace(-5.9, 20, 100, dtype=torch.float64), 2e-3
+    by = lambda d: operator.alpha(gamma + d) - operator.alpha(gamma - d)
+    slope = (8 * by(h) - by(2 * h)) / (12 * h)                                                          # (100,)
+    torch.testing.assert_close(operator.dalpha(gamma), slope, atol=1e-10, rtol=0)
+    assert (operator.dalpha(gamma)[operator.alpha(gamma) < 1 - 1e-12] < 0).all()
+    ends = operator.alpha(torch.tensor([operator.LEAST, operator.MOST]))
+    torch.testing.assert_close(ends, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("V", VOCABULARIES)
+def test_the_inverse_undoes_the_operator(V):
+    alpha = torch.cat([torch.linspace(0.001, 0.999, 99), torch.tensor([1e-6, 1 - 1e-6])]).double()      # (101,)
+    torch.testing.assert_close(Operator(V).alpha(Operator(V).gamma(alpha)), alpha, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("V, first, last", [
+    (28, -2.709, 1.537), (65, -2.855, 0.742), (256, -3.054, -0.202), (1000, -3.216, -0.832), (4096, -3.358, -1.292),
+    (8192, -3.420, -1.473), (32000, -3.531, -1.770), (50257, -3.565, -1.855), (128256, -3.632, -2.016)])
+def test_the_range_of_gamma_is_that_of_the_vocabulary(V, first, last):
+    """The table of the specification, to its digits; the range that was released for 50,257 is -3.55 to -1.85."""
+    assert GaussianUniform(V).ends == pytest.approx([first, last], abs=6e-4)
+
+
+@pytest.mark.parametrize("V", [2, 3, 5, 100, *VOCABULARIES])
+def test_time_runs_from_nineteen_words_in_twenty_to_one_and_alpha_has_its_slope(V):
+    process, t = GaussianUniform(V), torch.linspace(0, 1, 21, dtype=torch.float64)
+    alpha, h = process.alpha(t), 1e-4
+    assert alpha[0].item() == pytest.approx(0.95, abs=1e-12) and alpha[-1].item() == pytest.approx(0.05, abs=1e-12)
+    torch.testing.assert_close(alpha + V * process.b(t, torch.tensor(0)), torch.ones_like(t), atol=1e-12, rtol=0)
+    slope = (process.alpha(t + h) - process.alpha(t - h)) / (2 * h)                                     # (21,)
+    torch.testing.assert_close(process.dalpha(t), slope, atol=1e-6, rtol=0)
+    torch.testing.assert_close(process.db(t, torch.tensor(0)), -process.dalpha(t) / V, atol=1e-12, rtol=0)
+    assert process.alpha(t.float()).dtype == process.dalpha(t.float()).dtype == torch.float32
+
+
+# ---- relaxed inputs
+
+def relax(V, k, t, tau, n):
+    """n texts of 50 tokens at time t. k = 0: dense. -> x, z (n, 50) and what the network is shown"""
+    torch.manual_seed(0)
+    x, t = torch.randint(V, (n, 50)), torch.full((n, 1), t, dtype=torch.float64)
+    process = GaussianUniform(V)
+    return x, *(sparse_relaxation(process, x, t, tau, k) if k else dense_relaxation(process, x, t, tau))
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("V, k", [(28, 0), (28, 1), (28, 2), (28, 3), (28, 5), (50257, 2), (50257, 5)])
+def test_a_word_is_kept_as_often_as_the_operator_says_and_no_wrong_one_is_preferred(V, k, t):
+    """100,000 draws, 4.5 standard errors. If x won as soon as it is one of the k largest, it would be 20 off."""
+    x, z, _ = relax(V, k, t, 1e-3, 2_000)
+    alpha = GaussianUniform(V).alpha(torch.tensor(t, dtype=torch.float64)).item()
+    p, n = alpha + (1 - alpha) / V, x.numel()
+    error = (p * (1 - p) / n) ** 0.5
+    assert abs((z == x).double().mean() - p) < 4.5 * error
+    if V == 28:
+        wrong = ((z - x) % V)[z != x] - 1                                                               # below V - 1
+        assert surprise(wrong, torch.full((V - 1,), 1 / (V - 1), dtype=torch.float64)) < 4.5
+    if k > 1:
+        slip = among_the_largest(V, k, [math.exp(-GaussianUniform(V).gamma(t) / 2)])
+        assert slip - p > 20 * error
+
+
+def ledger(weights, of_x, of_z, dropped):
+    """Statistics of k weights (n, k), largest first, whose law does not depend on how the unseen ones enter Z, and the
+    unseen ones themselves in units of the largest, whose mean does not. -> (n, 3 + k + k^2)"""
+    total = weights.sum(-1, keepdim=True)                                                               # (n, 1)
+    share = weights / total                                                                             # (n, k)
+    joint = (share[..., None] * share[:, None]).flatten(1)                                              # (n, k^2)
+    others = torch.stack([of_x / total[:, 0], of_z / total[:, 0], dropped / weights[:, 0]], -1)         # (n, 3)
+    return torch.cat([others, share, joint], -1)
+
+
+@pytest.mark.parametrize("tau", [0.001, 0.03, 0.3])
+@pytest.mark.parametrize("V, k, n", [(28, 1, 2_000), (28, 2, 2_000), (28, 5, 2_000), (3, 2, 2_000), (1000, 2, 80)])
+def test_both_relaxations_have_one_law(V, k, n, tau):
+    """Shares of the k largest among themselves, in pairs, and of x and z, within 4.5 standard errors; and the mass of
+    all others over the largest, since its conditional mean stands in for it (but for float32, 1e-6).
+
+    So the sparse Z is right in the mean, and its weights are a little low, 1/Z being convex: never high.
+    """
+    x, z, (ids, weights) = relax(V, k, 0.5, tau, n)
+    ids, weights, x, z = ids.flatten(0, 1), weights.double().flatten(0, 1), x.flatten(), z.flatten()    # (n, k), (n,)
+    of_x, of_z = ((weights * (ids == word[:, None])).sum(-1) for word in (x, z))                        # (n,)
+    sparse = ledger(weights.sort(-1, descending=True).values, of_x, of_z, 1 - weights.sum(-1))
+    x, z, soft = (a.flatten(0, 1) for a in relax(V, 0, 0.5, tau, n))                                    # (n, V)
+    ranked, order = soft.double().sort(-1, descending=True)                                             # (n, V)
+    of_x = (ranked[:, :k] * (order[:, :k] == x[:, None])).sum(-1)                                       # (n,)
+    of_z = soft.double().gather(-1, z[:, None])[:, 0]                                                   # (n,)
+    dense = ledger(ranked[:, :k], of_x, of_z, ranked[:, k:].sum(-1))
+    error = ((sparse.var(0) + dense.var(0)) / len(dense)).sqrt()
+    assert ((sparse.mean(0) - dense.mean(0)).abs() < 4.5 * error + 1e-6).all()
+    less = (1 - weights.sum(-1)) - (1 - ranked[:, :k].sum(-1))                                          # (n,) dropped
+    assert less.mean() > -4.5 * less.std() / len(less) ** 0.5 - 1e-6
+
+
+def test_the_ids_are_distinct_in_random_order_and_x_stands_in_the_last_place_alone():
+    torch.manual_seed(0)
+    drawn = distinct(5, 3, (120_000,), "cpu")                                                           # (n, 3)
+    ordered = torch.zeros(125, dtype=torch.float64)
+    for a, b, c in torch.cartesian_prod(*[torch.arange(5)] * 3):
+        ordered[25 * a + 5 * b + c] = len({a.item(), b.item(), c.item()}) == 3
+    assert ordered.sum() == 60 and surprise((drawn * torch.tensor([25, 5, 1])).sum(-1), ordered / 60) < 4.5
+    x, z, (ids, weights) = relax(28, 5, 0.3, 0.3, 2_000)
+    ranked = ids.sort(-1).values                                                                        # (n, 50, 5)
+    assert (ranked.diff() > 0).all() and ids.min() == 0 and ids.max() == 27
+    assert (ids[..., :-1] != x[..., None]).all() and (ids == z[..., None]).any(-1).all()
+    share = (ids[..., -1] == x).double().mean()
+    assert 0.5 < share < 1                               # else the line above says little
+    for place in range(4):
+        wrong = ((ids[..., place] - x) % 28).flatten() - 1
+        assert surprise(wrong, torch.full((27,), 1 / 27, dtype=torch.float64)) < 4.5
+    assert (weights >= 0).all() and (weights.sum(-1) <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("tau", [0.001, 0.1])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_largest_coordinate_has_the_largest_weight_and_something_is_always_shown(k, tau):
+    """At tau = 0.001 nearly all of it, also for k = 1."""
+    _, z, (ids, weights) = relax(1000, k, 0.5, tau, 400)
+    assert torch.equal(ids.gather(-1, weights.argmax(-1, keepdim=True))[..., 0], z)
+    assert tau > 0.001 or weights.sum(-1).mean() > 0.98 and (weights.sum(-1) > 0.1).all()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation made."""
+    size = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        sizes = [tensor.numel() for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
+        self.size = max([self.size, *sizes])
+        return result
+
+
+def test_the_sparse_relaxation_never_makes_a_tensor_of_the_vocabularys_size():
+    """At V = 128,256 nothing exceeds (B, L, k + 2), where one relaxed text would have 2 million weights."""
+    process, x, t = GaussianUniform(128256), torch.randint(128256, (4, 16)), torch.full((4, 1), 0.5)
+    for k, tau in ((1, 1e-3), (2, 1e-3), (5, 1e-3), (2, 0)):
+        with Largest() as largest:
+            sparse_relaxation(process, x, t, tau, k)
+        assert largest.size <= 4 * 16 * (k + 2)
+    with Largest() as largest:
+        dense_relaxation(GaussianUniform(1000), x % 1000, t, 1e-3)
+    assert largest.size == 4 * 16 * 1000
+
+
+# ---- the loss
+
+class Spy:
+    """A denoiser that remembers what it was shown, and knows nothing."""
+
+    def __init__(self, V):
+        self.V = V
+
+    def __call__(self, z, noise, at=None):
+        self.z, self.noise = z, noise
+        shape = z[0].shape[:2] if isinstance(z, tuple) else z.shape[:2]
+        return torch.randn(*shape, self.V, generator=torch.Generator().manual_seed(0))                  # (B, L, V)
+
+
+def network(V):
+    """A small real one, with weights that are not zero anywhere."""
+    torch.manual_seed(0)
+    model = Transformer(V, n_layer=2, n_head=2, n_embd=16, cond_dim=8)
+    for weights in model.parameters():
+        torch.nn.init.normal_(weights, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 5])
+@torch.no_grad()
+def test_at_tau_zero_the_loss_is_the_bound_on_ids_to_the_last_bit(top_k):
+    """Of the same z, through a transformer in float32, and with it udlm's at equal alpha, times dalpha/dt, to 1e-5."""
+    method, model, V = Duo(28, tau=0, top_k=top_k), network(28), 28
+    x, t = torch.randint(V, (8, 12)), torch.rand(8, 1)
+    z, soft = method.relax(x, t)
+    ours, noise = method.relaxed_bound(model, x, z, soft, t), 1 - method.gaussian.alpha(t)              # (B, L)
+    assert 0.1 < (z == x).double().mean() < 0.9
+    assert torch.equal(ours, mixture_bound(method.gaussian, text_logits(model, z, noise, V), x, z, t))
+    udlm = mixture_bound(Uniform(V), text_logits(model, z, noise, V), x, z, noise)                      # (B, L)
+    torch.testing.assert_close(ours, -method.gaussian.dalpha(t) * udlm, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_at_tau_zero_the_mean_loss_is_the_bound_between_the_ends(top_k):
+    """Against a sum over all 27 z and an integral over alpha from .95 to .05; 4.5 standard errors of at most 2 %."""
+    method, process, i, z = Duo(world.N, tau=0, top_k=top_k), Uniform(world.N), 14, world.states(Uniform(world.N))
+    x, exact = world.TEXTS[i].expand(len(z), -1), 0.0
+    for t, w in zip(*(torch.tensor(a) for a in numpy.polynomial.legendre.leggauss(40))):
+        t = (0.5 + 0.45 * t).expand(len(z), 1)                                                          # .05 to .95
+        term = mixture_bound(process, world.vandal(z, t), x, z, t).sum(-1)                              # (27,)
+        exact += 0.45 * w * (world.q(process, z, t)[:, i] * term).sum()
+    hard = lambda soft, t, at=None: world.vandal(soft[0][..., 0] if top_k else soft.argmax(-1), t.double())
+    torch.manual_seed(0)
+    draws = torch.cat([method.loss(hard, world.TEXTS[i].expand(500, -1)).sum(-1) for _ in range(40)])   # (n,)
+    error = draws.std() / len(draws) ** 0.5
+    assert error < 0.02 * exact and abs(draws.mean() - exact) < 4.5 * error
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3])
+@pytest.mark.parametrize("tau", [0, 0.3])
+def test_given_tokens_are_shown_clean_and_are_not_scored(top_k, tau):
+    """And the network is told 1 - alpha, one number per text, of T(gamma)."""
+    torch.manual_seed(0)
+    method, spy, x = Duo(9, tau=tau, top_k=top_k), Spy(9), torch.randint(9, (40, 12))
+    frozen = torch.rand(40, 12) < 0.4
+    frozen[0], frozen[1] = True, False
+    nats = method.loss(spy, x, frozen)
+    assert (nats[frozen] == 0).all() and (nats[~frozen] > 0).all()
+    shown = spy.z
+    if top_k:
+        ids, weights = spy.z
+        assert ids.shape == weights.shape == (40, 12, 1 if tau == 0 else top_k)
+        shown = torch.zeros(40, 12, 9).scatter_add(-1, ids, weights.float())                            # (B, L, V)
+    assert torch.equal(shown[frozen], F.one_hot(x[frozen], 9).float())
+    assert (shown[~frozen].max(-1).values < 1).any() == (tau > 0)
+    assert spy.noise.shape == (40, 1) and 0.05 <= spy.noise.min() and spy.noise.max() <= 0.95
+    assert spy.noise.max() - spy.noise.min() > 0.8
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("V, top_k", [(3, 0), (3, 2), (28, 0), (28, 5), (8192, 0), (8192, 1), (8192, 2)])
+def test_gradients_are_finite_at_any_vocabulary_and_precision(V, top_k, half):
+    method, model, x = Duo(V, top_k=top_k), network(V), torch.randint(V, (8, 6))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        method.loss(model, x).mean().backward()
+    for name, weights in model.named_parameters():
+        assert weights.grad.isfinite().all() and (weights.grad != 0).any(), name
+
+
+def test_after_the_curriculum_the_loss_is_the_bound_of_udlm():
+    method, spy, x, frozen = Duo(9, curriculum=0.25), Spy(9), torch.randint(9, (8, 6)), torch.rand(8, 6) < 0.3
+    for progress in (0.25, 0.7, 1.0):
+        method.progress = progress
+        torch.manual_seed(0)
+        loss = method.loss(spy, x, frozen)
+        assert spy.z.dtype == torch.long
+        torch.manual_seed(0)
+        assert torch.equal(loss, method.nelbo(spy, x, frozen)) and (loss[frozen] == 0).all()
+    method.progress = 0.249
+    method.loss(spy, x)
+    assert isinstance(spy.z, tuple)
+
+
+# ---- training
+
+def test_without_a_curriculum_a_run_is_that_of_udlm_bit_by_bit():
+    flags = dict(learning_rate=0.01, max_iters=4)
+    assert_same(fit("duo", method="duo", curriculum=0.0, **flags), fit("udlm", method="udlm", **flags))
+
+
+def test_training_leaves_relaxed_inputs_at_the_step_that_the_curriculum_says_also_when_it_is_resumed(monkeypatch):
+    """Of 10 steps the first 4; stopped after the second."""
+    relaxed, relax = [], Duo.relax
+    monkeypatch.setattr(Duo, "relax", lambda self, *a: (relaxed.append(self.progress), relax(self, *a))[1])
+    flags = dict(method="duo", curriculum=0.4, max_iters=10, learning_rate=0.01)
+    whole = fit("whole", **flags)
+    assert relaxed == [0.0, 0.1, 0.2, 0.3]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1, signal.SIGTERM)
+        assert fit("parts", **flags)["step"] == 2
+    assert_same(whole, fit("parts", init_from="resume"))
+    assert relaxed == [0.0, 0.1, 0.2, 0.3] * 2
