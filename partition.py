@@ -44,19 +44,17 @@ from model import Block, Transformer, attention, modulate, rotary_angles, rotate
 
 class View(NamedTuple):
     """What a cross-attention looks at, and cos and sin of the positions of both sides."""
-    states: torch.Tensor                                     # (B, N, D) E of (21)
+    states: torch.Tensor                                     # (B, N, D) E of (21), after `start`
     rotary_q: tuple                                          # 2 x (1|B, 1, Q, hd/2)
     rotary_k: tuple                                          # 2 x (1|B, 1, N, hd/2)
-    alone: torch.Tensor                                      # (B,) rows in which nobody has anything to look at
 
     def attend(self, q, k, v, n_head, mask_mod, qk_norm, dropout=0.0):
-        """q (B, Q, D), k and v (B, N, D) -> (B, Q, D); 0 in rows that are alone, where mask_mod must let all pass"""
+        """q (B, Q, D), k and v (B, N, D) -> (B, Q, D)"""
         q, k, v = (rearrange(a, "b l (h d) -> b h l d", h=n_head) for a in (q, k, v))               # (B, H, Q|N, hd)
         if qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                         # (B, H, Q|N, hd)
         q, k = rotate(q, *self.rotary_q), rotate(k, *self.rotary_k)                                 # (B, H, Q|N, hd)
-        y = attention(q, k, v, mask_mod, dropout).masked_fill(self.alone[:, None, None, None], 0)   # (B, H, Q, hd)
-        return rearrange(y, "b h l d -> b l (h d)")                                                 # (B, Q, D)
+        return rearrange(attention(q, k, v, mask_mod, dropout), "b h l d -> b l (h d)")             # (B, Q, D)
 
 
 class GroupSwap(nn.Module):
@@ -97,7 +95,7 @@ def pack(select):
     -> places (B, n), n of each row (B,); n is 1 at least
     """
     n = select.sum(-1)                                                                              # (B,)
-    order = select.byte().argsort(-1, descending=True, stable=True)                                 # (B, L)
+    order = select.byte().argsort(dim=-1, descending=True, stable=True)                                 # (B, L)
     return order[:, :max(1, int(n.max()))], n
 
 
@@ -109,11 +107,12 @@ class Partition(Transformer):
     """
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, dropout=0.0, qk_norm=False,
-                 decoder_share=0.5, **options):
+                 decoder_share=0.5, n_start=2, **options):
         n_decoder = round(n_layer * decoder_share)
         super().__init__(vocab_size, n_layer - n_decoder, n_head, n_embd, cond_dim, dropout=dropout, qk_norm=qk_norm,
                          **options)
         self.mask = vocab_size - 1
+        self.start = nn.Parameter(torch.randn(n_start, n_embd))
         self.query = nn.Parameter(torch.zeros(1, n_embd))                                           # u of (22)
         self.swap = GroupSwap(n_embd, n_head, qk_norm)
         self.decoder = nn.ModuleList(CrossBlock(n_embd, n_head, cond_dim, dropout, qk_norm) for _ in range(n_decoder))
@@ -125,13 +124,12 @@ class Partition(Transformer):
         """
         if group is None and at is not None:
             return self.existing(z, noise, at, label)
-        group = z == self.mask if group is None else group                                          # (B, L)
+        group = (z == self.mask if group is None else group).byte()                                 # (B, L)
+        seen = F.pad(group, (len(self.start), 0), value=2)                   # (B, 1 + L) start is in neither group
         places = torch.arange(z.shape[1], device=z.device)[None]                                    # (1, L)
-        alone = group.all(-1) | ~group.any(-1)                                                      # (B,)
         within = lambda b, head, q, k: group[b, q] == group[b, k]
-        across = lambda b, head, q, k: (group[b, q] != group[b, k]) | alone[b]
-        rows = slice(None) if at is None else at
-        return self.logits(z, places, places, within, across, alone, noise, label, rows)
+        across = lambda b, head, q, k: group[b, q] != seen[b, k]
+        return self.logits(z, places, places, within, across, noise, label, slice(None) if at is None else at)
 
     def existing(self, z, noise, at, label):
         """Encode the tokens of z that exist and decode the positions `at`, in the rows that ask. -> (N, V)"""
@@ -141,24 +139,29 @@ class Partition(Transformer):
         z, at = z[rows], at[rows]                                                                   # (B', L) each
         noise, label = (None if a is None else a[rows] for a in (noise, label))
         (places, n), (asked, n_asked) = pack(z != self.mask), pack(at)                              # (B', N), (B', Q)
-        real = lambda b, head, q, k: (k < n[b]) | (n[b] == 0)                # rows that are shorter end in padding
-        real = None if (n == n.max()).all() else real
+        within = across = None
+        if (n < places.shape[1]).any():                      # shorter rows end in padding, at which nobody looks
+            within = lambda b, head, q, k: k < n[b].clamp(min=1)
+            across = lambda b, head, q, k: k < n[b] + len(self.start)
         valid = torch.arange(asked.shape[1], device=z.device) < n_asked[:, None]                    # (B', Q)
-        return self.logits(z.gather(1, places), places, asked, real, real, n == 0, noise, label, valid)
+        return self.logits(z.gather(1, places), places, asked, within, across, noise, label, valid)
 
-    def logits(self, tokens, places, asked, within, across, alone, noise, label, rows):
+    def logits(self, tokens, places, asked, within, across, noise, label, rows):
         """(21)-(23) for tokens (B, N) at `places` (1|B, N), asked at positions (1|B, Q); of these, `rows` get logits."""
         h = self.embedding(tokens)                                                                  # (B, N, D)
         c = self.condition(h, noise, label)                                                         # (B, 1, C) or None
-        rotary_k, rotary_q = (tuple(a[:, None] for a in angles(p, self.head_size)) for p in (places, asked))
+        rotary = tuple(a[:, None] for a in angles(places, self.head_size))                          # 2 x (B, 1, N, hd/2)
         for block in self.blocks:
-            h = block(h, c, rotary_k, within)                                                       # (B, N, D) (21)
-        view = View(h, rotary_q, rotary_k, alone)
+            h = block(h, c, rotary, within)                                                         # (B, N, D) (21)
+        before = torch.arange(-len(self.start), 0, device=h.device).expand(len(places), -1)         # (1|B, 1)
+        rotary_q, rotary_k = (tuple(a[:, None] for a in angles(p, self.head_size))
+                              for p in (asked, torch.cat([before, places], 1)))
+        view = View(torch.cat([self.start.to(h.dtype).expand(len(h), -1, -1), h], 1), rotary_q, rotary_k)
         query = self.query + torch.cat(angles(asked, h.shape[-1]), -1)                              # (1|B, Q, D)
         h = self.swap(query.to(h.dtype), view, across)                                              # (B, Q, D) (22)
         for block in self.decoder:
             h = block(h, c, view, across)                                                           # (B, Q, D) (23)
-        shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1)[rows].chunk(2, -1)  # (N, D)
+        shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1)[rows].chunk(2, -1)
         return self.head(modulate(self.norm(h[rows]), shift, scale))                                # (N|B L, V)
 
 
