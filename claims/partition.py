@@ -41,7 +41,7 @@ class Config:
     decoder_share: float = flag(0.5, "pgm: share of the blocks that decode", least=0, most=1)
     moments: int = flag(3, "moments of the run at which a step is timed", least=1)
     rounds: int = flag(3, "rounds", least=1)
-    device: str = flag("cpu", "cpu or cuda")
+    device: str = flag("cpu", "cpu, cuda, cuda:1")
     dtype: str = flag("float32", "of matrix products", choices=["float32", "bfloat16"])
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
@@ -118,13 +118,17 @@ def state(process, B, L, i, steps, device):
 
 def timed(config, device, do):
     """Seconds that do() takes: CPU time, or on a GPU time on the clock."""
-    wait, clock = (torch.cuda.synchronize, time.perf_counter) if device.type == "cuda" else (int, time.process_time)
-    wait()
-    began = clock()
+    gpu = device.type == "cuda"
+
+    def now():
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() if gpu else time.process_time()
+
+    began = now()
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         do()
-    wait()
-    return clock() - began
+    return now() - began
 
 
 def measure(config, made, B, L, device):
@@ -136,8 +140,8 @@ def measure(config, made, B, L, device):
 
     def once():
         z, t = states[moments[0]][:few], 1 - moments[0] / config.steps                              # (few, L)
-        run = {"plain": B / few * timed(config, device, lambda: plain_step(process, made["mdlm"], z,
-                                                                           t - 1 / config.steps, t))}
+        plain = lambda: plain_step(process, made["mdlm"], z, t - 1 / config.steps, t)
+        run = {"plain": B / few * timed(config, device, plain)}
         for name, network in counted.items():
             run[name] = statistics.mean(timed(config, device, lambda: our_step(process, network, states[i], i, config))
                                         for i in moments)
@@ -162,15 +166,15 @@ def ratio(slow, fast):
 def speed(config):
     device = device_of(config.device)
     lengths, batches = (numbers(name, getattr(config, name)) for name in ("lengths", "batches"))
-    if max(lengths) < config.steps:
-        raise BadInput(f"--steps {config.steps} for {max(lengths)} tokens: a step must open one at least")
+    if min(lengths) < config.steps:
+        raise BadInput(f"--steps {config.steps} for {min(lengths)} tokens: a step must open one at least")
     made = networks(config, device)
     print(f"{hardware()}, {config.device}, {config.dtype}; {config.steps} steps, {config.order}, "
           f"{config.vocab_size:,} symbols")
     for name, network in made.items():
         print(f"{name:<5} {config.n_layer} blocks, {network.embed.shape[1]} wide, "
               f"{sum(p.numel() for p in network.parameters()):,} parameters")
-    print(f"\n{'tokens x texts':<16}{'sampler':<8}{'s/run':>10}{'tokens/s':>10}{'head positions':>16}    faster by pgm")
+    print(f"\n{'tokens x texts':<16}{'sampler':<8}{'s/run':>10}{'tokens/s':>10}{'head positions':>16}    times pgm's")
     for L in lengths:
         for B in batches:
             seconds, positions = measure(config, made, B, L, device)
