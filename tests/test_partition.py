@@ -11,7 +11,7 @@ from data.toy import ToyCorpus
 from masked import first_hitting
 from methods import make_method, make_sampler
 from oracle import oracle
-from partition import PGM, Partition, weights
+from partition import PGM, Partition, angles, pack, weights
 from sample import Counted
 
 def close(ours, theirs, tolerance=1e-5):
@@ -116,6 +116,38 @@ def test_a_lonely_token_is_seen_from_its_distance_and_nothing_from_ones_own_plac
         assert bool((lonely[0] - lonely[1:]).abs().max() > 1e-3) == tells
         empty = net(torch.full_like(x, 11), at=torch.ones(1, 8, dtype=torch.bool)) if n_start else lonely
         assert empty.isfinite().all() and bool((empty[0] - empty[1:]).abs().max() > 1e-3) == (n_start == 2)
+
+
+def test_the_starts_stand_before_the_text():
+    net, places = random_net(), torch.tensor([[4, 0, 7]])
+    found = net.view(torch.zeros(1, 3, 16), places, places)
+    for ours, at in ((found.rotary_q, [4, 0, 7]), (found.rotary_k, [-2, -1, 4, 0, 7])):
+        close(torch.cat(ours, -1)[:, 0], torch.cat(angles(torch.tensor([at]), 8), -1))
+    assert torch.equal(found.states[0, :2], net.start)
+
+
+def test_packing_keeps_the_reading_order_and_fills_up_shorter_rows():
+    select = torch.rand(5, 300, generator=torch.Generator().manual_seed(0)) < torch.arange(5)[:, None] / 5
+    places, n = pack(select)
+    assert places.shape == (5, int(n.max())) and n.tolist() == select.sum(-1).tolist() and n[0] == 0
+    for b in range(5):
+        assert places[b, :n[b]].tolist() == select[b].nonzero()[:, 0].tolist() and len(places[b].unique()) == n.max()
+    assert pack(select & False)[0].shape == (5, 1)
+
+
+def test_with_qk_norm_the_size_of_queries_and_keys_does_not_matter_and_that_of_values_does():
+    x, group = random_case()
+    for qk_norm in (True, False):
+        net = random_net(qk_norm=qk_norm)
+        before = net(x, group=group)
+        with torch.no_grad():
+            for layer in (net.swap, *net.decoder):
+                for p in (*layer.q.parameters(), *(p[:16] for p in layer.kv.parameters())):
+                    p.mul_(7)
+        assert torch.allclose(net(x, group=group), before, atol=1e-3) == qk_norm
+        with torch.no_grad():
+            net.swap.kv.weight[16:].mul_(2)
+        assert not torch.allclose(net(x, group=group), before, atol=1e-3)
 
 
 def test_a_fresh_network_predicts_uniformly_and_every_decoder_block_is_the_identity():
