@@ -86,6 +86,8 @@ def test_packed_tokens_get_the_logits_of_the_training_pass_whatever_is_hidden(op
         close(found, net(hidden_otherwise, t, group=group)[at], 1e-6)
         close(found, net(torch.where(group, 11, x), t)[at], 1e-6)
     assert net(torch.where(group, 11, x), t, at=at & False).shape == (0, 12)
+    told = (net(x, t, group=group) - net(x, 1 - t, group=group)).abs().max() > 1e-3
+    assert told == (net.noise_mlp is not None)
 
 
 def test_packed_logits_feel_no_token_but_those_that_exist_in_their_row():
@@ -110,12 +112,13 @@ def test_a_packed_prediction_does_not_depend_on_which_others_are_asked_nor_on_th
 
 def test_a_lonely_token_is_seen_from_its_distance_and_nothing_from_ones_own_place():
     """Why there are two starts: with none, all attention goes to the one token, wherever it is."""
-    for n_start, tells in ((0, False), (1, True), (2, True)):
-        net, x = random_net(n_start=n_start), torch.zeros(1, 8, dtype=torch.long)
+    for options, tells in ((dict(n_start=0), False), (dict(n_start=1), True), (dict(), True)):
+        net, x = random_net(**options), torch.zeros(1, 8, dtype=torch.long)
         lonely = net(x, group=torch.arange(8)[None] != 3)[0, [0, 1, 6]]
         assert bool((lonely[0] - lonely[1:]).abs().max() > 1e-3) == tells
-        empty = net(torch.full_like(x, 11), at=torch.ones(1, 8, dtype=torch.bool)) if n_start else lonely
-        assert empty.isfinite().all() and bool((empty[0] - empty[1:]).abs().max() > 1e-3) == (n_start == 2)
+        if tells:
+            empty = net(torch.full_like(x, 11), at=torch.ones(1, 8, dtype=torch.bool))
+            assert empty.isfinite().all() and bool((empty[0] - empty[1:]).abs().max() > 1e-3) == (not options)
 
 
 def test_the_starts_stand_before_the_text():
@@ -258,6 +261,17 @@ def test_every_token_is_scored_once_and_the_encoder_sees_only_what_exists():
     walk = list(method.sample(net, method.prior((4, 32)), torch.zeros(4, 32, dtype=torch.bool), 8, first_hitting))
     assert sizes == [(4, 1)] + [(4, 4 * k) for k in range(1, 8)] and net.positions == 4 * 32
     assert [(z < 11).sum(-1).tolist() for z in walk] == [[4 * k] * 4 for k in range(1, 9)]
+    sizes.clear()
+    net(walk[3], None, at=(walk[3] == 11) & (torch.arange(4)[:, None] < 3))
+    assert sizes == [(3, 16)]                                # a row that asks nothing is not encoded
+
+
+def test_rows_that_differ_much_are_not_filled_up_to_the_longest():
+    net, sizes = random_net(), []
+    net.blocks[0].register_forward_hook(lambda layer, args, out: sizes.append(tuple(out.shape[:2])))
+    z = torch.where(torch.arange(400) < torch.tensor([[0], [60], [70], [210], [300], [399]]), 1, 11)
+    net(z, at=torch.arange(400).expand(6, -1) == 399)
+    assert sorted(sizes) == [(1, 1), (2, 70), (3, 399)]
 
 
 @pytest.mark.parametrize("sampler, steps, most", [("first-hitting", 3, 0.0), ("ancestral", 48, 0.01)])
