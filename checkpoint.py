@@ -179,10 +179,11 @@ def dtype_of(name, device):
 
 
 def network(config, method, n_classes=0):
-    """The transformer that these flags describe, with fresh weights."""
-    return Transformer(method.vocab_size, config.n_layer, config.n_head, config.n_embd,
-                       cond_dim=config.cond_dim if method.uses_time else 0, n_classes=n_classes,
-                       dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm)
+    """The network that these flags describe, of model.py or the method's own, with fresh weights."""
+    build = getattr(method, "network", Transformer)
+    return build(method.vocab_size, config.n_layer, config.n_head, config.n_embd,
+                 cond_dim=config.cond_dim if method.uses_time else 0, n_classes=n_classes,
+                 dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm)
 
 
 def method_of(config, n_tokens):

@@ -102,7 +102,7 @@ def categorical(p):
     """
     cdf = p.cumsum(-1)                                                                              # (..., V)
     u = torch.rand(cdf.shape[:-1] + (1,), dtype=torch.float64, device=cdf.device) * cdf[..., -1:]   # (..., 1)
-    last = (cdf < cdf[..., -1:]).sum(-1, keepdim=True)   # u may round up to the total: stay on a symbol with mass
+    last = torch.searchsorted(cdf, cdf[..., -1:].contiguous())   # u may round up to the total: stay on one with mass
     return torch.searchsorted(cdf, u, right=True).minimum(last)[..., 0]                             # (...)
 
 

@@ -26,7 +26,7 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     teacher: str = flag("", "folder of the checkpoint to distil, or the file")
-    method: str = flag("sdtt", "sdtt for mdlm, dcd for udlm and duo", choices=["sdtt", "dcd"])
+    method: str = flag("sdtt", "sdtt for mdlm and pgm, dcd for udlm and duo", choices=["sdtt", "dcd"])
     out_dir: str = flag("", "where the student goes; empty means TEACHER-METHOD")
     init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
     rounds: int = flag(4, "rounds; the step doubles after each", least=1, most=30)
@@ -69,7 +69,7 @@ from evaluate import quality, unit
 from sample import generate
 from uniform import text_logits
 
-TEACHERS = {"sdtt": ["mdlm"], "dcd": ["udlm", "duo"]}
+TEACHERS = {"sdtt": ["mdlm", "pgm"], "dcd": ["udlm", "duo"]}
 WIDE = dict(first=0.9987, last=0.0062)                       # dcd: alpha at both ends of the path
 
 

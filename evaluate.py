@@ -21,7 +21,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "udlm", "gidd", "duo"])
+                       choices=["", "ar", "mdlm", "pgm", "udlm", "gidd", "duo"])
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error

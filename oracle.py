@@ -8,6 +8,8 @@ forward-backward recursion (data/toy.py) what all *other* tokens together tell: 
 """
 from types import SimpleNamespace
 
+import torch
+
 from data.toy import ToyCorpus
 from diffusion import likelihood
 from methods import make_method
@@ -28,8 +30,16 @@ def oracle(language, method):
         t = t.double().clamp(1e-9, 1 - 1e-9)             # at t = 1 a given word would be impossible, not just unlikely
         return language.posterior(likelihood(method.process, z, t))                                 # (B, L, V)
 
-    law = diffusion if hasattr(method, "process") else autoregressive
-    return lambda z, t, at=None: rows(law(z, t).to(z.device).log(), at)                             # (B, L, V)
+    def partition(z, t, group):
+        """Both groups of pgm in one pass: the evidence is flat on a token's own group."""
+        own = [diffusion(z.masked_fill(g, method.process.mask), t) for g in (group, ~group)]        # 2 x (B, L, V)
+        return torch.where(group[..., None], *own)                                                  # (B, L, V)
+
+    def denoiser(z, t, at=None, group=None):
+        law = diffusion if hasattr(method, "process") else autoregressive
+        return rows((law(z, t) if group is None else partition(z, t, group)).to(z.device).log(), at)    # (B, L, V)
+
+    return denoiser
 
 
 def exact(method_name):

@@ -19,7 +19,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "udlm", "gidd", "duo"])
+                       choices=["", "ar", "mdlm", "pgm", "udlm", "gidd", "duo"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)

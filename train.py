@@ -21,9 +21,10 @@ class Config:
     data: str = flag("python", "toy, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
-    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "udlm", "gidd", "duo"])
+    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "pgm", "udlm", "gidd", "duo"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
+    decoder_share: float = flag(0.5, "pgm: share of the blocks that decode", least=0, most=1)
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
     tau: float = flag(0.001, "duo: temperature of relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
@@ -83,7 +84,7 @@ from interrupt import Stop, look
 from sample import generate
 
 SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "curriculum", "tau", "top_k", "block_size",
-         "n_layer", "n_head", "n_embd", "cond_dim", "qk_norm", "optimizer", "batch_size",
+         "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "optimizer", "batch_size",
          "gradient_accumulation_steps", "seed"]              # fixed for a run
 
 
@@ -102,7 +103,7 @@ def make_optimizers(model, config):
     """Muon (arXiv:2502.16982) turns the update of a matrix into the nearest orthogonal one; embeddings, head, norms
     and the condition stay with AdamW, as Muon's authors advise. Each group remembers its full rate as "full_lr"."""
     muon = [p for name, p in model.named_parameters() if config.optimizer == "muon" and p.ndim == 2
-            and name.startswith("blocks") and "adaln" not in name]
+            and name.startswith(("blocks", "swap", "decoder")) and "adaln" not in name]
     others = [p for p in model.parameters() if not any(p is q for q in muon)]
     groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
