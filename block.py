@@ -6,15 +6,16 @@ Block diffusion, BD3-LM (arXiv:2503.09573): autoregression across blocks of L' t
                  eq. (6) in each block, k ~ Uniform{1..L'} of its own
     attention    one pass for all blocks, over [z ; x], 2L tokens that stand at 0 .. L-1 twice:                   (17)
                  a token may look at its own block in its own half, and at the *clean* tokens of earlier blocks
-    training     t ~ U(low, high) for each block, (1/t) cross-entropy at the masks: the clipped schedule          (18)
+    clipped      (1/t) cross-entropy at the masks, t ~ U(low, high) for each block                                (18)
 
 L' = 1 is autoregression: the one token is always masked, k = 1, and (16) is exact. L' = L is masked diffusion: nothing
-stands before the only block, the clean half is empty, and loss, bound and samples are those of masked.py to the bit.
+stands before the only block, the clean half is empty, and bound and samples are those of masked.py to the bit.
 
-(18) is a bound for low = 0, high = 1 alone; other intervals estimate less of it, with less variance. So `nelbo` never
-uses them. The public code redraws each block whose share of masks lies outside of [low, high], and so never trains on
-a block that is all masks, from which every sampling starts. Here t is clipped and nothing is redrawn: with t <= 0.95
-a third of the blocks of four are all masks.
+Training draws the number of masks as (16) does, since a rate t of (0, 1) leaves many small blocks without any mask and
+gives weights without limit. The paper's remedy is (18), a rate from an interval that suits the block, or whose loss is
+found to vary least; it is no bound unless low, high = 0, 1, and `nelbo` never uses it. Its code also redraws blocks
+whose share of masks lies outside of the interval, and so never trains on a block that is all masks, from which every
+sampling starts. Here nothing is redrawn: at rates of .45 to .95, three in ten blocks of four are all masks.
 """
 import torch
 import torch.nn.functional as F
@@ -58,36 +59,34 @@ def clip_grid():
 def least_variance(t, nats, grid):
     """The interval with the least variance of (18). t, nats (n,): times of (0, 1), and the loss of a block at each.
 
-    Times of (0, 1) that fall into an interval are uniform there: one set of draws serves all intervals.
+    Those of the times that fall into an interval are uniform there: one set of draws serves all intervals.
     """
     inside = [(t >= low) & (t <= high) for low, high in grid]                                       # (n,) each
     spread = [nats[rows].var().item() if rows.sum() > 1 else float("inf") for rows in inside]
     return grid[min(range(len(grid)), key=spread.__getitem__)]
 
 
-def interval(clip, block):
-    """The clipped schedule of a flag, "low,high", or the one that suits the block. -> low, high"""
+def interval(clip):
+    """--clip as numbers low, high; None where it is empty."""
     try:
-        low, high = map(float, clip.split(",")) if clip else (0.0, 1.0)
+        low, high = map(float, clip.split(",")) if clip else (0, 1)
     except ValueError:
-        low = high = -1.0
-    if not 0 <= low <= high <= 1 or high == 0:
-        raise BadInput(f"--clip {clip} must be two numbers, low,high, between 0 and 1")
-    return low, high
+        low = high = -1
+    if not 0 <= low <= high <= 1 or not high:
+        raise BadInput(f"--clip {clip} must be two rates between 0 and 1, the lower first, as in 0.45,0.95")
+    return (low, high) if clip else None
 
 
 class BD3LM(MDLM):
-    """--method bd3lm. mdlm in blocks of --diffusion_block tokens. (--block_size is the length of a text in training,
-    as in nanoGPT; LLaDA's blocks, decoding.py, are a way to sample from mdlm, and no other network.)
-
-    clip: "low,high" of (18), or nothing for the interval that suits the block
+    """--method bd3lm: mdlm in blocks of --diffusion_block tokens. (--block_size is the length of a text in training,
+    as in nanoGPT; and LLaDA's blocks, decoding.py, are a way to sample from mdlm, not another network.)
     """
 
     window = stop = None                                     # of samples, set by sample.py: memory, end-of-text id
 
     def __init__(self, n_tokens, weighting="simple", diffusion_block=4, clip=""):
         super().__init__(n_tokens, weighting)
-        self.block, self.clip = diffusion_block, interval(clip, diffusion_block)
+        self.block, self.clip = diffusion_block, interval(clip)
 
     def given_before(self, denoiser, x, reach=None):
         """A denoiser of z (B, L) that shows each block the clean tokens of x (B, L) before it: one pass of (17).
@@ -111,22 +110,43 @@ class BD3LM(MDLM):
         return L
 
     def loss(self, denoiser, x, frozen=None):
-        """(18), (B, L); `simple` is the plain cross-entropy as in masked.py. A surrogate, unless low, high = 0, 1."""
-        (low, high), simple = self.clip, self.weighting == "simple"
+        """What training minimises, (B, L): (16), or without its weights if `simple`, or (18) as masked.py has it."""
+        if self.clip:
+            return self.clipped(denoiser, x, frozen)[0]                                             # (B, L)
+        z, k, n = self.any_order(x, frozen)                                                         # (B, L) each
+        weight = 2 * n / (n + 1) if self.weighting == "simple" else n / k        # in a block of one, either is 1
+        return weight * self.cross_entropy(self.given_before(denoiser, x), x, z, None)              # (B, L)
+
+    def nelbo(self, denoiser, x, frozen=None):
+        """One draw of (16), whatever training does. -> (B, L) nats"""
+        z, k, n = self.any_order(x, frozen)                                                         # (B, L) each
+        return n / k * self.cross_entropy(self.given_before(denoiser, x), x, z, None)               # (B, L)
+
+    def any_order(self, x, frozen=None):
+        """The draw of (16): k of the n free tokens of each block become masks. -> z, k, n (B, L) each"""
+        parts = lambda a: None if a is None else a.reshape(-1, self.block)                          # (B K, L')
+        u = strata(len(x), x.shape[1] // self.block, x.device).reshape(-1, 1)                       # (B K, 1)
+        z, k, n = any_order(self.process, parts(x), u, parts(frozen))                               # (B K, L'|1)
+        return (a.expand(-1, self.block).reshape(x.shape) for a in (z, k, n))
+
+    def clipped(self, denoiser, x, frozen=None, low_high=None):
+        """(18) for self.clip, or the given interval; `simple` as in masked.py. -> (B, L) nats, t (B, L)"""
+        (low, high), simple = low_high or self.clip, self.weighting == "simple" and not low_high
         u = strata(len(x), x.shape[1] // self.block, x.device)                                      # (B, K)
         u = 1 - (1 - u).sqrt() if simple else u                                                     # (B, K)
         t = (low + (high - low) * u).repeat_interleave(self.block, 1)                               # (B, L)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
         ce = self.cross_entropy(self.given_before(denoiser, x), x, z, t)                            # (B, L)
-        return 3 / (2 * low + high) * ce if simple else masked_bound(self.process, ce, z, t)
+        return 3 / (2 * low + high) * ce if simple else masked_bound(self.process, ce, z, t), t
 
-    def nelbo(self, denoiser, x, frozen=None):
-        """One draw of (16), whatever the training clips. -> (B, L) nats"""
-        parts = lambda a: None if a is None else a.reshape(-1, self.block)                          # (B K, L')
-        u = strata(len(x), x.shape[1] // self.block, x.device).reshape(-1, 1)                       # (B K, 1)
-        z, k, n = any_order(self.process, parts(x), u, parts(frozen))                               # (B K, L') ..
-        z, weight = z.view(x.shape), (n / k).repeat_interleave(self.block, 0).view(x.shape)         # (B, L)
-        return weight * self.cross_entropy(self.given_before(denoiser, x), x, z, None)
+    @torch.no_grad()
+    def search_clip(self, denoiser, x, batch_size):
+        """The interval of the paper's grid in which (18) varies least from block to block, on texts x (n, L)."""
+        if self.block == 1:
+            return 1.0, 1.0                                  # always a mask: then no noise is left
+        draws = [self.clipped(denoiser, part, low_high=(0.0, 1.0)) for part in x.split(batch_size)]
+        nats, t = (torch.cat(parts).reshape(-1, self.block).mean(-1) for parts in zip(*draws))      # (n K,) each
+        return least_variance(t, nats, clip_grid())
 
     @torch.no_grad()
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, law=probabilities):
