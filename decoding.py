@@ -65,7 +65,8 @@ def semi_ar(process, denoiser, z, frozen, steps, law=probabilities, block=32, ca
     if cache != "none" and not getattr(denoiser, "caches", False):
         raise BadInput(f"the exact denoiser keeps no keys and values: --cache {cache} needs a network")
     L, place = z.shape[1], torch.arange(z.shape[1], device=z.device)
-    starts = range(0, L, block)
+    first = int((z == process.mask).any(0).int().argmax())   # the first block begins behind the prompt
+    starts = range(first, L, block)
     for lo in starts:
         hi, left, kept = min(lo + block, L), max(1, steps // len(starts)), None
         while (at := (z == process.mask) & (lo <= place) & (place < hi)).any():                     # (B, L)

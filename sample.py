@@ -198,6 +198,7 @@ class Screen:
 
 def show_json(texts, config, calls, seconds):
     shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "tail", "steps",
+                                                       "window", "decode_block", "cache", "threshold", "factor",
                                                        "temperature", "top_p", "seed")}
     for text, ids in texts:
         print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))

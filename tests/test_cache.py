@@ -1,6 +1,6 @@
 """
-What was read is not read again: with a cache of keys and values the logits are those without, to 1e-5, and a seed draws
-the same tokens; for ar and bd3lm, beyond the length of training too, in bounded memory.
+What was read is not read again: with a cache of keys and values the logits are those without, to 1e-5, and a seed
+draws the same tokens; for ar and bd3lm, beyond the length of training too, in bounded memory.
 """
 from pathlib import Path
 
@@ -77,7 +77,8 @@ def test_the_published_block_diffusion_network_gives_these_logits_in_training_an
     close(net(z[:, 4:], cache=cache), figure("bd3_dit/kvcache_logits_block2"))
 
 
-@pytest.mark.parametrize("block, window", [(1, None), (2, None), (4, None), (12, None), (1, 6), (2, 6), (4, 8), (4, 4)])
+@pytest.mark.parametrize("block, window", [(1, None), (2, None), (4, None), (12, None), (1, 6), (2, 6), (4, 8),
+                                           (4, 4)])
 @pytest.mark.parametrize("cond_dim", [0, 8])
 def test_training_sampling_without_a_cache_and_with_one_give_the_same_logits(block, window, cond_dim):
     """Three ways to see a noisy block behind clean text: both halves at once, the prefix and it, it and the cache."""
