@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data import BadInput
-from data.tokenizer import from_json
+from data.tokenizer import from_json, to_json
 from methods import make_method
 from model import Transformer
 
@@ -193,6 +193,23 @@ def method_of(config, n_tokens):
 def restore(out_dir, device="cpu"):
     """A trained model, ready to use: .config (flags), .encoding, .method, .denoiser (averaged weights), .step"""
     return assemble(load(out_dir, device), out_dir, device)
+
+
+def weights(out_dir, config, encoding, device="cpu"):
+    """The averaged weights of another run, to start from; BadInput if its network or its tokens are not those wanted.
+
+    Methods may differ where their networks do not: mdlm, bd3lm and ar have the same parts.
+    """
+    other, refused = restore(out_dir, device), f"--init_from {out_dir} does not fit: it has"
+    for name in ("n_layer", "n_head", "n_embd", "qk_norm"):  # heads and norms leave no trace in the shapes of weights
+        if getattr(other.config, name) != getattr(config, name):
+            raise BadInput(f"{refused} --{name} {getattr(other.config, name)}, not {getattr(config, name)}")
+    if to_json(other.encoding) != to_json(encoding):
+        raise BadInput(f"{refused} other tokens than {config.data}")
+    theirs, ours = other.denoiser.state_dict(), network(config, method_of(config, encoding.n_vocab)).state_dict()
+    if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
+        raise BadInput(f"{refused} a network of {other.config.method}, and {config.method} needs another")
+    return theirs
 
 
 def assemble(state, out_dir, device="cpu"):

@@ -163,8 +163,7 @@ class Student(train.Learner):
                            f"the text (or the Python) of then")
         super().__init__(config, corpus, device)
         self.settings, weights = settings, teacher["ema"]
-        self.model.load_state_dict(weights)
-        self.average.module.load_state_dict(weights)
+        self.start_from(weights)
         self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)    # eval: a teacher has no dropout
         self.objective = {"sdtt": SDTT, "dcd": DCD}[settings.method](self.method, self.teacher, settings)
 

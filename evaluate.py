@@ -21,14 +21,19 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       choices=["", "ar", "mdlm", "pgm", "udlm", "gidd", "duo"])
+                       ["", "ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
     batch_size: int = flag(64, "texts at once", least=1)
     num_samples: int = flag(64, "samples to judge; 0 for none", least=0)
     steps: int = flag(128, "of the sampler", least=1)
-    sampler: str = flag("ancestral", "see sample.py", choices=["ancestral", "psi", "first-hitting", "confidence"])
+    sampler: str = flag("ancestral", "see sample.py",
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar"])
+    decode_block: int = flag(32, "see sample.py", least=1)
+    cache: str = flag("none", "see sample.py", choices=["none", "prefix", "dual"])
+    threshold: float = flag(0.0, "see sample.py", least=0, most=1)
+    factor: float = flag(0.0, "see sample.py", least=0)
     kappa: str = flag("cap", "see sample.py", choices=["constant", "cap", "rescale", "loop"])
     eta: float = flag(0.02, "see sample.py", least=0, most=1)
     tail: str = flag("draw", "see sample.py", choices=["draw", "greedy"])
@@ -53,9 +58,8 @@ from data import BadInput, text
 from data.ngram import witten_bell
 from data.tokenizer import to_json
 from diffusion import probabilities
-from methods import make_sampler
 from oracle import exact
-from sample import generate
+from sample import generate, sampler_of
 
 
 @torch.no_grad()
@@ -136,7 +140,7 @@ def draw(model, corpus, config, device):
     """Samples of the model, in batches, each as long as its training texts. -> (num_samples, L)"""
     torch.manual_seed(config.seed)
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-    sampler = make_sampler(config.sampler, model.config.method, config.kappa, config.eta, config.tail)
+    sampler = sampler_of(config, model.config.method)
     sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
     return torch.cat([generate(model.method, model.denoiser, n, corpus.block_size, config.steps, sampler, law, device)
                       for n in sizes])                                                                  # (n, L)
@@ -189,7 +193,7 @@ def main(config):
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
-    make_sampler(config.sampler, model.config.method, config.kappa, config.eta, config.tail)     # or BadInput, now
+    sampler_of(config, model.config.method)                  # or BadInput, now
     judge = judge_of(config, model, device)
     corpus = corpus_of(model, config.data)
     r = measure(model, corpus, judge, config, device)

@@ -51,6 +51,16 @@ def masked_bound(process, cross_entropy, z, t):
     return torch.where(z == process.mask, weight * cross_entropy, 0.0)                              # (B, L)
 
 
+def any_order(process, x, u, frozen=None):
+    """The draw in eq. (6): of the n tokens that are not given, k = ceil(u n) anywhere become masks; u (B, 1) uniform.
+    -> z (B, L), k (B, 1), n (B, 1)"""
+    given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen                     # (B, L)
+    n = (~given).sum(-1, keepdim=True)                                                              # (B, 1) to mask
+    k = (u * n).ceil().clamp(min=1)                                                                 # (B, 1) of 1 .. n
+    rank = torch.rand(x.shape, device=x.device).masked_fill(given, 2).argsort(-1).argsort(-1)       # (B, L)
+    return torch.where((rank < k) & ~given, process.mask, x), k, n
+
+
 class MDLM:
     """--method mdlm. `simple` trains on the plain cross-entropy of masked tokens, whose gradient varies less than
     that of (2); `bound` trains on (2). Either way `nelbo` reports the bound."""
@@ -80,11 +90,7 @@ class MDLM:
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of eq. (6), with the time that goes with k masks for networks that ask for it. -> (B, L) nats"""
-        given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen                 # (B, L)
-        n = (~given).sum(-1, keepdim=True)                                                          # (B, 1) to mask
-        k = (stratified(len(x), x.device) * n).ceil().clamp(min=1)                                  # (B, 1) of 1 .. n
-        rank = torch.rand(x.shape, device=x.device).masked_fill(given, 2).argsort(-1).argsort(-1)   # (B, L)
-        z = torch.where((rank < k) & ~given, self.process.mask, x)                                  # (B, L)
+        z, k, n = any_order(self.process, x, stratified(len(x), x.device), frozen)                 # (B, L), 2 x (B, 1)
         t = torch.distributions.Beta(k, (n - k + 1).clamp(min=1)).sample().clamp(1e-6, 1)           # (B, 1) t given k
         return n / k * self.cross_entropy(denoiser, x, z, t)                                        # (B, L)
 
@@ -94,6 +100,11 @@ class MDLM:
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, law=probabilities):
         """From masks to text; yields z after each step. The sampler says which masks open, law what they become."""
         return sampler(self.process, denoiser, z, frozen, steps, law)
+
+
+def transfer(n, left):
+    """How many of n masks the next of `left` steps opens: as even as can be, the odd ones first (LLaDA's schedule)."""
+    return (n / left).ceil()
 
 
 def highest(score, k):
@@ -114,7 +125,7 @@ def first_hitting(process, denoiser, z, frozen, steps, law=probabilities):
         n = masked.sum(-1, keepdim=True).double()                                                   # (B, 1) masks left
         if not n.any():
             return
-        k = (n / left).ceil()                                                                       # (B, 1) open now
+        k = transfer(n, left)                                                                       # (B, 1) open now
         tau = tau * torch.distributions.Beta((n - k + 1).clamp(min=1), k.clamp(min=1)).sample()     # (B, 1)
         at = highest(torch.rand(z.shape, device=z.device).masked_fill(~masked, -1), k)              # (B, L) where
         z = z.masked_scatter(at, categorical(law(denoiser(z, tau.float(), at=at)[:, :process.n_tokens])))   # what
@@ -138,5 +149,5 @@ def confidence(process, denoiser, z, frozen, steps, law=probabilities):
         drawn = categorical(p)                                                                      # (N,)
         belief = p.gather(-1, drawn[:, None])[:, 0]                                                 # (N,)
         score = torch.full(z.shape, -1.0, dtype=p.dtype, device=z.device).masked_scatter(masked, belief)  # (B, L)
-        z = torch.where(highest(score, (n / left).ceil()), z.masked_scatter(masked, drawn), z)      # (B, L)
+        z = torch.where(highest(score, transfer(n, left)), z.masked_scatter(masked, drawn), z)      # (B, L)
         yield z

@@ -13,7 +13,9 @@ import inspect
 from functools import partial
 
 from autoregressive import AR
+from block import BD3LM
 from data import BadInput
+from decoding import semi_ar
 from diffusion import ancestral
 from duo import Duo
 from masked import MDLM, confidence, first_hitting
@@ -27,6 +29,7 @@ METHODS = {
     "pgm": PGM,                                          # masks that are never seen: two groups predict each other
     "udlm": UDLM,                                        # random words
     "gidd": GIDD,                                        # both
+    "bd3lm": BD3LM,                                      # masks in blocks, from left to right
     "duo": Duo,                                          # random words, learnt from a Gaussian that is sharpened
 }
 SAMPLERS = {
@@ -34,6 +37,7 @@ SAMPLERS = {
     "psi": psi,                                          # eq. (10), for any process; ReMDM under masks
     "first-hitting": first_hitting,                      # the others choose among masks
     "confidence": confidence,
+    "semi-ar": semi_ar,                                  # the surest masks, block by block; the caches of decoding.py
 }
 
 
@@ -44,13 +48,21 @@ def make_method(name, n_tokens, **options):
     return cls(n_tokens, **{key: value for key, value in options.items() if key in known})
 
 
-def make_sampler(name, method, schedule="cap", eta=0.02, tail="draw"):
-    """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law). BadInput if it cannot be."""
+def make_sampler(name, method, schedule="cap", eta=0.02, tail="draw", block=32, cache="none", threshold=0.0,
+                 factor=0.0):
+    """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
+    masks = {"first-hitting": ["mdlm", "bd3lm", "pgm"], "confidence": ["mdlm", "bd3lm", "pgm"], "semi-ar": ["mdlm"]}
     if method == "ar" and (name, tail) != ("ancestral", "draw"):
         raise BadInput("ar writes from left to right: it has --sampler ancestral alone, and no --tail greedy")
-    if name in ("first-hitting", "confidence") and method not in ("mdlm", "pgm"):
-        raise BadInput(f"--sampler {name} chooses among masks: {method} has ancestral and psi")
-    if tail == "greedy" and method in ("mdlm", "pgm"):
+    if method not in masks.get(name, [method]):
+        raise BadInput(f"--sampler {name} chooses among the masks of {' or '.join(masks[name])}: {method} has others")
+    if tail == "greedy" and method in ("mdlm", "bd3lm", "pgm"):
         raise BadInput("--tail greedy proofreads text, which masks leave alone: try --temperature 0, or --sampler psi")
+    if name != "semi-ar" and (cache, threshold, factor) != ("none", 0, 0):
+        raise BadInput("--cache, --threshold and --factor go with --sampler semi-ar")
+    if threshold and factor:
+        raise BadInput("--threshold and --factor are two rules for one choice: give one of them")
+    if name == "semi-ar":
+        return partial(semi_ar, block=block, cache=cache, threshold=threshold, factor=factor)
     walk = partial(psi, schedule=schedule, eta=eta) if name == "psi" else SAMPLERS[name]
     return partial(greedy_tail, walk=walk) if tail == "greedy" else walk

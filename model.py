@@ -9,9 +9,11 @@ The denoiser: one transformer for every method, the DiT of SEDD (arXiv:2310.1683
 
 Shapes: B sequences, L positions, V symbols, D = n_embd, H heads of size D / H, C = cond_dim.
 A pattern of attention is a predicate, mask_mod(batch, head, query, key) -> may this query look at this key?
+A Cache holds the keys and values of what was read before: only new tokens go through the network then.
 No loss here (see the method files) and no sampling (diffusion.py).
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -24,13 +26,26 @@ def causal(batch, head, query, key):
     return query >= key
 
 
+def block_causal(block, reach):
+    """Look at your own block of tokens, and at `reach` tokens before it, a multiple of the block."""
+    def mask_mod(batch, head, query, key):
+        back = query // block - key // block
+        return (back >= 0) & (back * block <= reach)
+    return mask_mod
+
+
 def attention(q, k, v, mask_mod=None, dropout=0.0):
-    """softmax(q k' / sqrt(hd)) v where mask_mod allows it, everywhere for None. (B, H, L, hd) -> (B, H, L, hd)"""
+    """softmax(q k' / sqrt(hd)) v where mask_mod allows it, everywhere for None. (B, H, Lq, hd) -> (B, H, Lq, hd)
+
+    With more keys than queries (a cache) the queries are the last of them.
+    """
+    if mask_mod is causal and q.shape[2] == 1:
+        mask_mod = None                                  # the newest token looks at all that is there
     if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs faster than the library here
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                                       # (B, H, Lq, Lk)
         score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k), -math.inf)  # (B, H, Lq, Lk)
         return F.dropout(score.softmax(-1), dropout) @ v                                            # (B, H, Lq, hd)
-    if mask_mod is None or mask_mod is causal:           # no mask in memory: twice as fast as a dense one
+    if mask_mod is None or mask_mod is causal and q.shape == k.shape:    # no mask in memory: twice as fast
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask_mod is causal)
     return F.scaled_dot_product_attention(q, k, v, dense(mask_mod, q, k), dropout)
 
@@ -38,7 +53,7 @@ def attention(q, k, v, mask_mod=None, dropout=0.0):
 def dense(mask_mod, q, k):
     """The predicate written out: True where query (row) may look at key (column). -> (B, H, Lq, Lk) bool"""
     (B, H, Lq, _), Lk, index = q.shape, k.shape[2], lambda n: torch.arange(n, device=q.device)
-    mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], index(Lq)[:, None], index(Lk))
+    mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], index(Lk)[Lk - Lq:, None], index(Lk))
     return torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                              # (B, H, Lq, Lk)
 
 
@@ -67,6 +82,78 @@ def modulate(h, shift, scale):
     return h if shift is None else h * (1 + scale) + shift
 
 
+class Cache:
+    """Keys and values of the tokens that were read, of all layers. What a call reads goes in at `start`.
+
+    Whether it stays is the caller's choice: `keep` moves `start` behind it, and without that the next call writes over
+    it. A call looks at the last `reach` tokens before `start`, at its own, and, if `length` lies further on, at what
+    an earlier call left behind them up to there (the dual cache of decoding.py).
+
+    Memory is `capacity` tokens, however long the text: when it is full, the last `reach` move to the front, and their
+    keys turn back by the way they moved, since rotary positions count by their distance alone.
+    """
+
+    def __init__(self, capacity, reach=None):
+        self.capacity, self.reach = capacity, capacity if reach is None else reach
+        self.chunk = capacity if reach is None else capacity - reach             # what there always is room for
+        self.start = self.length = self.read = 0             # read: tokens kept since the beginning of the text
+        self.k, self.v = {}, {}                              # layer -> (B, H, capacity, hd)
+
+    def write(self, layer, k, v):
+        """This call's keys, turned, and values (B, H, L, hd) -> those that it looks at, (B, H, Lk, hd) each"""
+        if layer not in self.k:
+            self.k[layer], self.v[layer] = (a.new_empty(*a.shape[:2], self.capacity, a.shape[3]) for a in (k, v))
+        end, first = self.start + k.shape[2], max(0, self.start - self.reach)
+        for stored, new in ((self.k[layer], k), (self.v[layer], v)):
+            stored[:, :, self.start:end] = new
+        return tuple(a[layer][:, :, first:max(end, self.length)] for a in (self.k, self.v))
+
+    def keep(self, n):
+        self.start, self.read = self.start + n, self.read + n
+
+    def make_room(self, n):
+        """See to it that n more tokens fit in, at most `chunk`."""
+        if self.start + n <= self.capacity:
+            return
+        moved = self.start - self.reach
+        for layer, k in self.k.items():
+            back = rotary_angles(torch.tensor([-moved], device=k.device), k.shape[3])               # 2 x (1, hd/2)
+            k[:, :, :self.reach] = rotate(k[:, :, moved:self.start], *back)                         # (B, H, reach, hd)
+            self.v[layer][:, :, :self.reach] = self.v[layer][:, :, moved:self.start].clone()        # (B, H, reach, hd)
+        self.start = self.reach
+
+    def select(self, rows):
+        """Go on with these texts of the batch alone, (n,) indices."""
+        for part in (self.k, self.v):
+            part.update({layer: a[rows] for layer, a in part.items()})                              # (n, H, ., hd)
+
+
+def new_cache(denoiser, length, block, window=None):
+    """A cache for a text of `length` tokens that is read block by block, where a block sees at most `window` tokens,
+    itself included. None if the denoiser takes none, as an oracle."""
+    if not getattr(denoiser, "caches", False):
+        return None
+    return Cache(length) if window is None or window >= length else Cache(2 * window, window - block)
+
+
+def read(denoiser, cache, ids, at, final, mask_mod):
+    """Logits at some of the last tokens of a text, of which the cache holds the beginning. -> (N, V)
+
+    ids (B, n): the text so far; at (B, m): which of its last m tokens
+    final: so many of the n tokens will not change any more, and stay in the cache. It grows by clean text alone: the
+    last pass over a block still saw masks in it. What became final since the last call is read along with this one.
+    mask_mod: the pattern where more than m tokens are new
+    """
+    *pieces, new = ids[:, cache.read:].split(cache.chunk, 1)                                        # (B, chunk), last
+    for piece in pieces:
+        denoiser(piece, None, at=torch.zeros_like(piece, dtype=torch.bool), mask_mod=mask_mod, cache=cache)
+        cache.keep(piece.shape[1])
+    several, before = new.shape[1] > at.shape[1], new.shape[1] - at.shape[1]
+    logits = denoiser(new, None, at=F.pad(at, (before, 0)), mask_mod=mask_mod if several else None, cache=cache)
+    cache.keep(final - cache.read)
+    return logits                                                                                   # (N, V)
+
+
 class Block(nn.Module):
     def __init__(self, n_embd, n_head, cond_dim, dropout, qk_norm):
         super().__init__()
@@ -85,20 +172,21 @@ class Block(nn.Module):
     def drop(self, y):
         return F.dropout(y, self.dropout, self.training)
 
-    def attend(self, h, rotary, mask_mod):
+    def attend(self, h, rotary, mask_mod, remember):
         q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)  # (B, H, L, hd)
         if self.qk_norm:                                 # scores of a bounded size: larger learning rates are safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                         # (B, H, L, hd)
         q, k = rotate(q, *rotary), rotate(k, *rotary)                                               # (B, H, L, hd)
+        k, v = remember(k, v) if remember else (k, v)                                               # (B, H, Lk, hd)
         y = attention(q, k, v, mask_mod, self.dropout if self.training else 0.0)                    # (B, H, L, hd)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))                                       # (B, L, D)
 
-    def forward(self, h, c, rotary, mask_mod):
+    def forward(self, h, c, rotary, mask_mod, remember=None):
         if self.adaln is None:                           # tell nothing: a plain pre-norm transformer block
-            h = h + self.drop(self.attend(self.norm1(h), rotary, mask_mod))                         # (B, L, D)
+            h = h + self.drop(self.attend(self.norm1(h), rotary, mask_mod, remember))               # (B, L, D)
             return h + self.drop(self.mlp(self.norm2(h)))                                           # (B, L, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(c).chunk(6, -1)                   # (B, 1|L, D)
-        h = h + gate1 * self.drop(self.attend(modulate(self.norm1(h), shift1, scale1), rotary, mask_mod))
+        h = h + gate1 * self.drop(self.attend(modulate(self.norm1(h), shift1, scale1), rotary, mask_mod, remember))
         return h + gate2 * self.drop(self.mlp(modulate(self.norm2(h), shift2, scale2)))             # (B, L, D)
 
 
@@ -111,6 +199,8 @@ class Transformer(nn.Module):
     qk_norm      divides queries and keys by their size (arXiv:2302.05442); the published DiT of this layout does not
     mask_mod     the attention pattern; None lets everything look at everything
     """
+
+    caches = True                                            # it takes a Cache; an oracle does not
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0, dropout=0.0,
                  mask_mod=None, qk_norm=False):
@@ -152,16 +242,22 @@ class Transformer(nn.Module):
         c = F.silu(self.noise_mlp(noise_features(noise).to(h.dtype)))                               # (B, 1|L, C)
         return c if label is None else c + F.silu(self.label_embed(label))[:, None]                 # (B, 1|L, C)
 
-    def forward(self, z, noise=None, at=None, label=None):
+    def forward(self, z, noise=None, at=None, label=None, positions=None, mask_mod=None, cache=None):
         """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order.
 
         noise (B, 1) or (B, L): the noise level in the unit that the method uses (time, for all of ours)
+        positions (L,): where the tokens stand, if not one behind the other from 0, or from the cache's start, on
+        mask_mod: the pattern of this call, if not the network's own
         """
         h = self.embedding(z)                                                                       # (B, L, D)
         c = self.condition(h, noise, label)                                                         # (B, 1|L, C)
-        rotary = rotary_angles(torch.arange(h.shape[1], device=h.device), self.head_size)           # (L, hd/2)
-        for block in self.blocks:
-            h = block(h, c, rotary, self.mask_mod)                                                  # (B, L, D)
+        if cache:
+            cache.make_room(h.shape[1])
+        if positions is None:
+            positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)   # (L,)
+        rotary, mask_mod = rotary_angles(positions, self.head_size), mask_mod or self.mask_mod      # 2 x (L, hd/2)
+        for layer, block in enumerate(self.blocks):
+            h = block(h, c, rotary, mask_mod, cache and partial(cache.write, layer))                # (B, L, D)
         shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)  # (B, L, D)
         if at is not None:                               # select, then score: the head is most of the cost at large V
             h = h[at]                                                                               # (N, D)

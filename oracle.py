@@ -20,7 +20,8 @@ def rows(log_p, at):
 
 
 def oracle(language, method):
-    """A denoiser that is never wrong. For a process with .process its leave-one-out law, for ar its next-token law."""
+    """A denoiser that is never wrong. For a process its leave-one-out law, for ar its next-token law, and for blocks
+    the law given what is clean before the block, and its own masks: evidence is flat after a block."""
     def autoregressive(z, t, at=None):
         """z = [start, x_0, .., x_(L-2)]; row l predicts x_l, and does not look at the x_l that is filled in here."""
         x = z.roll(-1, dims=1).clamp(max=language.V - 1)                                            # (B, L)
@@ -35,9 +36,20 @@ def oracle(language, method):
         own = [diffusion(z.masked_fill(g, method.process.mask), t) for g in (group, ~group)]        # 2 x (B, L, V)
         return torch.where(group[..., None], *own)                                                  # (B, L, V)
 
-    def denoiser(z, t, at=None, group=None):
-        law = diffusion if hasattr(method, "process") else autoregressive
-        return rows((law(z, t) if group is None else partition(z, t, group)).to(z.device).log(), at)    # (B, L, V)
+    def blocks(z, t, at=None):
+        """z = [noisy ; clean without the last block]; the law of the noisy half, and zeros for the clean one."""
+        L = (z.shape[1] + method.block) // 2
+        e = likelihood(method.process, z, torch.full((1, 1), 0.5, dtype=torch.float64, device=z.device))  # (B, ., V)
+        law = torch.zeros_like(e, device="cpu")
+        for lo in range(0, L, method.block):
+            hi = lo + method.block
+            if at is None or at[:, lo:hi].any():             # a sampler asks for one block
+                law[:, lo:hi] = language.posterior(torch.cat([e[:, L:L + lo], e[:, lo:hi]], 1))[:, lo:]
+        return law                                                                                  # (B, 2L - L', V)
+
+    def denoiser(z, t, at=None, group=None, **layout):
+        law = blocks if hasattr(method, "block") else diffusion if hasattr(method, "process") else autoregressive
+        return rows((law(z, t, at) if group is None else partition(z, t, group)).to(z.device).log(), at)
 
     return denoiser
 

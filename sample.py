@@ -7,6 +7,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
     python sample.py --watch --steps 64                          see it denoise in the terminal
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
+    python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like: ar and bd3lm forget what is far
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
@@ -19,14 +20,19 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       choices=["", "ar", "mdlm", "pgm", "udlm", "gidd", "duo"])
+                       ["", "ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
-    steps: int = flag(128, "steps from noise to text; ar takes one per token", least=1)
+    steps: int = flag(128, "steps from noise to text; bd3lm: of each block; ar takes one per token", least=1)
+    window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
     sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; the others are for masks",
-                        choices=["ancestral", "psi", "first-hitting", "confidence"])
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar"])
+    decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1)
+    cache: str = flag("none", "semi-ar: old keys and values to go on with", choices=["none", "prefix", "dual"])
+    threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1)
+    factor: float = flag(0.0, "semi-ar: open n if (n + 1) (1 - belief) is less; 0 follows --steps", least=0)
     kappa: str = flag("cap", "psi: when to correct", choices=["constant", "cap", "rescale", "loop"])
     eta: float = flag(0.02, "psi: how much is noised again; 0 is ancestral", least=0, most=1)
     tail: str = flag("draw", "the last step draws, or takes the likeliest word given all others", ["draw", "greedy"])
@@ -78,11 +84,12 @@ class Counted:
 
     def __init__(self, denoiser):
         self.denoiser, self.calls, self.positions = denoiser, 0, 0
+        self.caches = getattr(denoiser, "caches", False)
 
-    def __call__(self, z, t, at=None):
+    def __call__(self, z, t, at=None, **layout):
         self.calls += 1
         self.positions += z.numel() if at is None else int(at.sum())
-        return self.denoiser(z, t, at=at)
+        return self.denoiser(z, t, at=at, **layout)
 
 
 def read_prompt(prompt):
@@ -97,7 +104,7 @@ def read_prompt(prompt):
         raise BadInput(f"the prompt {path} is not UTF-8 text: save it as UTF-8") from None
 
 
-def template(prompt, gap, encoding, length, block_size):
+def template(prompt, gap, encoding, length, block_size, endless=False):
     """The prompt as ids, and where it is given: not in gaps, nor after it. -> (L,), (L,) bool"""
     if len(gap) != 1:
         raise BadInput(f"--gap {gap!r} must be one character")
@@ -110,10 +117,35 @@ def template(prompt, gap, encoding, length, block_size):
     if len(ids) > length:
         raise BadInput(f"the prompt has {len(ids)} tokens, more than the text's {length}: "
                        "shorten it or raise --length")
-    if length > block_size:
+    if length > block_size and not endless:
         print(f"note: trained on texts of {block_size} tokens; longer ones are a leap for the model", file=sys.stderr)
     rest = length - len(ids)
     return torch.tensor(ids + [0] * rest), torch.tensor(frozen + [False] * rest)                        # (L,), (L,)
+
+
+def sampler_of(config, method):
+    """The sampler that the flags describe, or BadInput."""
+    return make_sampler(config.sampler, method, config.kappa, config.eta, config.tail, config.decode_block,
+                        config.cache, config.threshold, config.factor)
+
+
+def end_of_text(encoding):
+    """The id that ends a text, for encodings that have one (gpt2), else None."""
+    return encoding.eot_token if "<|endoftext|>" in encoding.special_tokens_set else None
+
+
+def until(row, frozen, stop):
+    """The ids of a text up to the first end-of-text that was drawn."""
+    drawn = [i for i, id in enumerate(row) if id == stop and not frozen[i]]
+    return row[:drawn[0]] if drawn else row
+
+
+def window_of(window, method):
+    """How many tokens ar and bd3lm remember. BadInput where that is not one block or several."""
+    block = getattr(method, "block", 1)
+    if window % block:
+        raise BadInput(f"--window {window} must be a multiple of the block of {block} tokens, and at least that")
+    return window
 
 
 class Screen:
@@ -166,6 +198,7 @@ class Screen:
 
 def show_json(texts, config, calls, seconds):
     shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "tail", "steps",
+                                                       "window", "decode_block", "cache", "threshold", "factor",
                                                        "temperature", "top_p", "seed")}
     for text, ids in texts:
         print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
@@ -175,20 +208,28 @@ def main(config):
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
     name, encoding = model.config.method, model.encoding
-    sampler = make_sampler(config.sampler, name, config.kappa, config.eta, config.tail)
-    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length, model.config.block_size)
+    sampler = sampler_of(config, name)
+    endless = hasattr(model.method, "window")                # ar and bd3lm
+    if endless:
+        model.method.stop = end_of_text(encoding)
+        model.method.window = window_of(config.window or model.config.block_size, model.method)
+    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length,
+                             model.config.block_size, endless)
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
     torch.manual_seed(config.seed)
     denoiser, began = Counted(model.denoiser), time.time()
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-    screen = Screen(given.shape[1] if name == "ar" else config.steps)
+    blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
+    screen = Screen(given.shape[1] if name == "ar" else config.steps * blocks)
     try:
         for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law)):
             if config.watch and not config.json:
                 screen.show(step, z[0], frozen[0], encoding)
     finally:
         screen.close()
-    texts = [(decode(encoding, row, config.gap), row) for row in z.tolist()]
+    stop = model.method.stop if endless else None
+    rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
+    texts = [(decode(encoding, row, config.gap), row) for row in rows]
     if config.json:
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):

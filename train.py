@@ -5,6 +5,7 @@ Train any method on any text: one loop.
     python train.py --data toy --method udlm            the toy language, of known entropy; any method of methods.py
     python train.py --data input.txt --tokenizer chars  your own text
     python train.py --init_from resume                  go on where a run stopped, exactly
+    python train.py --method bd3lm --init_from out/python-mdlm      start from the weights of another run
     torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      one run, shared by two processes
 
 A step draws text, asks the method for its loss, and follows the gradient; all theory is in the method files. Every
@@ -21,15 +22,18 @@ class Config:
     data: str = flag("python", "toy, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
-    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "pgm", "udlm", "gidd", "duo"])
+    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
+    diffusion_block: int = flag(4, "bd3lm: tokens per block; 1 is ar, --block_size (a text's length) is mdlm", least=1)
+    clip: str = flag("", "bd3lm: train at mask rates from LOW,HIGH only, as in 0.45,0.95; empty: any number of masks")
+    clip_search: bool = flag(False, "bd3lm: look for the clip of least variance at every evaluation")
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     decoder_share: float = flag(0.5, "pgm: share of the blocks that decode", least=0, most=1)
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
     tau: float = flag(0.001, "duo: temperature of relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
-    init_from: str = flag("scratch", "start", choices=["scratch", "resume"])
+    init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
     max_iters: int = flag(2300, "training steps", least=1, toy=1000)
     batch_size: int = flag(32, "texts per micro-batch", least=1, toy=64)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
@@ -63,7 +67,7 @@ class Config:
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # set by torchrun
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 if CONFIG and RANK == 0:
-    what = f"{CONFIG.method} on {CONFIG.data}" if CONFIG.init_from == "scratch" else "going on"
+    what = f"{CONFIG.method} on {CONFIG.data}" if CONFIG.init_from != "resume" else "going on"
     print(f"palimpsest: {what}", flush=True)
 
 import math  # noqa: E402
@@ -83,9 +87,9 @@ from evaluate import estimate, league, unit
 from interrupt import Stop, look
 from sample import generate
 
-SHAPE = ["data", "tokenizer", "vocab_size", "method", "p_uniform", "curriculum", "tau", "top_k", "block_size",
-         "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "optimizer", "batch_size",
-         "gradient_accumulation_steps", "seed"]              # fixed for a run
+SHAPE = ["data", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau", "top_k",
+         "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "optimizer",
+         "batch_size", "gradient_accumulation_steps", "seed"]              # fixed for a run
 
 
 # ---- learning: what changes at every step
@@ -132,6 +136,8 @@ class Learner:
 
     def step(self, step):
         """Draw text, ask the method for its loss, follow the gradient. -> (2,) loss, norm of the gradient"""
+        if self.config.clip_search and step % self.config.eval_interval == 0 and hasattr(self.method, "clip"):
+            self.search_clip(step)
         config, total = self.config, 0.0
         self.method.progress = step / config.max_iters       # for methods that teach in an order
         micros = range(RANK, config.gradient_accumulation_steps, WORLD)
@@ -154,6 +160,17 @@ class Learner:
         self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.average.update_parameters(self.model)
         return torch.stack([total, norm])                                                               # (2,)
+
+    def search_clip(self, step):
+        """The clip of least variance for the weights of this step. It becomes the flag: a resumed run has it too."""
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        x = self.corpus.windows("val", self.config.eval_iters * self.config.batch_size).to(self.device)      # (n, L)
+        self.method.clip = self.method.search_clip(self.average.module.eval(), x, self.config.batch_size)
+        self.config = replace(self.config, clip="{},{}".format(*self.method.clip))
+
+    def start_from(self, weights):
+        self.model.load_state_dict(weights)
+        self.average.module.load_state_dict(weights)
 
     def state(self, step):
         return {"model": self.model.state_dict(), "ema": self.average.module.state_dict(), "step": step,
@@ -250,7 +267,7 @@ def resumed(config, given):
         if name in SHAPE and getattr(config, name) != old[name]:
             raise BadInput(f"--{name} {getattr(config, name)} does not fit the run in {config.out_dir}, which has "
                            f"{old[name]}: leave the flag out, or start anew with another --out_dir")
-    now = {name: getattr(config, name) for name in [*given, "out_dir"]}
+    now = {name: getattr(config, name) for name in [*given, "out_dir", "init_from"]}
     return Config(**{**old, **now}), state
 
 
@@ -261,6 +278,9 @@ def check(config):
     if config.gradient_accumulation_steps % WORLD:
         raise BadInput(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} cannot be shared by "
                        f"{WORLD} processes: give a multiple of {WORLD}")
+    if config.method == "bd3lm" and config.block_size % config.diffusion_block:
+        raise BadInput(f"--block_size {config.block_size} must be a multiple of --diffusion_block "
+                       f"{config.diffusion_block}")
 
 
 def prepare(config, given):
@@ -268,7 +288,11 @@ def prepare(config, given):
     config = replace(config, out_dir=config.out_dir or f"out/{Path(config.data).resolve().stem}-{config.method}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
     check(config)
-    return equip(config, state, Learner)
+    learner, folder, first = equip(config, state, Learner)
+    if config.init_from not in ("scratch", "resume"):
+        encoding = learner.corpus.encoding
+        learner.start_from(checkpoint.weights(config.init_from, learner.config, encoding, learner.device))
+    return learner, folder, first
 
 
 def equip(config, state, make):
