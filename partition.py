@@ -4,21 +4,21 @@ PGM, partition generative models (arXiv:2505.18883): masked diffusion without ma
 A masked model spends most of its work on masks, which say nothing. PGM never sees one. It splits the *clean* text in
 two groups, and each is guessed from the other, as masks are from text:
 
-    partition  g_l = 1 with probability t, else 0: group 1 is hidden at noise level t, group 0 at 1 - t            (19)
-    network    logits_l = f(l, { (k, x_k) : g_k != g_l })           a token never sees its own group               (20)
-    loss       1/2 sum_l w(n_l) cross-entropy_l,  n_l = t in group 1, 1 - t in group 0                             (21)
+    partition  g_l = 1 with probability t, else 0: group 1 is hidden at noise level t, group 0 at 1 - t            (20)
+    network    logits_l = f(l, { (k, x_k) : g_k != g_l })           a token never sees its own group               (21)
+    loss       1/2 sum_l w(n_l) cross-entropy_l,  n_l = t in group 1, 1 - t in group 0                             (22)
 
-With w(n) = 1/n, (21) is the mean of two draws of masked.py's bound (2), from one pass: each token is predicted, not
-only the masked ones. What makes (20) true is where attention may look:
+With w(n) = 1/n, (22) is the mean of two draws of masked.py's bound (2), from one pass: each token is predicted, not
+only the masked ones. What makes (21) true is where attention may look:
 
-    encoder    E = blocks(embed(x))                                 l looks at k if g_k = g_l                      (22)
-    GroupSwap  h = out attention(q(norm(u + S)), kv(E))             l looks at k if g_k != g_l. Not at E_l, and    (23)
+    encoder    E = blocks(embed(x))                                 l looks at k if g_k = g_l                      (23)
+    GroupSwap  h = out attention(q(norm(u + S)), kv(E))             l looks at k if g_k != g_l. Not at E_l, and    (24)
                no residual: u is learnt, S_l = [cos, sin] of the position. The one place where the groups meet
-    decoder    h += gate1 * out(attention(norm(h) .., kv(norm(E)))) l looks at k if g_k != g_l; queries never look (24)
+    decoder    h += gate1 * out(attention(norm(h) .., kv(norm(E)))) l looks at k if g_k != g_l; queries never look (25)
                h += gate2 * mlp(norm(h) ..)                         at each other
     logits     model.py's head, on h
 
-To sample, encode only the tokens that exist, and decode only the positions that are drawn now: by (24) it does not
+To sample, encode only the tokens that exist, and decode only the positions that are drawn now: by (25) it does not
 matter which others are asked. That is the call of any masked model, denoiser(z, t, at): where z has its mask id, no
 token exists yet. So the process, the samplers and the bounds of masked.py serve PGM as they are. `first-hitting` opens
 equally many tokens in every row (the paper's uniform sampler), `ancestral` a Binomial number.
@@ -27,7 +27,7 @@ An empty group leaves nothing to look at, and a group of one gives all attention
 tell its distance. The published networks rely on a first token that is always there. Ours have two learnt states at
 the places -1 and -2, in neither group: how attention divides between them tells a query its own place.
 
-Does (21) have a mean? 1/(1 - t) has no limit as t -> 1, but the share of tokens in group 0 is 1 - t, so that the
+Does (22) have a mean? 1/(1 - t) has no limit as t -> 1, but the share of tokens in group 0 is 1 - t, so that the
 expected weight is 1 at every t. (The public code masks with probability (1 - 0.001) t and keeps 1/(1 - t): an expected
 weight of 1 + 0.001 t / (1 - t), whose integral is infinite.) Only the variance has no limit, as that of 1/t in (2).
 `simple`, the default, has bounded weights, and `nelbo` is the any-order form (6), whose weights are at most L.
@@ -50,7 +50,7 @@ SPREAD = 64                                              # tokens by which a row
 
 class View(NamedTuple):
     """What a cross-attention looks at, and cos and sin of the positions of both sides."""
-    states: torch.Tensor                                     # (B, N, D) `start`, then E of (22)
+    states: torch.Tensor                                     # (B, N, D) `start`, then E of (23)
     rotary_q: tuple                                          # 2 x (1|B, 1, Q, hd/2)
     rotary_k: tuple                                          # 2 x (1|B, 1, N, hd/2)
 
@@ -64,7 +64,7 @@ class View(NamedTuple):
 
 
 class GroupSwap(nn.Module):
-    """(23): from here on a position holds what the other group says about it."""
+    """(24): from here on a position holds what the other group says about it."""
 
     def __init__(self, n_embd, n_head, qk_norm):
         super().__init__()
@@ -81,7 +81,7 @@ class GroupSwap(nn.Module):
 
 
 class CrossBlock(Block):
-    """(24): a block of model.py whose queries look at the encoder's states in place of each other."""
+    """(25): a block of model.py whose queries look at the encoder's states in place of each other."""
 
     def __init__(self, n_embd, n_head, cond_dim, dropout, qk_norm):
         super().__init__(n_embd, n_head, cond_dim, dropout, qk_norm)
@@ -106,7 +106,7 @@ def pack(select):
 
 
 class Partition(Transformer):
-    """(20). Called like any denoiser: model(z, noise, at), where z has the mask id where no token exists; and in
+    """(21). Called like any denoiser: model(z, noise, at), where z has the mask id where no token exists; and in
     training model(x, noise, at, group=g), on clean text, for the predictions of both groups in one pass.
 
     decoder_share  of the n_layer blocks decode, the others encode
@@ -121,7 +121,7 @@ class Partition(Transformer):
                          **options)
         self.mask = vocab_size - 1
         self.start = nn.Parameter(torch.randn(n_start, n_embd))
-        self.query = nn.Parameter(torch.zeros(1, n_embd))                                           # u of (23)
+        self.query = nn.Parameter(torch.zeros(1, n_embd))                                           # u of (24)
         self.swap = GroupSwap(n_embd, n_head, qk_norm)
         self.decoder = nn.ModuleList(CrossBlock(n_embd, n_head, cond_dim, dropout, qk_norm) for _ in range(n_decoder))
 
@@ -168,22 +168,22 @@ class Partition(Transformer):
         return self.logits(z.gather(1, places), places, asked, within, across, noise, label, valid)
 
     def logits(self, tokens, places, asked, within, across, noise, label, rows):
-        """(22)-(24) for tokens (B, N) at `places` (1|B, N), asked at places (1|B, Q), of which `rows` get logits."""
+        """(23)-(25) for tokens (B, N) at `places` (1|B, N), asked at places (1|B, Q), of which `rows` get logits."""
         h = self.embedding(tokens)                                                                  # (B, N, D)
         c = self.condition(h, noise, label)                                                         # (B, 1, C) or None
         rotary = tuple(a[:, None] for a in angles(places, self.head_size))                       # (1|B, 1, N, hd/2)
         for block in self.blocks:
-            h = block(h, c, rotary, within)                                                         # (B, N, D) (22)
+            h = block(h, c, rotary, within)                                                         # (B, N, D) (23)
         view = self.view(h, places, asked)
         query = self.query + torch.cat(angles(asked, h.shape[-1]), -1)                              # (1|B, Q, D)
-        h = self.swap(query.to(h.dtype), view, across)                                              # (B, Q, D) (23)
+        h = self.swap(query.to(h.dtype), view, across)                                              # (B, Q, D) (24)
         for block in self.decoder:
-            h = block(h, c, view, across)                                                           # (B, Q, D) (24)
+            h = block(h, c, view, across)                                                           # (B, Q, D) (25)
         shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1)[rows].chunk(2, -1)
         return self.head(modulate(self.norm(h[rows]), shift, scale))                                # (N|B L, V)
 
     def view(self, states, places, asked):
-        """What (23) and (24) look at: `start`, at the places before 0, and the encoder's states."""
+        """What (24) and (25) look at: `start`, at the places before 0, and the encoder's states."""
         before = torch.arange(-len(self.start), 0, device=places.device).expand(len(places), -1)    # (1|B, S)
         start = self.start.to(states.dtype).expand(len(states), -1, -1)                             # (B, S, D)
         sides = asked, torch.cat([before, places], 1)                                  # (1|B, Q), (1|B, S + N)
@@ -197,7 +197,7 @@ def angles(places, size):
 
 
 def weights(group, t, weighting):
-    """w(n) of (21) at each token; group (B, L), t (B, 1) -> (B, L). `bound` is 1/n; `simple` is 6 (1 - n), the 3 and
+    """w(n) of (22) at each token; group (B, L), t (B, 1) -> (B, L). `bound` is 1/n; `simple` is 6 (1 - n), the 3 and
     the density 2 (1 - n) of masked.py in one: where much of the text can be seen, most is learnt."""
     noise = torch.where(group, t, 1 - t)                                                            # (B, L)
     return 6 * (1 - noise) if weighting == "simple" else 1 / noise                                  # (B, L)
@@ -205,17 +205,17 @@ def weights(group, t, weighting):
 
 class PGM(MDLM):
     """--method pgm. mdlm but for its network and its loss. `simple` trains on bounded weights, a surrogate, `bound` on
-    (21); either way `nelbo` is mdlm's bound."""
+    (22); either way `nelbo` is mdlm's bound."""
 
     def __init__(self, n_tokens, weighting="simple", decoder_share=0.5):
         super().__init__(n_tokens, weighting)
         self.network = partial(Partition, decoder_share=decoder_share)
 
     def loss(self, denoiser, x, frozen=None):
-        """(21) -> (B, L). Given tokens are in group 0. What group 1 alone predicts would not see them, so that in rows
+        """(22) -> (B, L). Given tokens are in group 0. What group 1 alone predicts would not see them, so that in rows
         that have some only group 1 is scored, in full."""
         t = stratified(len(x), x.device)                                                            # (B, 1)
-        group = corrupt(self.process, x, t, frozen) == self.process.mask                            # (B, L) (19)
+        group = corrupt(self.process, x, t, frozen) == self.process.mask                            # (B, L) (20)
         free = torch.ones_like(group[:, :1]) if frozen is None else ~frozen.any(-1, keepdim=True)   # (B, 1)
         hidden = torch.where(group | free, self.process.mask, x)                                    # (B, L)
         both = lambda z, t, at: denoiser(x, t, at=at, group=group)

@@ -165,7 +165,7 @@ def test_a_fresh_network_predicts_uniformly_and_every_decoder_block_is_the_ident
 # ---- loss, bound and oracle
 
 def test_the_weights_are_one_in_the_mean_and_simple_ones_are_bounded():
-    """(21): P(g = 1) w(t) + P(g = 0) w(1 - t) = 2 at every t for the bound, in the mean over t for simple."""
+    """(22): P(g = 1) w(t) + P(g = 0) w(1 - t) = 2 at every t for the bound, in the mean over t for simple."""
     t = (torch.arange(10_000, dtype=torch.float64)[:, None] + 0.5) / 10_000
     yes, no = torch.ones_like(t, dtype=torch.bool), torch.zeros_like(t, dtype=torch.bool)
     for weighting in ("bound", "simple"):
@@ -191,7 +191,7 @@ def test_the_loss_on_both_groups_and_the_nelbo_are_the_bound_of_masked_diffusion
     method, x = PGM(N, weighting="bound"), TEXTS[14].expand(20_000, -1)
     target = exact_bound(method.process, world.vandal, nodes=200)[14]
     for score in (method.loss, method.nelbo):
-        close_in_the_mean(torch.cat([score(both_groups(world.vandal), x).sum(-1) for _ in range(21)]), target)
+        close_in_the_mean(torch.cat([score(both_groups(world.vandal), x).sum(-1) for _ in range(22)]), target)
 
 
 def test_given_tokens_are_never_scored_and_with_them_the_loss_bounds_the_conditional():
