@@ -165,9 +165,9 @@ class BD3LM(MDLM):
             for block in sampler(self.process, inside, z[going][:, place], frozen[going][:, place], steps, law):
                 z = z.index_put((going[:, None], place), block)                                     # (B, L)
                 yield z
-            ended = len(going)
+            texts = len(going)
             z, going = end_texts(z, frozen, lo, lo + self.block, self.stop, going, cache)
-            if len(going) < ended:
+            if len(going) < texts:
                 yield z
 
     def next_block(self, denoiser, past, cache):

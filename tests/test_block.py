@@ -298,3 +298,13 @@ def test_a_text_of_no_whole_number_of_blocks_is_refused_in_words():
     method = bd3lm(10, 4)
     with pytest.raises(BadInput, match="10 tokens are no whole number of blocks of 4: make it 12 with --length"):
         next(method.sample(random_net(cond_dim=0), method.prior((1, 10)), torch.zeros(1, 10, dtype=torch.bool), 4))
+
+
+def test_each_block_has_a_number_of_masks_of_its_own_and_a_rate_of_its_own():
+    """A hundred blocks of one text: as many with 1, 2, 3 and 4 masks, since strata are those of blocks; 100 rates."""
+    seen = []
+    spy = lambda z, t, at, **layout: seen.append(at[:, :400]) or torch.zeros(int(at.sum()), 10)
+    bd3lm(10, 4).nelbo(spy, torch.zeros(1, 400).long())
+    assert torch.bincount(seen[0].view(-1, 4).sum(-1)).tolist() == [0, 25, 25, 25, 25]
+    _, t = bd3lm(10, 4, clip="0.3,0.8").clipped(spy, torch.zeros(1, 400).long())
+    assert len(t.unique()) == 100 and torch.equal(t[:, ::4], t[:, 3::4])
