@@ -34,26 +34,26 @@ def block_causal(block, reach):
     return mask_mod
 
 
-def attention(q, k, v, mask_mod=None, dropout=0.0):
+def attention(q, k, v, mask_mod=None, dropout=0.0, first=0):
     """softmax(q k' / sqrt(hd)) v where mask_mod allows it, everywhere for None. (B, H, Lq, hd) -> (B, H, Lq, hd)
 
-    With more keys than queries (a cache) the queries are the last of them.
+    first: the place of the first query among the keys; after a cache, behind all that it holds.
     """
     if mask_mod is causal and q.shape[2] == 1:
         mask_mod = None                                  # the newest token looks at all that is there
     if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs faster than the library here
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                                       # (B, H, Lq, Lk)
-        score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k), -math.inf)  # (B, H, Lq, Lk)
+        score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k, first), -math.inf)
         return F.dropout(score.softmax(-1), dropout) @ v                                            # (B, H, Lq, hd)
     if mask_mod is None or mask_mod is causal and q.shape == k.shape:    # no mask in memory: twice as fast
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask_mod is causal)
-    return F.scaled_dot_product_attention(q, k, v, dense(mask_mod, q, k), dropout)
+    return F.scaled_dot_product_attention(q, k, v, dense(mask_mod, q, k, first), dropout)
 
 
-def dense(mask_mod, q, k):
+def dense(mask_mod, q, k, first=0):
     """The predicate written out: True where query (row) may look at key (column). -> (B, H, Lq, Lk) bool"""
     (B, H, Lq, _), Lk, index = q.shape, k.shape[2], lambda n: torch.arange(n, device=q.device)
-    mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], index(Lk)[Lk - Lq:, None], index(Lk))
+    mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], first + index(Lq)[:, None], index(Lk))
     return torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                              # (B, H, Lq, Lk)
 
 
@@ -178,7 +178,8 @@ class Block(nn.Module):
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                         # (B, H, L, hd)
         q, k = rotate(q, *rotary), rotate(k, *rotary)                                               # (B, H, L, hd)
         k, v = remember(k, v) if remember else (k, v)                                               # (B, H, Lk, hd)
-        y = attention(q, k, v, mask_mod, self.dropout if self.training else 0.0)                    # (B, H, L, hd)
+        dropout, first = self.dropout if self.training else 0.0, k.shape[2] - q.shape[2]
+        y = attention(q, k, v, mask_mod, dropout, first)                                            # (B, H, L, hd)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))                                       # (B, L, D)
 
     def forward(self, h, c, rotary, mask_mod, remember=None):
