@@ -132,8 +132,8 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, capsys):
     (["--sampler", "confidence", "--out_dir", "AR"], "ar writes from left to right"),
     (["--sampler", "psi", "--out_dir", "AR"], "ar writes from left to right"),
     (["--tail", "greedy", "--out_dir", "AR"], "no --tail greedy"),
-    (["--sampler", "first-hitting", "--out_dir", "UDLM"], "first-hitting chooses among masks: udlm has"),
-    (["--sampler", "confidence", "--oracle", "gidd"], "confidence chooses among masks: gidd has"),
+    (["--sampler", "first-hitting", "--out_dir", "UDLM"], "chooses among the masks of mdlm or bd3lm or pgm: udlm has"),
+    (["--sampler", "confidence", "--oracle", "gidd"], "chooses among the masks of mdlm or bd3lm or pgm: gidd has"),
     (["--tail", "greedy"], "--tail greedy proofreads text, which masks leave alone"),
     (["--sampler", "confidences"], "did you mean confidence?"),
     (["--kappa", "caps"], "did you mean cap?"),
@@ -160,7 +160,7 @@ def test_what_cannot_be_sampled_is_one_line(argv, says, trained, capsys):
     (["--oracle", "ddpm"], "is not one of ar, mdlm"),
     (["--max_texts", "1"], "at least 2"),
     (["--num_samples", "1"], "two"),
-    (["--sampler", "first-hitting", "--oracle", "duo"], "chooses among masks: duo has"),
+    (["--sampler", "first-hitting", "--oracle", "duo"], "or pgm: duo has"),
     (["--tail", "greedy"], "proofreads"),
 ])
 def test_what_cannot_be_evaluated_is_one_line(argv, says, trained, capsys):
