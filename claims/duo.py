@@ -130,10 +130,11 @@ def spread(model, loss, batches):
     return torch.cat(losses).var().item(), variance.sum().item(), variance.topk(100).values.mean().item()
 
 
-def variance(config, n=64):
+def variance(config):
     corpus, rows = load(config.data, 32 if config.data == "toy" else 64), []
+    n = 64 if corpus.name == "toy" else 32
     batches = [corpus.batch("train", 32) for _ in range(n)]                                         # (n, B, L)
-    sizes = TOY if config.data == "toy" else dict(data=config.data, max_iters=800)
+    sizes = TOY if config.data == "toy" else dict(data=config.data, max_iters=400)
     print(f"{hardware()}\n{corpus.about}\n{n} batches of 32 texts; each column also as a share of the first row's\n")
     print(f"{'':<44}{'loss':>16}{'gradient':>18}{'top 100 weights':>22}")
     for part in (0.1, 1.0):
@@ -179,7 +180,9 @@ def learn(config):
         shares = [[reached(row, rival["curve"], part) for part in (1.0, 0.75, 0.5)] for row, rival in
                   ((row, next(r for r in rows if r["method"] == "udlm" and r["seed"] == row["seed"]))
                    for row in rows if row["method"] == name)]
-        cells = (f"{statistics.mean(column):>8.2f}{spread_of(column)}" for column in zip(*shares))
+        cells = (f"{statistics.mean(column):>8.2f}{spread_of(column)}" if max(column) < float("inf") else
+                 f"   not in {sum(share == float('inf') for share in column)} of {len(column)} runs"
+                 for column in zip(*shares))
         print(f"{name:<20}" + "".join(cells))
 
 
