@@ -52,7 +52,8 @@ def test_any_other_denoiser_gives_more(name):
         return method.nelbo(denoiser, x).mean(-1)                                                       # (n,)
 
     for wrong in (lambda p: 1.7 * p, lambda p: 0.6 * p, lambda p: (0.9 * p.exp() + 0.1 / LANGUAGE.V).log()):
-        more = draw(lambda z, t, at=None: wrong(exact(z, t, at)).log_softmax(-1)) - draw(exact)         # (n,) nats
+        other = lambda *call, **layout: wrong(exact(*call, **layout)).log_softmax(-1)
+        more = draw(other) - draw(exact)                                                                # (n,) nats
         assert more.mean() > max(5 * more.std() / len(x) ** 0.5, 0.02)
 
 

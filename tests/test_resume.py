@@ -203,7 +203,7 @@ def test_two_processes_learn_what_one_does_and_sigterm_stops_both(monkeypatch):
     interrupt(monkeypatch, two["step"] - 1, signal.SIGTERM)
     one = fit("one", **flags)
     assert one["step"] == two["step"]
-    first = range(1, 21)                                     # later, rounding has had time to grow
+    first = range(1, min(20, two["step"]) + 1)               # later, rounding has had time to grow
     assert [metrics("two")[n] for n in first] == pytest.approx([metrics("one")[n] for n in first], abs=1e-5)
     torch.testing.assert_close(two["ema"], one["ema"], rtol=0, atol=1e-3)
 

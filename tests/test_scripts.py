@@ -75,13 +75,16 @@ def test_training_sampling_and_evaluation_work_on_text(data, tokenizer, tmp_path
 
 REFUSED = {("ar", "psi"): "left to right", ("ar", "first-hitting"): "left to right", ("ar", "confidence"): "left to",
            ("ar", "greedy"): "no --tail greedy", ("mdlm", "greedy"): "proofreads text",
-           ("udlm", "first-hitting"): "among masks", ("udlm", "confidence"): "among masks"}
+           ("udlm", "first-hitting"): "the masks of", ("udlm", "confidence"): "the masks of",
+           ("udlm", "semi-ar"): "the masks of mdlm", ("ar", "semi-ar"): "left to",
+           **{(method, cache): "go with --sampler semi-ar" for method in ("udlm", "ar") for cache in ("prefix", "dual")}}
 ETAS = [("eta", 0.0), ("eta", 0.3), ("eta", 1.0)]
 
 
 def works_or_is_refused(module, method, name, choice, given):
-    """kappa and eta mean something to --sampler psi alone, so there they go with it."""
-    given["sampler"] = "psi" if name in ("kappa", "eta") and method != "ar" else "ancestral"
+    """kappa and eta mean something to --sampler psi alone, cache to semi-ar: there they go with it."""
+    asks = "semi-ar" if name == "cache" and method == "mdlm" else "psi" if name in ("kappa", "eta") else "ancestral"
+    given["sampler"] = asks if method != "ar" else "ancestral"
     config = module.Config(**{**given, name: choice})
     if (method, choice) not in REFUSED:
         return module.main(config)
