@@ -195,7 +195,7 @@ PAIRS = [("mdlm", "sdtt"), ("duo", "dcd"), ("udlm", "dcd")]
     {}, {"substeps": 1}, {"substeps": 4}, {"divergence": "kl-fwd"}, {"divergence": "mse"}, {"divergence": "tvd"},
     {"refresh": "ema"}, {"first_steps": 1}, {"rounds": 1, "iters_per_round": 1}, {"gradient_accumulation_steps": 2}],
     ids=str)
-@pytest.mark.parametrize("teacher, method", PAIRS)
+@pytest.mark.parametrize("teacher, method", PAIRS[:2])
 def test_every_setting_runs_and_changes_the_weights(teacher, method, flags, trained):  # noqa: F811
     before = checkpoint.load(trained / teacher)
     after = run(trained / teacher, "student", method=method, **flags)
@@ -203,7 +203,7 @@ def test_every_setting_runs_and_changes_the_weights(teacher, method, flags, trai
     assert all(value.isfinite().all() for value in after["model"].values())
 
 
-@pytest.mark.parametrize("teacher, method", PAIRS[:2])
+@pytest.mark.parametrize("teacher, method", PAIRS)
 def test_the_student_is_an_ordinary_checkpoint(teacher, method, trained, capsys):  # noqa: F811
     run(trained / teacher, "student", method=method)
     sample.main(sample.Config(out_dir="student", num_samples=1, steps=2))
