@@ -105,6 +105,7 @@ def test_a_seed_draws_the_same_tokens_with_a_cache_and_without(method, block, sa
     """With prompts, gaps and rows of different kinds; a window for ar is written out as the pattern it stands for."""
     if window and window < block:
         pytest.skip("the window is smaller than the block")
+    window = 3 if window and method == "ar" else window      # so small that one token more would show
     m, net = make_method(method, 10, diffusion_block=block), random_net(cond_dim=0)
     net.mask_mod, m.window = causal if method == "ar" else None, window
     frozen = torch.zeros(3, LENGTH, dtype=torch.bool)
