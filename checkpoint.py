@@ -182,8 +182,15 @@ def network(config, method, n_classes=0):
     """The network that these flags describe, of model.py or the method's own, with fresh weights."""
     build = getattr(method, "network", Transformer)
     return build(method.vocab_size, config.n_layer, config.n_head, config.n_embd,
-                 cond_dim=config.cond_dim if method.uses_time else 0, n_classes=n_classes,
+                 cond_dim=config.cond_dim if method.uses_time or n_classes else 0, n_classes=n_classes,
                  dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm)
+
+
+def classes_of(config, corpus):
+    """The names of the classes that the network is told, [] for none."""
+    if config.labels and not corpus.classes:
+        raise BadInput(f"--labels needs texts with classes, such as --data toy: {config.data} has none")
+    return list(corpus.classes) if config.labels else []
 
 
 def method_of(config, n_tokens):
@@ -191,11 +198,12 @@ def method_of(config, n_tokens):
 
 
 def restore(out_dir, device="cpu"):
-    """A trained model, ready to use: .config (flags), .encoding, .method, .denoiser (averaged weights), .step"""
+    """A trained model, ready to use: .config (flags), .encoding, .method, .denoiser (averaged weights), .step, and
+    .classes, the names of those that it can be told"""
     return assemble(load(out_dir, device), out_dir, device)
 
 
-def weights(out_dir, config, encoding, device="cpu"):
+def weights(out_dir, config, encoding, n_classes=0, device="cpu"):
     """The averaged weights of another run, to start from; BadInput if its network or its tokens are not those wanted.
 
     Methods may differ where their networks do not: mdlm, bd3lm and ar have the same parts.
@@ -206,7 +214,8 @@ def weights(out_dir, config, encoding, device="cpu"):
             raise BadInput(f"{refused} --{name} {getattr(other.config, name)}, not {getattr(config, name)}")
     if to_json(other.encoding) != to_json(encoding):
         raise BadInput(f"{refused} other tokens than {config.data}")
-    theirs, ours = other.denoiser.state_dict(), network(config, method_of(config, encoding.n_vocab)).state_dict()
+    ours = network(config, method_of(config, encoding.n_vocab), n_classes).state_dict()
+    theirs = other.denoiser.state_dict()
     if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
         raise BadInput(f"{refused} a network of {other.config.method}, and {config.method} needs another")
     return theirs
@@ -216,10 +225,11 @@ def assemble(state, out_dir, device="cpu"):
     """`restore`, from a state that is loaded."""
     try:
         config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
-        method = method_of(config, encoding.n_vocab)
-        denoiser = network(config, method).to(device).eval()
+        method, classes = method_of(config, encoding.n_vocab), state.get("classes", [])
+        denoiser = network(config, method, len(classes)).to(device).eval()
         denoiser.load_state_dict(state["ema"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise BadInput(f"the parts of the checkpoint {out_dir} do not fit each other: {reason}") from None
-    return SimpleNamespace(config=config, encoding=encoding, method=method, denoiser=denoiser, step=state["step"])
+    return SimpleNamespace(config=config, encoding=encoding, method=method, denoiser=denoiser, step=state["step"],
+                           classes=classes)

@@ -67,7 +67,7 @@ from diffusion import corrupt, step, stratified
 from duo import GaussianUniform
 from evaluate import quality, unit
 from sample import generate
-from uniform import text_logits
+from uniform import text_logits, unfrozen
 
 TEACHERS = {"sdtt": ["mdlm", "pgm"], "dcd": ["udlm", "duo"]}
 WIDE = dict(first=0.9987, last=0.0062)                       # dcd: alpha at both ends of the path
@@ -125,15 +125,16 @@ class SDTT:
     def __init__(self, method, teacher, config):
         self.process, self.teacher, self.config, self.dt = method.process, teacher, config, 1.0
 
-    def loss(self, denoiser, x):
-        """The mean over masks; (B, L) with that mean over all positions, as train.py takes it."""
+    def loss(self, denoiser, x, frozen=None):
+        """The mean over masks; (B, L) with that mean over all free positions, as train.py takes it."""
         t = stratified(len(x), x.device)                                                            # (B, 1)
-        z = corrupt(self.process, x, t)                                                             # (B, L)
+        z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
         at = z == self.process.mask                                                                 # (B, L)
         target = sdtt_targets(self.process, self.teacher, z, t, self.dt, self.config.substeps)      # (N, n_tokens)
         guess = log_law(denoiser(z, t, at=at), self.process.n_tokens)                               # (N, n_tokens)
         d = divergence(self.config.divergence, guess, target)                                       # (N,)
-        return torch.zeros(x.shape, device=x.device).masked_scatter(at, d * x.numel() / max(1, len(d)))
+        free = x.numel() if frozen is None else (~frozen).sum()
+        return torch.zeros(x.shape, device=x.device).masked_scatter(at, d * free / max(1, len(d)))  # (B, L)
 
 
 class DCD:
@@ -141,15 +142,16 @@ class DCD:
         self.process, self.teacher = GaussianUniform(method.n_tokens, **WIDE), teacher
         self.config, self.dt = config, 1.0
 
-    def loss(self, denoiser, x):
+    def loss(self, denoiser, x, frozen=None):
         """(13) -> (B, L)"""
         t = (stratified(len(x), x.device) + self.dt).clamp(max=1)                                   # (B, 1)
         s, n = (t - self.dt).clamp(min=0), self.process.n_tokens                                    # (B, 1)
         z_s, z_t = coupled(self.process, x, s, t)                                                   # (B, L) each
+        z_s, z_t = (z if frozen is None else torch.where(frozen, x, z) for z in (z_s, z_t))         # (B, L) each
         guess = text_logits(denoiser, z_t, 1 - self.process.alpha(t), n)                            # (B, L, V)
         with torch.no_grad():
             target = text_logits(self.teacher, z_s, 1 - self.process.alpha(s), n)                   # (B, L, V)
-        return divergence(self.config.divergence, guess, target)                                    # (B, L)
+        return unfrozen(divergence(self.config.divergence, guess, target), frozen)                  # (B, L)
 
 
 # ---- the run: train.py's loop, with a teacher that changes
@@ -161,6 +163,8 @@ class Student(train.Learner):
         if teacher["encoding"] != tokenizer.to_json(corpus.encoding):
             raise BadInput(f"{config.data} gives other tokens now than when {settings.teacher} was trained: restore "
                            f"the text (or the Python) of then")
+        if config.labels:
+            raise BadInput(f"{settings.teacher} is told classes, and students are not: take another teacher")
         super().__init__(config, corpus, device)
         self.settings, weights = settings, teacher["ema"]
         self.start_from(weights)

@@ -58,12 +58,13 @@ from data import BadInput, text
 from data.ngram import witten_bell
 from data.tokenizer import to_json
 from diffusion import probabilities
+from model import Told
 from oracle import exact
 from sample import generate, sampler_of
 
 
 @torch.no_grad()
-def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337):
+def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None):
     """The mean of method.nelbo over the texts x (n, L) and `draws` draws of noise each. -> (mean, its standard error)
 
     In nats/token. A seed fixes the noise, so that two models, or one at two times, are compared on the same noise.
@@ -75,7 +76,8 @@ def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337
         order = torch.randperm(len(x)).to(device)        # (n,) any text may meet any stratum of time
         for rows in order.split(batch_size):                                                            # (b,)
             given = None if frozen is None else frozen[rows]                                            # (b, L)
-            nats = method.nelbo(denoiser, x[rows], given).double()                                      # (b, L)
+            told = denoiser if label is None else Told(denoiser, label[rows])
+            nats = method.nelbo(told, x[rows], given).double()                                          # (b, L)
             scored = x.shape[1] if given is None else (~given).sum(-1)                                  # (b,)
             total[rows] += nats.sum(-1) / scored / draws                                                # (b,)
     return mean_error(total)

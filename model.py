@@ -154,6 +154,17 @@ def read(denoiser, cache, ids, at, final, mask_mod):
     return logits                                                                                   # (N, V)
 
 
+class Told:
+    """A denoiser that is told the class of each text of the batch besides. label (B,) ids of classes"""
+
+    def __init__(self, denoiser, label):
+        self.denoiser, self.label = denoiser, label
+        self.caches = getattr(denoiser, "caches", False)
+
+    def __call__(self, z, t, at=None, **layout):
+        return self.denoiser(z, t, at=at, label=self.label, **layout)
+
+
 class Block(nn.Module):
     def __init__(self, n_embd, n_head, cond_dim, dropout, qk_norm):
         super().__init__()
@@ -241,7 +252,11 @@ class Transformer(nn.Module):
         if noise is None:                                # a time-free model of the published layout is told "0" always
             noise = torch.zeros(len(h), 1, device=h.device)                                         # (B, 1)
         c = F.silu(self.noise_mlp(noise_features(noise).to(h.dtype)))                               # (B, 1|L, C)
-        return c if label is None else c + F.silu(self.label_embed(label))[:, None]                 # (B, 1|L, C)
+        if self.label_embed is None:
+            return c
+        if label is None:                                # the last row stands for "no class"
+            label = torch.full((len(h),), self.label_embed.num_embeddings - 1, device=h.device)     # (B,)
+        return c + F.silu(self.label_embed(label))[:, None]                                         # (B, 1|L, C)
 
     def forward(self, z, noise=None, at=None, label=None, positions=None, mask_mod=None, cache=None):
         """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order.

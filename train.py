@@ -32,6 +32,8 @@ class Config:
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
     tau: float = flag(0.001, "duo: temperature of relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
+    labels: bool = flag(False, "tell the network the class of each text; toy has its topics")
+    label_dropout: float = flag(0.1, "share of texts that go without their class", least=0, most=1)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
     max_iters: int = flag(2300, "training steps", least=1, toy=1000)
@@ -85,38 +87,20 @@ import checkpoint
 from data import BadInput, text, tokenizer
 from evaluate import estimate, league, unit
 from interrupt import Stop, look
+from model import Told
+from optim import learning_rate, make_optimizers
 from sample import generate
 
 SHAPE = ["data", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau", "top_k",
-         "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "optimizer",
-         "batch_size", "gradient_accumulation_steps", "seed"]              # fixed for a run
+         "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels",
+         "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]              # fixed for a run
 
 
 # ---- learning: what changes at every step
 
-def learning_rate(step, config):
-    """The share of the full learning rate at this step: linear warm-up, then the schedule down to min_lr."""
-    if step < config.warmup_iters:
-        return (step + 1) / config.warmup_iters
-    done = (step - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
-    fall = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.lr_schedule]
-    return config.min_lr + (1 - config.min_lr) * fall
-
-
-def make_optimizers(model, config):
-    """Muon (arXiv:2502.16982) turns the update of a matrix into the nearest orthogonal one; embeddings, head, norms
-    and the condition stay with AdamW, as Muon's authors advise. Each group remembers its full rate as "full_lr"."""
-    muon = [p for name, p in model.named_parameters() if config.optimizer == "muon" and p.ndim == 2
-            and name.startswith(("blocks", "swap", "decoder")) and "adaln" not in name]
-    others = [p for p in model.parameters() if not any(p is q for q in muon)]
-    groups = [{"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}]
-    made = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)]
-    if muon:
-        made.append(torch.optim.Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay))
-    for group in (group for optimizer in made for group in optimizer.param_groups):
-        group["full_lr"] = group["lr"]
-    return made
+def per_token(nats, frozen):
+    """The mean over texts of nats per token that is not given. nats (B, L) -> ()"""
+    return nats.mean() if frozen is None else (nats.sum(-1) / (~frozen).sum(-1).clamp(min=1)).mean()    # ()
 
 
 class Learner:
@@ -125,8 +109,9 @@ class Learner:
     def __init__(self, config, corpus, device):
         torch.manual_seed(config.seed)
         self.config, self.corpus, self.device = config, corpus, device
+        self.classes = checkpoint.classes_of(config, corpus)
         self.method = self.objective = checkpoint.method_of(config, corpus.encoding.n_vocab)
-        self.model = checkpoint.network(config, self.method).to(device)
+        self.model = checkpoint.network(config, self.method, len(self.classes)).to(device)
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
         self.denoiser = torch.compile(self.model) if config.compile else self.model
@@ -144,10 +129,11 @@ class Learner:
         for micro in micros:
             seed = config.seed * 1_000_003 + step * config.gradient_accumulation_steps + micro
             torch.manual_seed(seed)                          # all chance in this micro-batch: text, noise, dropout
-            x = self.corpus.batch("train", config.batch_size).to(self.device)                           # (B, L)
+            x, frozen, label = self.on_device(self.corpus.examples("train", config.batch_size))          # (B, L), .., (B,)
             with nullcontext() if micro == micros[-1] or WORLD == 1 else self.denoiser.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                    loss = self.objective.loss(self.denoiser, x).mean() / len(micros)                      # ()
+                    nats = self.objective.loss(self.told(label, config.label_dropout), x, frozen)       # (B, L)
+                    loss = per_token(nats, frozen) / len(micros)                                        # ()
                 loss.backward()                              # DDP takes the mean over processes
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)    # ()
@@ -160,6 +146,16 @@ class Learner:
         self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.average.update_parameters(self.model)
         return torch.stack([total, norm])                                                               # (2,)
+
+    def on_device(self, parts):
+        return (part if part is None else part.to(self.device) for part in parts)
+
+    def told(self, label, dropout):
+        """The network, told the class of each text, if it has classes; a share `dropout` of the texts goes without."""
+        if not self.classes:
+            return self.denoiser
+        dropped = torch.rand(label.shape, device=label.device) < dropout                                # (B,)
+        return Told(self.denoiser, label.masked_fill(dropped, len(self.classes)))
 
     def search_clip(self, step):
         """The clip of least variance for the weights of this step. It becomes the flag: a resumed run has it too."""
@@ -175,7 +171,8 @@ class Learner:
     def state(self, step):
         return {"model": self.model.state_dict(), "ema": self.average.module.state_dict(), "step": step,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "config": asdict(self.config), "encoding": tokenizer.to_json(self.corpus.encoding)}
+                "config": asdict(self.config), "encoding": tokenizer.to_json(self.corpus.encoding),
+                "classes": self.classes}
 
     def load(self, state):
         self.model.load_state_dict(state["model"])
@@ -186,8 +183,9 @@ class Learner:
 
     def bound(self, split, texts, draws=1):
         """-> nats/token, standard error: of the averaged weights, on texts evenly spread over the split"""
-        x = self.corpus.windows(split, texts).to(self.device)                                           # (n, L)
-        return estimate(self.method, self.average.module.eval(), x, draws, self.config.batch_size)
+        x, frozen, label = self.on_device(self.corpus.example_windows(split, texts))                    # (n, L), .., (n,)
+        return estimate(self.method, self.average.module.eval(), x, draws, self.config.batch_size, frozen,
+                        label=label if self.classes else None)
 
 
 # ---- the run: reports and checkpoints
@@ -291,7 +289,8 @@ def prepare(config, given):
     learner, folder, first = equip(config, state, Learner)
     if config.init_from not in ("scratch", "resume"):
         encoding = learner.corpus.encoding
-        learner.start_from(checkpoint.weights(config.init_from, learner.config, encoding, learner.device))
+        learner.start_from(checkpoint.weights(config.init_from, learner.config, encoding, len(learner.classes),
+                                              learner.device))
     return learner, folder, first
 
 

@@ -55,6 +55,7 @@ class Corpus:
     val: np.ndarray                          # (m,) ids
     bytes_per_token: float                   # UTF-8 bytes of the val text per token: nats per token -> bits per byte
     block_size: int
+    classes: tuple = ()                      # their names, where texts have labels
 
     def __post_init__(self):
         for split in ("train", "val"):
@@ -77,6 +78,14 @@ class Corpus:
         if most and most < len(blocks):
             blocks = blocks[np.linspace(0, len(blocks) - 1, most).astype(int)]                       # (most, L)
         return torch.from_numpy(blocks.astype(np.int64))                                             # (m, L)
+
+    def examples(self, split, n):
+        """What train.py learns from: x (n, L); frozen (n, L), where tokens are given, or None; label (n,), or None"""
+        return self.batch(split, n), None, None
+
+    def example_windows(self, split="val", most=None):
+        """The same of `windows`."""
+        return self.windows(split, most), None, None
 
     def text(self, ids):
         return decode(self.encoding, ids)

@@ -305,18 +305,26 @@ class ToyCorpus:
     name = "toy"
 
     def __init__(self, block_size=32):
-        self.block_size, self.language = block_size, Toy()
+        self.block_size, self.language, self.classes = block_size, Toy(), tuple(TOPICS)
         self.encoding = tokenizer.words(self.language.words)
         self.about = (f"toy: a small English of {self.language.V} words and {self.language.n_topics} topics, "
                       f"fresh texts of {block_size} words without end, entropy known")
 
     def batch(self, split, n, generator=None):
         """n fresh texts -> (n, block_size) int64. Both splits draw from one law: there is nothing to overfit."""
-        return self.language.sample(n, self.block_size, generator)                      # (n, block_size)
+        return self.examples(split, n, generator)[0]                                    # (n, block_size)
 
     def windows(self, split="val", most=None):
         """`most` texts (1,000 if not said), the same at every call -> (n, block_size) int64"""
-        return self.language.sample(most or 1000, self.block_size, torch.Generator().manual_seed(SEEDS[split]))
+        return self.example_windows(split, most)[0]                                     # (n, block_size)
+
+    def examples(self, split, n, generator=None):
+        """`batch` as x (n, L); None, since no token is given; and the topic of each text (n,)"""
+        x, topic = self.language.sample(n, self.block_size, generator, return_topic=True)
+        return x, None, topic
+
+    def example_windows(self, split="val", most=None):
+        return self.examples(split, most or 1000, torch.Generator().manual_seed(SEEDS[split]))
 
     @cached_property
     def train(self):

@@ -14,6 +14,7 @@ import train
 from checkpoint import restore
 from data import BadInput
 from methods import make_method, make_sampler
+from optim import make_optimizers
 from partition import Partition
 
 
@@ -37,7 +38,7 @@ def test_both_optimizers_have_their_share_and_every_weight_but_the_masks_learns(
     learnt = after.denoiser.state_dict()
     assert not any(torch.equal(p, learnt[name]) for name, p in before.named_parameters())
     assert torch.equal(before.embed[-1], after.denoiser.embed[-1]) and (after.denoiser.head.weight[-1] == 0).all()
-    adamw, muon = train.make_optimizers(before, config)
+    adamw, muon = make_optimizers(before, config)
     names = {id(p): name for name, p in before.named_parameters()}
     found = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     assert found == {name for name, p in before.named_parameters()
