@@ -129,7 +129,7 @@ class Learner:
         for micro in micros:
             seed = config.seed * 1_000_003 + step * config.gradient_accumulation_steps + micro
             torch.manual_seed(seed)                          # all chance in this micro-batch: text, noise, dropout
-            x, frozen, label = self.on_device(self.corpus.examples("train", config.batch_size))          # (B, L), .., (B,)
+            x, frozen, label = self.on_device(self.corpus.examples("train", config.batch_size))  # (B, L) .. (B,)
             with nullcontext() if micro == micros[-1] or WORLD == 1 else self.denoiser.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     nats = self.objective.loss(self.told(label, config.label_dropout), x, frozen)       # (B, L)
@@ -183,7 +183,7 @@ class Learner:
 
     def bound(self, split, texts, draws=1):
         """-> nats/token, standard error: of the averaged weights, on texts evenly spread over the split"""
-        x, frozen, label = self.on_device(self.corpus.example_windows(split, texts))                    # (n, L), .., (n,)
+        x, frozen, label = self.on_device(self.corpus.example_windows(split, texts))          # (n, L) .. (n,)
         return estimate(self.method, self.average.module.eval(), x, draws, self.config.batch_size, frozen,
                         label=label if self.classes else None)
 

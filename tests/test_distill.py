@@ -218,10 +218,10 @@ def test_each_round_doubles_the_step_and_makes_the_student_the_teacher(refresh, 
     seen = []
     loss = DCD.loss
 
-    def spy(self, denoiser, x):
+    def spy(self, denoiser, x, frozen=None):
         assert not self.teacher.training and not any(p.requires_grad for p in self.teacher.parameters())
         seen.append((self.dt, self.teacher.embed.clone()))
-        return loss(self, denoiser, x)
+        return loss(self, denoiser, x, frozen)
     monkeypatch.setattr(DCD, "loss", spy)
     first = run(trained / "duo", "one", method="dcd", rounds=1)["ema" if refresh == "ema" else "model"]["embed"]
     seen.clear()
