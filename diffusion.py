@@ -136,8 +136,8 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
     return torch.where(moves, new, z)                                                               # (B, L)
 
 
-def ancestral(process, denoiser, z, frozen, steps, law=probabilities):
-    """Walk from t = 1 to 0 in equal steps of eq. (3), for any process; yields z after each step."""
+def ancestral(process, denoiser, z, frozen, steps, law=probabilities, step=step):
+    """Walk from t = 1 to 0 in equal steps of eq. (3), or of another, for any process; yields z after each step."""
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)                   # (steps + 1,)
     for t, s in zip(times[:-1], times[1:]):
         z = step(process, denoiser, z, frozen, s.expand(len(z), 1), t.expand(len(z), 1), law)       # (B, L)
