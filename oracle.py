@@ -31,6 +31,11 @@ def oracle(language, method):
         t = t.double().clamp(1e-9, 1 - 1e-9)             # at t = 1 a given word would be impossible, not just unlikely
         return language.posterior(likelihood(method.process, z, t))                                 # (B, L, V)
 
+    def own_schedules(z, t, at=None):
+        """genmd4, whose masks are evidence: p(x_l | z)."""
+        t = t.double().clamp(1e-9, 1 - 1e-9)                                                        # (B, 1)
+        return language.posterior(method.likelihood(z, t), leave_one_out=False)                     # (B, L, V)
+
     def partition(z, t, group):
         """Both groups of pgm in one pass: the evidence is flat on a token's own group."""
         own = [diffusion(z.masked_fill(g, method.process.mask), t) for g in (group, ~group)]        # 2 x (B, L, V)
@@ -48,7 +53,8 @@ def oracle(language, method):
         return law                                                                                  # (B, 2L - L', V)
 
     def denoiser(z, t, at=None, group=None, **layout):
-        law = blocks if hasattr(method, "block") else diffusion if hasattr(method, "process") else autoregressive
+        law = (blocks if hasattr(method, "block") else own_schedules if hasattr(method, "w_raw") else
+               diffusion if hasattr(method, "process") else autoregressive)
         return rows((law(z, t, at) if group is None else partition(z, t, group)).to(z.device).log(), at)
 
     return denoiser
