@@ -1,10 +1,10 @@
 """
-A noise-aware classifier, what (38)-(40) of guidance.py ask: p_phi(y | z_t), the class of a text under noise.
+A noise-aware classifier, what (38) and (39) of guidance.py ask: p_phi(y | z_t), the class of a text under noise.
 
-    loss    -log p_phi(y | z_t),   z_t ~ q(z_t | x),   t one in each n-th of (0, 1)                              (41)
+    loss    -log p_phi(y | z_t),   z_t ~ q(z_t | x),   t one in each n-th of (0, 1)                              (40)
 
 No language model: it has no bound and writes nothing. The network is that of model.py, whose head gives K numbers at
-each position; their mean over the text are the logits. The least that (41) can be is the entropy of the class given
+each position; their mean over the text are the logits. The least that (40) can be is the entropy of the class given
 the noisy text; the toy language knows it (oracle.py), and `python evaluate.py` puts the two side by side.
 """
 import torch
@@ -36,7 +36,7 @@ class Classifier:
         self.process, self.n_tokens, self.vocab_size = process, process.n_tokens, process.V
 
     def loss(self, told, x, frozen=None):
-        """(41). told: the network and the labels (model.Told), which are the answer here. -> (B, 1) nats per text"""
+        """(40). told: the network and the labels (model.Told), which are the answer here. -> (B, 1) nats per text"""
         t = stratified(len(x), x.device)                                                            # (B, 1)
         return self.cross_entropy(told, corrupt(self.process, x, t, frozen), t)                     # (B, 1)
 

@@ -11,10 +11,10 @@ over texts, so (36) is applied to each token by itself, at each step of (3) (D-C
     classifier-free  p(z_s | z_t, y)^gamma p(z_s | z_t)^(1 - gamma), from a network that knows y, or none        (37)
     classifier       p(z_s^l = v | z_t) p(y | z_t, z_s^l = v)^gamma, from one that does not, and p_phi(y | z)    (38)
     first order      log p_phi(y | z with v at l) = log p_phi(y | z) + (e_v - e_z_l) . d log p_phi / d e_z_l     (39)
-    left to right    p(x_l = v | x_<l) p_phi(y | x_<l, v, then masks)^gamma: FUDGE (arXiv:2104.05218) for ar     (40)
 
-With the exact laws and gamma = 1, (37), (38) and (40) are the step of (3) given y. With gamma > 1 none of them samples
-(36) over whole texts, not even in many steps: a step cannot know how the rest of the text will weigh.
+From left to right (38) is FUDGE (arXiv:2104.05218): p(x_l = v | x_<l) p_phi(y | x_<l, v, then masks)^gamma. With the
+exact laws and gamma = 1, (37) and (38) are the step of (3) given y. With gamma > 1 neither samples (36) over whole
+texts, not even in many steps: a step cannot know how the rest of the text will weigh.
 
 Under masks (36) is applied to x_theta in place of the step. Then a guided network is a network like any other, and
 every sampler, blocks and ar have it for free. (37) has the same words; only its chance to open a mask differs, by the
@@ -144,8 +144,8 @@ def classifier_step(process, denoiser, z, frozen, s, t, law=probabilities, *, cl
 
 
 class Fudge:
-    """(40): a denoiser of ar, whose next word a classifier has its say on. It was trained on masks anywhere, and reads
-    a beginning as a text of `length` tokens whose rest is masked; of a longer text it reads the end. Only the
+    """(38) for ar: a denoiser on whose next word a classifier has its say. That was trained on masks anywhere, and
+    reads a beginning as a text of `length` tokens whose rest is masked; of a longer one it reads the end. Only the
     `candidates` likeliest words are rated, the others never drawn. Whole texts are read at every token: no cache."""
 
     def __init__(self, denoiser, process, classifier, label, gamma, length, candidates=200):
@@ -182,11 +182,17 @@ def label_of(name, classes, device="cpu"):
     return torch.tensor([number], device=device)                                                        # (1,)
 
 
+def revises(method):
+    """Does its step (3) change words too, and not only open masks? (ar has no process, genmd4 one of its own.)"""
+    process = getattr(method, "process", None)
+    return hasattr(process, "b") and not isinstance(process, Absorbing)
+
+
 def by_label(method, denoiser, sampler, label, none, gamma):
     """-> the denoiser and the sampler that `method.sample` takes, for a denoiser that knows labels."""
     if gamma in (0, 1):                                      # one call does, and any sampler
         return Told(denoiser, label if gamma else torch.full_like(label, none)), sampler
-    if not hasattr(method, "process") or isinstance(method.process, Absorbing):
+    if not revises(method):
         return ClassifierFree(denoiser, label, none, gamma), sampler
     guided = partial(classifier_free_step, label=label, none=none, gamma=gamma)
     return denoiser, partial(only_ancestral(sampler), step=guided)
@@ -194,18 +200,19 @@ def by_label(method, denoiser, sampler, label, none, gamma):
 
 def by_classifier(method, denoiser, sampler, label, gamma, classifier, order, length, candidates=200):
     """The same for a denoiser that does not. length: of the texts that the classifier reads"""
-    if hasattr(method, "block"):
-        raise BadInput("a classifier reads whole texts, and bd3lm has only its beginning: train it with --labels, and "
-                       "leave out --classifier")
+    process = getattr(method, "process", None)
+    if hasattr(method, "block") or process and not hasattr(process, "b"):
+        raise BadInput("a classifier has no say in bd3lm, which knows only the beginning of a text, nor in genmd4's "
+                       "own walk: train them with --labels, and leave out --classifier")
     if gamma == 0:
         return denoiser, sampler
-    if not hasattr(method, "process"):
+    if process is None:
         return Fudge(denoiser, Absorbing(method.n_tokens), classifier, label, gamma, length, candidates), sampler
     guided = partial(classifier_step, classifier=classifier, label=label, gamma=gamma, order=order)
     return denoiser, partial(only_ancestral(sampler), step=guided)
 
 
 def only_ancestral(sampler):
-    if sampler is not ancestral:
+    if getattr(sampler, "func", sampler) is not ancestral:
         raise BadInput("guidance has a step of its own here: leave out --sampler and --tail")
     return sampler

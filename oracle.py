@@ -37,6 +37,11 @@ def oracle(language, method):
     def diffusion(z, t, at=None, label=None):
         return language.posterior(evidence(method.process, z, t), topic=label)                      # (B, L, V)
 
+    def own_schedules(z, t, at=None, label=None):
+        """genmd4, whose masks are evidence: p(x_l | z)."""
+        t = t.double().clamp(1e-9, 1 - 1e-9)                                                        # (B, 1)
+        return language.posterior(method.likelihood(z, t), leave_one_out=False, topic=label)        # (B, L, V)
+
     def partition(z, t, group, label=None):
         """Both groups of pgm in one pass: the evidence is flat on a token's own group."""
         own = [diffusion(z.masked_fill(g, method.process.mask), t, None, label) for g in (group, ~group)]
@@ -55,7 +60,8 @@ def oracle(language, method):
         return law                                                                                  # (B, 2L - L', V)
 
     def denoiser(z, t, at=None, group=None, label=None, **layout):
-        law = blocks if hasattr(method, "block") else diffusion if hasattr(method, "process") else autoregressive
+        law = (blocks if hasattr(method, "block") else own_schedules if hasattr(method, "w_raw") else
+               diffusion if hasattr(method, "process") else autoregressive)
         p = law(z, t, at, label) if group is None else partition(z, t, group, label)                # (B, L, V)
         return rows(p.to(z.device).log(), at)
 

@@ -22,11 +22,15 @@ class Config:
     data: str = flag("python", "toy, digits, names, python, or the path of a text file or folder")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
-    method: str = flag("mdlm", "what to train", ["ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo", "classifier"])
+    method: str = flag("mdlm", "what to train", choices=[
+        "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "classifier"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     diffusion_block: int = flag(4, "bd3lm: tokens per block; 1 is ar, --block_size (a text's length) is mdlm", least=1)
     clip: str = flag("", "bd3lm: train at mask rates from LOW,HIGH only, as in 0.45,0.95; empty: any number of masks")
     clip_search: bool = flag(False, "bd3lm: look for the clip of least variance at every evaluation")
+    mask_schedule: str = flag("cosine", "md4: share of masks over time", ["linear", "polynomial", "cosine"])
+    power: float = flag(2.0, "md4: of the polynomial", least=0.1, most=100)
+    radd_objective: str = flag("k-dce", "radd: form of the bound", ["t-dse", "t-dce", "lambda-dce", "k-dce"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     decoder_share: float = flag(0.5, "pgm: share of the blocks that decode", least=0, most=1)
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
@@ -34,8 +38,8 @@ class Config:
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
     labels: bool = flag(False, "tell the network the class of each text; toy has topics, digits digits")
     label_dropout: float = flag(0.1, "share of texts that go without their class", least=0, most=1)
-    noise_of: str = flag("mdlm", "classifier: the method whose noise it reads; mdlm serves pgm and ar, udlm duo",
-                         choices=["mdlm", "udlm", "gidd"])
+    noise_of: str = flag("mdlm", "classifier: the method whose noise it reads; mdlm serves radd, pgm and ar, udlm duo",
+                         choices=["mdlm", "md4", "udlm", "gidd"])
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
     max_iters: int = flag(2300, "training steps", least=1, toy=1000)
