@@ -93,7 +93,7 @@ class Corpus:
 
 
 def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
-    """The corpus `data`: toy, digits, names, python, a path; in tokens: auto, chars, bytes, bpe, a name like gpt2, or an
+    """The corpus `data`: toy, digits, names, python, a path. Tokens: auto, chars, bytes, bpe, a name like gpt2, or an
     Encoding that is there already (a checkpoint's, to read other text with).
 
     vocab_size is for bpe alone; cache is the folder to use for data/cache. Raises BadInput, one line, for all that

@@ -27,14 +27,14 @@ def denoiser_of(name):
 def test_told_the_topic_the_oracles_bound_is_the_exact_conditional_entropy(name):
     """and told none, it is the oracle that knows no labels, to the bit."""
     method, exact = denoiser_of(name)
-    x, _, label = CORPUS.example_windows("val", 600)
+    x, _, label = CORPUS.example_windows("val", 300)
     target = -LANGUAGE.log_prob(x, label).mean() / 16
-    nats, error = estimate(method, exact, x, draws=1 if name == "ar" else 4, batch_size=500, label=label)
+    nats, error = estimate(method, exact, x, draws=1 if name == "ar" else 4, batch_size=300, label=label)
     assert abs(nats - target) < (1e-6 if name == "ar" else 4 * error)
     none, plain = (estimate(method, exact, x[:50], label=y) for y in (torch.full((50,), K), None))
     assert none == plain
     told, told_error = entropy_of(CORPUS, told=True)
-    assert abs(target - told) < 0.05 and told_error < 0.001
+    assert abs(target - told) < 0.08 and told_error < 0.001
     assert told == pytest.approx(entropy_of(CORPUS)[0] - 0.07, abs=0.02)                # the topic is worth 0.07
 
 
@@ -45,7 +45,7 @@ def test_at_strength_one_the_samples_of_a_topic_are_the_topics(name, sampler, st
     """-log p(x | topic) of samples of all four topics is that of texts of the language, and p(topic | x) too."""
     method, exact = denoiser_of(name)
     torch.manual_seed(0)
-    n = 300
+    n = 200
     label = torch.arange(n) % K
     denoiser, walk = by_label(method, exact, SAMPLERS[sampler], label, K, 1.0)
     x = generate(method, denoiser, n, 16, steps, walk)
@@ -66,7 +66,7 @@ def test_every_method_is_guided_by_its_labels_and_more_strength_gives_more(name)
     for gamma in (0.0, 1.0, 4.0):
         torch.manual_seed(0)
         denoiser, walk = by_label(method, exact, SAMPLERS["ancestral"], school, K, gamma)
-        x = generate(method, denoiser, 60, 16, 8, walk)
+        x = generate(method, denoiser, 40, 12, 6, walk)
         means.append(float(LANGUAGE.topic_posterior(x)[:, 3].mean()))
     assert means[0] < 0.25 and means[1] > 0.5 and means[2] > max(0.9, means[1])
 
