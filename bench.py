@@ -19,7 +19,7 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    command: str = flag("", "what to measure; also the first word of the command line", ["train", "toy", "text", "oracle"])
+    command: str = flag("", "what to measure; also the first word", ["train", "toy", "text", "oracle"])
     data: str = flag("names", "of `train`: names, python, or a text file")
     methods: str = flag("", "with commas between; empty means ar,mdlm for train, and otherwise all")
     minutes: float = flag(10.0, "text: CPU minutes of training for each method", least=0.001)

@@ -214,8 +214,8 @@ class Screen:
 
 def show_json(texts, config, calls, seconds):
     shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "grid", "tail", "rounds",
-                                                       "steps", "window", "stride", "decode_block", "cache", "threshold", "factor",
-                                                       "temperature", "top_p", "seed")}
+                                                       "steps", "window", "stride", "decode_block", "cache",
+                                                       "threshold", "factor", "temperature", "top_p", "seed")}
     for text, ids in texts:
         print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
 

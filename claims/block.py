@@ -1,8 +1,8 @@
 """
 What block diffusion (arXiv:2503.09573) and Fast-dLLM (2505.22618) claim, measured again in the small.
 
-    python -m claims.block shrink    the bound falls from mdlm's to ar's as blocks shrink: the toy language, exact gaps;
-                                     with --data names (or python), the bound on real text
+    python -m claims.block shrink    the bound falls from mdlm's to ar's as blocks shrink: the toy language's exact
+                                     gaps, or with --data names (or python) the bound on real text
     python -m claims.block clip      what clipped schedules gain at blocks of four, in variance and in the bound
     python -m claims.block speed     tokens per second of ar, bd3lm, mdlm and pgm, with caches, at equal network size
     python -m claims.block cache     what the approximate caches of decoding.py get wrong, and what they save
