@@ -256,7 +256,8 @@ def main(config):
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
     print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network "
-          f"calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s", file=sys.stderr)
+          f"calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s",
+          file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 Masks: what caching saves, and what it costs or gains to take words back.
 
     python -m claims.masked calls       network calls of the walk (3) under masks, counted; no network is needed
-    python -m claims.masked samplers    all samplers on one mdlm and one gidd of the toy language, with the exact -log p
-                                        of their samples and the entropy of the words within a text
+    python -m claims.masked samplers    all samplers on one mdlm and one gidd of the toy language, with the exact
+                                        -log p of their samples and the entropy of the words within a text
 
 calls: RADD (arXiv:2406.03736) keeps the network's answer while no mask opens, and counts N (1 - (1 - 1/N)^(B L)) calls
 for B texts of L tokens in N equal steps. diffusion.step asks where something moves, so it makes as many; and a text of
@@ -19,6 +19,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     command: str = flag("", "what to measure; also the first word", ["calls", "samplers"])
     length: int = flag(64, "calls: tokens per text", least=1)
+    steps: str = flag("", "with commas between; empty: calls 16,64,256,1024,4096, samplers 8,16,32,128")
     num_samples: int = flag(256, "samplers: texts", least=2)
     share: float = flag(1.0, "samplers: share of the full number of training steps", least=0.0001, most=100)
     out_dir: str = flag("out/claims-masked", "where the checkpoints go")
@@ -31,6 +32,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 import bench
+from claims.partition import numbers
 from data import BadInput
 from data.text import load
 from evaluate import mean_error, unigram_entropy
@@ -42,9 +44,9 @@ def calls(config):
     """Of a network that knows nothing: what it says does not change how often it is asked."""
     method, L = make_method("radd", 5), config.length
     flat = lambda z, t, at: torch.zeros(int(at.sum()), 6)
-    print(f"texts of {L} tokens: network calls, in the mean as the formula has it, and texts read, per text of the batch"
+    print(f"texts of {L} tokens: network calls, their mean by the formula, and texts read, per text of the batch"
           f"\n{'steps':>6}" + "".join(f"{f'batch {B}: calls':>18}{'formula':>10}{'read':>8}" for B in (1, 16)))
-    for N in (16, 64, 256, 1024, 4096):
+    for N in numbers("steps", config.steps or "16,64,256,1024,4096"):
         cells = []
         for B in (1, 16):
             torch.manual_seed(0)
@@ -57,9 +59,10 @@ def calls(config):
 
 
 SAMPLERS = {
-    "mdlm": {"ancestral": {}, "ancestral, cosine grid": dict(grid="cosine"), "first-hitting": dict(name="first-hitting"),
-             "confidence": dict(name="confidence"), "top-k": dict(name="top-k"),
-             "semi-ar, blocks of 8": dict(name="semi-ar", decode_block=8), "ReMDM cap": dict(name="psi"),
+    "mdlm": {"ancestral": {}, "ancestral, cosine grid": dict(grid="cosine"),
+             "first-hitting": dict(name="first-hitting"), "confidence": dict(name="confidence"),
+             "top-k": dict(name="top-k"), "semi-ar, blocks of 8": dict(name="semi-ar", decode_block=8),
+             "ReMDM cap": dict(name="psi"),
              "ReMDM rescale": dict(name="psi", kappa="rescale", eta=0.015), "ReMDM conf": dict(name="remdm-conf"),
              "ReMDM loop": dict(name="psi", kappa="loop"), "ancestral, then gibbs": dict(tail="gibbs")},
     "gidd": {"ancestral": {}, "psi cap": dict(name="psi"), "ancestral, then self-correct": dict(tail="self-correct"),
@@ -73,12 +76,13 @@ def samplers(config):
     varied, _ = mean_error(unigram_entropy(corpus.windows("val", 4000)))
     print(f"{bench.hardware()}\n-log p of {config.num_samples} texts above the entropy of {entropy:.3f}, nats/token "
           f"(errors .02 to .06); entropy of the words within a text (held-out text: {varied:.3f}); network calls")
+    all_steps = numbers("steps", config.steps or "8,16,32,128")
     for name, rows in SAMPLERS.items():
         model, *_ = bench.trained(config, name, 1, data="toy", **bench.TWO_MINUTES)
-        print(f"{name:<30}" + "".join(f"{f'{steps} steps':>24}" for steps in (8, 16, 32, 128)))
+        print(f"{name:<30}" + "".join(f"{f'{steps} steps':>24}" for steps in all_steps))
         for what, options in rows.items():
             cells = []
-            for steps in (8, 16, 32, 128):
+            for steps in all_steps:
                 torch.manual_seed(1)
                 spy = Counted(model.denoiser)
                 x = generate(model.method, spy, config.num_samples, 32, steps,
