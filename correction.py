@@ -41,7 +41,7 @@ def remask(belief, z, process, room):
 def remdm_conf(process, denoiser, z, frozen, steps, law=probabilities):
     """Walk in equal steps from masks to text; a step may mask words again, those first that it doubts."""
     coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)                        # (B, L)
-    belief = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)                   # (B, L) given: sure
+    belief = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)                   # (B, L) given
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)                   # (steps + 1,)
     for t, s in zip(times[:-1], times[1:]):
         alpha_t, alpha_s = process.alpha(t), process.alpha(s)
@@ -59,7 +59,7 @@ def remdm_conf(process, denoiser, z, frozen, steps, law=probabilities):
 def top_k(process, denoiser, z, frozen, steps, law=probabilities):
     """Draw all masks in each step, and keep the words believed in most, of all that were ever drawn and kept."""
     n = (z == process.mask).sum(-1, keepdim=True)                                                   # (B, 1)
-    belief = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)                   # (B, L) given: sure
+    belief = torch.full(z.shape, torch.inf, dtype=torch.float64, device=z.device)                   # (B, L) given
     for left in range(steps - 1, -1, -1):
         masked = z == process.mask                                                                  # (B, L)
         if not masked.any():
@@ -90,7 +90,7 @@ def gibbs(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral
 
 @torch.no_grad()
 def self_correct(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral, rounds=128):
-    """`walk` to the end, then at most `rounds` times put in the new word that is believed in most; yields z after each.
+    """`walk` to the end, then up to `rounds` times put in the new word that is believed in most; yields z after each.
 
     For noise that makes wrong words: a network that saw masks alone believes whatever stands there. A text is done
     when no share of its words that are their own likeliest has been larger for PATIENCE rounds.

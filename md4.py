@@ -1,7 +1,7 @@
 """
 When does a token become a mask? MD4 and GenMD4 (arXiv:2406.04329): schedules, and one that is learnt for each symbol.
 
-    share of masks at time t      linear  t       polynomial  t^K       cosine  sin(pi t / 2)                      (41)
+    share of masks at time t      linear  t       polynomial  t^K       cosine  sin(pi t / 2)                   (41)
     GenMD4: symbol v              1 - alpha_t(v) = t^w(v),   w = softplus(w_raw) > 0
 
 With one schedule for all symbols the bound (2) does not depend on it: substitute 1 - alpha for the time. What depends
@@ -11,9 +11,9 @@ the first steps, which know least, open the fewest masks (`--grid cosine` does t
 With a schedule for each symbol the masks themselves tell something: what is masked early is likely a symbol with a
 small w, so x_theta needs the clock, and stands for p(x | z), masks included. At a mask,
 
-    bound      l = (1/t) [ w(x) (-log x_theta(x) - 1) + sum_v w(v) x_theta(v) ]                                     (42)
-    reverse    x ~ x_theta opens with probability 1 - (s/t)^w(x)                                                    (43)
-    gradient   dE[l]/dw = E[dl/dw] + E[ (l1 - l2) d(log q(z1) - log q(z2))/dw ] / 2,  two draws z1, z2 at one t     (44)
+    bound      l = (1/t) [ w(x) (-log x_theta(x) - 1) + sum_v w(v) x_theta(v) ]                                    (42)
+    reverse    x ~ x_theta opens with probability 1 - (s/t)^w(x)                                                   (43)
+    gradient   dE[l]/dw = E[dl/dw] + E[ (l1 - l2) d(log q(z1) - log q(z2))/dw ] / 2,  two draws z1, z2 at one t    (44)
 
 (44) since w also decides which z are drawn: each draw is the other's baseline (leave-one-out REINFORCE). With all w
 equal to 1, (42) is the cross-entropy over t of masked.py.

@@ -7,7 +7,7 @@ masks, and 0 elsewhere, -log p(x) is at most the mean of
     t-DSE        (1/t) CE,                                  t ~ U(0, 1): score entropy (31) with c_theta's score
     t-DCE        (1/t) [CE + log(t/(1-t))]                  the terms without c_theta dropped: only their mean is 0
     lambda-DCE   (1/lambda) CE,                             lambda ~ U(0, 1), each token masked with probability lambda
-    k-DCE        (L/k) CE,                                  k ~ U{1..L}, exactly k masked: eq. (6), any-order AR      (45)
+    k-DCE        (L/k) CE,                                  k ~ U{1..L}, exactly k masked: eq. (6), any-order AR (45)
 
 One expectation, four variances. Under the linear schedule lambda is t, and the first and the third are the same draw.
 With weights of at most L, k-DCE varies least, so it is what every masked method of ours reports.
@@ -35,7 +35,7 @@ class RADD(MDLM):
         """One of (45), (B, L) nats. t-dce may be below 0."""
         u = stratified(len(x), x.device)                                                            # (B, 1)
         if self.objective == "k-dce":
-            z, k, n = any_order(self.process, x, u, frozen)                                         # (B, L), 2 x (B, 1)
+            z, k, n = any_order(self.process, x, u, frozen)                                         # (B, L), (B, 1)
             return n / k * self.cross_entropy(denoiser, x, z, u)                                    # (B, L)
         z = corrupt(self.process, x, u, frozen)                                                     # (B, L)
         return written(self.objective, self.process, self.cross_entropy(denoiser, x, z, u), z, u)   # (B, L)

@@ -102,14 +102,15 @@ def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabil
 
 
 class Counted:
-    """A denoiser that counts: network calls, and positions at which the head ran."""
+    """A denoiser that counts: network calls, texts that were read in them, and positions at which the head ran."""
 
     def __init__(self, denoiser):
-        self.denoiser, self.calls, self.positions = denoiser, 0, 0
+        self.denoiser, self.calls, self.texts, self.positions = denoiser, 0, 0, 0
         self.caches = getattr(denoiser, "caches", False)
 
     def __call__(self, z, t, at=None, **layout):
         self.calls += 1
+        self.texts += len(z) if at is None else int(at.any(-1).sum())
         self.positions += z.numel() if at is None else int(at.sum())
         return self.denoiser(z, t, at=at, **layout)
 
@@ -305,8 +306,9 @@ def main(config):
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network "
-          f"calls, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s", file=sys.stderr)
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network calls, "
+          f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s",
+          file=sys.stderr)
 
 
 if __name__ == "__main__":

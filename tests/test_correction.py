@@ -72,7 +72,7 @@ def test_one_step_of_conf_opens_and_masks_as_often_as_it_should():
 # ---- top-k
 
 def test_top_k_keeps_the_surest_of_all_words_and_takes_back_what_it_doubts():
-    """One word stays after the first step, the surest; two after the second, and the first is no longer one of them."""
+    """One word stays after the first step, the surest; two after the second, and the first is not among them."""
     beliefs = iter([[0.9, 0.8, 0.7, 0.6], [0.99, 0.98, 0.97], [0.5, 0.5], [0.5]])
     denoiser = lambda z, t, at: torch.tensor([[p, 1 - p] for p in next(beliefs)]).log()
     likeliest = lambda logits: logits.double().exp() * (logits == logits.amax(-1, keepdim=True))

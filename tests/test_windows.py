@@ -3,6 +3,7 @@ import pytest
 import torch
 from runs import cache, complaint, elsewhere, fit  # noqa: F401
 
+import claims.masked as claim
 import sample
 from decoding import windows
 from methods import make_method
@@ -71,3 +72,17 @@ def test_the_script_writes_long_texts_and_refuses_a_gap_between_windows(tmp_path
     sample.main(sample.Config(**where, length=21, watch=True))
     assert len(capsys.readouterr().out.split("text 1\n")[1].split()) == 21
     assert "at most 8" in complaint(sample, "--out_dir", tmp_path / "out", "--stride", 9, capsys=capsys)
+
+
+def test_as_many_calls_as_the_formula_of_radd(capsys):
+    """64 tokens in 256 steps: 256 (1 - (1 - 1/256)^64) = 56.7 calls alone; sixteen texts are each read as often."""
+    claim.calls(claim.Config(command="calls", steps="256"))
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("   256"))
+    calls, formula, read, _, _, read_of_16 = map(float, row[1:])
+    assert formula == 56.7 and calls == read and abs(calls - formula) < 6 and abs(read_of_16 - formula) < 1.5
+
+
+def test_every_sampler_of_the_table_runs(tmp_path, capsys):
+    claim.samplers(claim.Config(command="samplers", share=0.001, num_samples=4, steps="2", out_dir=str(tmp_path)))
+    shown = capsys.readouterr().out
+    assert all(f"  {what} " in shown for rows in claim.SAMPLERS.values() for what in rows)
