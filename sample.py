@@ -255,8 +255,8 @@ def main(config):
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network calls, "
-          f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s",
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network "
+          f"calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s",
           file=sys.stderr)
 
 
