@@ -255,9 +255,9 @@ def main(config):
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network "
-          f"calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s",
-          file=sys.stderr)
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: "
+          f"{denoiser.calls} network calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, "
+          f"{time.time() - began:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
