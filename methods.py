@@ -14,6 +14,7 @@ from functools import partial
 
 from autoregressive import AR
 from block import BD3LM
+from d3pm import D3PM
 from data import BadInput
 from decoding import semi_ar
 from diffusion import ancestral
@@ -21,6 +22,7 @@ from duo import Duo
 from masked import MDLM, confidence, first_hitting
 from partition import PGM
 from psi import greedy_tail, psi
+from score import SEDD, analytic, euler
 from uniform import GIDD, UDLM
 
 METHODS = {
@@ -31,6 +33,8 @@ METHODS = {
     "gidd": GIDD,                                        # both
     "bd3lm": BD3LM,                                      # masks in blocks, from left to right
     "duo": Duo,                                          # random words, learnt from a Gaussian that is sharpened
+    "sedd": SEDD,                                        # masks or random words, by ratios of probabilities
+    "d3pm": D3PM,                                        # any matrix of jumps, in a fixed number of steps
 }
 SAMPLERS = {
     "ancestral": ancestral,                              # eq. (3), for any process; ar goes from left to right
@@ -38,6 +42,8 @@ SAMPLERS = {
     "first-hitting": first_hitting,                      # the others choose among masks
     "confidence": confidence,
     "semi-ar": semi_ar,                                  # the surest masks, block by block; the caches of decoding.py
+    "analytic": analytic,                                # these two step by ratios: eq. (34), which is (3) in ratios,
+    "euler": euler,                                      # and eq. (35)
 }
 
 
@@ -52,8 +58,14 @@ def make_sampler(name, method, schedule="cap", eta=0.02, tail="draw", block=32, 
                  factor=0.0):
     """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
     masks = {"first-hitting": ["mdlm", "bd3lm", "pgm"], "confidence": ["mdlm", "bd3lm", "pgm"], "semi-ar": ["mdlm"]}
+    own = {"sedd": ["analytic", "euler"]}
     if method == "ar" and (name, tail) != ("ancestral", "draw"):
         raise BadInput("ar writes from left to right: it has --sampler ancestral alone, and no --tail greedy")
+    if method in ("sedd", "d3pm") and (name not in ("ancestral", *own.get(method, [])) or tail == "greedy"):
+        raise BadInput(f"{method} has --sampler {' and '.join(['ancestral', *own.get(method, [])])} alone, and no "
+                       "--tail greedy")
+    if name in own["sedd"] and method != "sedd":
+        raise BadInput(f"--sampler {name} steps by ratios of probabilities, which sedd has: {method} predicts a mean")
     if method not in masks.get(name, [method]):
         raise BadInput(f"--sampler {name} chooses among the masks of {' or '.join(masks[name])}: {method} has others")
     if tail == "greedy" and method in ("mdlm", "bd3lm", "pgm"):
