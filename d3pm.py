@@ -97,7 +97,10 @@ class Matrices:
         return self.cumulative.mT[self.at(t), z][..., :self.n_tokens]                               # (..., n_tokens)
 
     def reverse(self, x_theta, z, s, t):
-        """Eq. (27). x_theta (N, n_tokens), z, s, t (N,), and t - s one number. -> (N, V) probabilities of z_j"""
+        """Eq. (27). x_theta (N, n_tokens), z, s, t (N,), and t - s one number. -> (N, V) probabilities of z_j
+
+        A guess that z rules out, as temperature 0 may make one for narrow bells, is left out: z alone decides then.
+        """
         j, k, ahead = self.at(s), self.at(t), torch.empty(len(z), self.V, dtype=torch.float64, device=z.device)
         back = torch.empty_like(ahead)                                                              # (N, V)
         for first in j.unique().tolist():                    # a text has one time, a batch a few: no (N, V, V) tensor
@@ -106,6 +109,7 @@ class Matrices:
             leap = reduce(torch.matmul, self.Q[first:int(k[rows][0])])                              # (V, V)
             back[rows] = leap.T[z[rows]]                                                            # (., V)
         joint = back * ahead                                                                        # (N, V)
+        joint = torch.where(joint.sum(-1, keepdim=True) > 0, joint, back)                           # (N, V)
         return joint / joint.sum(-1, keepdim=True)                                                  # (N, V)
 
     @torch.no_grad()
@@ -120,7 +124,7 @@ class Matrices:
         return torch.ones_like(z, dtype=torch.bool)                                                 # (B, L)
 
     def prior(self, shape, device):
-        return categorical(self.final.expand(*shape, -1))                                # (B, L)
+        return categorical(self.final.expand(*shape, -1))                                           # (B, L)
 
     def prior_kl(self, x):
         return self.left[x]                                                                         # (B, L)
@@ -161,15 +165,15 @@ def neighbors(embedding, k=10):
 
 
 def nearest(embedding, T):
-    """Eq. (30): after a_k, a share 1 - k / T of the information log V is left in z_k about x, and none after the last
-    step, which goes anywhere. embedding (V, D) -> (T, V, V)"""
+    """Eq. (30). Every step takes an equal share of the information log V that z_k has about x, the last one what is
+    left: it goes anywhere. a_k is looked up among 64 values, on 256 rows or so. embedding (V, D) -> (T, V, V)"""
     V = len(embedding)
     room("nearest", V, T)
     rate, U = torch.linalg.eigh(neighbors(embedding))                                               # (V,), (V, V)
-    after = lambda a: ((U * (a * rate).exp()) @ U.T).clamp(min=0)                                   # (V, V) exp(a R)
+    after = lambda a, rows=U: ((rows * (a * rate).exp()) @ U.T).clamp(min=0)                        # (V, V) exp(a R)
     information = lambda p: 1 - torch.special.entr(p).sum(-1).mean() / math.log(V)                  # () of log V
     log_a = torch.linspace(-9, math.log(30 / -rate[-2]), 64, dtype=torch.float64)                   # (64,)
-    left = torch.stack([information(after(a)) for a in log_a.exp()])                                # (64,)
+    left = torch.stack([information(after(a, U[::max(1, V // 256)])) for a in log_a.exp()])         # (64,)
     wanted = 1 - torch.arange(1, T, dtype=torch.float64) / T                                        # (T - 1,)
     i = torch.searchsorted(-left, -wanted).clamp(1, 63)                                             # (T - 1,) falls
     share = (left[i - 1] - wanted) / (left[i - 1] - left[i])                                        # (T - 1,)
@@ -213,8 +217,8 @@ class D3PM:
         if embedding is None:
             raise BadInput("--transition nearest needs --embedding FOLDER, a checkpoint on the same text: its input "
                            "embeddings say which symbols are near each other")
-        self.kept = {"embedding": embedding}
-        return embedding
+        self.kept = {"embedding": embedding.cpu()}
+        return self.kept["embedding"]
 
     def draw(self, denoiser, x, frozen):
         """One k for each text, one in each stratum of 1 .. T. -> (B, L) nats each: T times the k-th term of (28), and
@@ -247,7 +251,7 @@ class D3PM:
         return terms + (prior if frozen is None else prior.masked_fill(frozen, 0.0)), ce
 
     def prior(self, shape, device="cpu"):
-        return self.chain.to(device).prior(shape, device)                                                      # (B, L)
+        return self.chain.to(device).prior(shape, device)                                           # (B, L)
 
     def sample(self, denoiser, z, frozen, steps, sampler=None, law=probabilities):
         """From noise to text; yields z after each step. Fewer steps than T leap over some: they end at the multiples

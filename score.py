@@ -18,7 +18,10 @@ A free one need not fit. Under masks, let m(y) = s(y) (1 - alpha) / alpha, a mea
     l of (32)  =  l of masked.py for the law m / S  +  -alpha' / (1 - alpha) ( S - 1 - log S )
 
 so that it pays for every S but 1; and (34) may give less than nothing to a symbol, where it opens more than there is.
-Both samplers put zero there, and share out the rest.
+Both samplers put zero there, and share out the rest. Under uniform noise the true score of pure noise is 1 everywhere;
+a network that is off by d pays about d^2 / 2 times the rate -alpha' / alpha for as long as the noise lasts, in all
+-log alpha(1) times that. At alpha(1) = 0 that is infinite, so here the noise stops before, and the bound has one term
+more, KL( q(z_1 | x) || p(z_1) ), for what is left of x then.
 """
 import math
 from functools import partial
@@ -31,43 +34,53 @@ from masked import Absorbing
 from uniform import Uniform
 
 GRAPHS = {"absorbing": Absorbing, "uniform": Uniform}
-START = 0.999                                            # at t = 1 the score is 1 or 0, whatever the text: no way back
+LAST = {"loglinear": 1e-3, "geometric": math.exp(1e-4 - 20)}         # alpha(1) under uniform noise, as published
 
 
-class Geometric:
-    """A process on SEDD's clock for uniform noise, sigma(t) = first^(1-t) last^t, its -log alpha counted from t = 0.
+class Clock:
+    """A process on SEDD's clocks: at time t it is where `process`, of alpha = 1 - t, is at tau(t). As -log alpha,
 
-    As published, alpha runs from exp(-first) to exp(-last): at t = 0 one token in 10,000 is wrong already, which the
-    bound then owes a term for. Here alpha is stretched to run from 1 to 0. The bound (32) does not depend on the
-    clock, its variance does: half of the times have next to no noise.
-    """
+        loglinear    -log(1 - t)             the share of noise grows evenly
+        geometric    20^t / 10000^(1-t)      the noise grows by a factor: half of the times have next to none
 
-    def __init__(self, process, first=1e-4, last=20.0):
-        self.process, self.first, self.ratio = process, first, math.log(last / first)
-        self.n_tokens, self.V, self.mask = process.n_tokens, process.V, getattr(process, "mask", None)
-        self.range = -math.expm1(first - last)
+    both counted from 0 at t = 0. (As published, the second has one token in 10,000 wrong there, and leaves that out of
+    the bound.) Masks go on to alpha(1) = 0; uniform noise stops at LAST, for the reason given above."""
 
-    def clock(self, t):
-        """The time at which `process` is as noisy, and how fast it goes there."""
-        sigma = self.first * torch.expm1(t * self.ratio)                 # (B, 1) without the digits of sigma - first
-        return -torch.expm1(-sigma) / self.range, (sigma + self.first) * self.ratio * torch.exp(-sigma) / self.range
+    def __init__(self, process, schedule):
+        self.process, self.schedule, self.n_tokens, self.V = process, schedule, process.n_tokens, process.V
+        self.mask = getattr(process, "mask", None)
+        self.last = LAST[schedule] if self.mask is None else 0.0
+
+    def tau(self, t):
+        """-> tau(t), and its derivative"""
+        if self.schedule == "loglinear":
+            return (1 - self.last) * t, (1 - self.last) * torch.ones_like(t)
+        ratio, stretch = math.log(20 / 1e-4), (1 - self.last) / (1 - LAST["geometric"])
+        sigma = 1e-4 * torch.expm1(t * ratio)                            # 20^t / 10000^(1-t) less what it is at t = 0
+        return -torch.expm1(-sigma) * stretch, (sigma + 1e-4) * ratio * torch.exp(-sigma) * stretch
 
     def alpha(self, t):
-        return self.process.alpha(self.clock(t)[0])
+        return self.process.alpha(self.tau(t)[0])
 
     def dalpha(self, t):
-        tau, speed = self.clock(t)
+        tau, speed = self.tau(t)
         return self.process.dalpha(tau) * speed
 
     def b(self, t, v):
-        return self.process.b(self.clock(t)[0], v)
+        return self.process.b(self.tau(t)[0], v)
 
     def db(self, t, v):
-        tau, speed = self.clock(t)
+        tau, speed = self.tau(t)
         return self.process.db(tau, v) * speed
 
     def draw_noise(self, t, z):
         return self.process.draw_noise(t, z)
+
+    def prior_kl(self):
+        """KL( q(z_1 | x) || p(z_1) ), p(z_1) being masks, or uniform: the same for every x. -> nats, a number"""
+        right, wrong = self.last + (1 - self.last) / self.V, (1 - self.last) / self.V
+        kl = right * math.log(self.V * right) + (self.V - 1) * wrong * math.log1p(-self.last)
+        return kl if self.mask is None else 0.0
 
 
 def score_of_mean(process, x_theta, z, t):
@@ -130,9 +143,10 @@ def draw(p, z, law):
 
 @torch.no_grad()
 def walk(step_law, process, log_score, z, frozen, steps, law=probabilities):
-    """From t = 0.999 to 0 in equal steps; yields z after each. Any token may jump, and how fast has no limit that were
+    """From t = 1 to 0 in equal steps; yields z after each. Any token may jump, and how fast has no limit that were
     known before, so all are asked but those given (under masks: the masks). The last step is (34) among text alone."""
-    times = torch.linspace(START, 0, steps + 1, dtype=torch.float64, device=z.device)               # (steps + 1,)
+    start = 1.0 if process.mask is None else 0.999       # masks: at 1 all scores are 0; at 0.999 they say as much
+    times = torch.linspace(start, 0, steps + 1, dtype=torch.float64, device=z.device)               # (steps + 1,)
     for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
         at = open_to_change(process, z, frozen)                                                     # (B, L)
         if at.any():
@@ -149,7 +163,7 @@ analytic, euler = partial(walk, analytic_law), partial(walk, euler_law)
 
 def open_to_change(process, z, frozen):
     """Where the network is asked: at the masks, or anywhere. -> (B, L)"""
-    at = z == process.mask if process.V > process.n_tokens else torch.ones_like(z, dtype=torch.bool)   # (B, L)
+    at = z == process.mask if process.mask is not None else torch.ones_like(z, dtype=torch.bool)   # (B, L)
     return at if frozen is None else at & ~frozen                                                   # (B, L)
 
 
@@ -163,9 +177,8 @@ class SEDD:
     def __init__(self, n_tokens, transition="absorbing", noise_schedule="loglinear"):
         if transition not in GRAPHS:
             raise BadInput(f"--transition {transition} is for d3pm: sedd has absorbing and uniform")
-        process = GRAPHS[transition](n_tokens)
-        self.process = Geometric(process) if noise_schedule == "geometric" else process
-        self.n_tokens, self.vocab_size = n_tokens, process.V
+        self.process = Clock(GRAPHS[transition](n_tokens), noise_schedule)
+        self.n_tokens, self.vocab_size = n_tokens, self.process.V
 
     def scale(self, t):
         """What the network leaves out of log s. -> shape of t"""
@@ -187,15 +200,16 @@ class SEDD:
         return score_of_mean(self.process, x_theta, z, t).log() - self.scale(t)[..., None]          # (..., V)
 
     def nelbo(self, denoiser, x, frozen=None):
-        """One draw of (32), at times as in uniform.py: t = sin^2(pi v / 2), weighted by dt/dv. -> (B, L) nats"""
+        """One draw of the bound, at times as in uniform.py: t = sin^2(pi v / 2), weighted by dt/dv. -> (B, L) nats"""
         v = stratified(len(x), x.device).double()                                                   # (B, 1)
         t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                               # (B, 1)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
         at = open_to_change(self.process, z, frozen)                                                # (B, L)
         log_s = self.log_score(denoiser, z, t, at)                                                  # (N, V)
         nats = score_entropy(self.process, log_s, x[at], z[at], t.expand(x.shape)[at])              # (N,)
-        weight = (math.pi * (t * (1 - t)).sqrt()).to(nats.dtype)                                    # (B, 1)
-        return weight * torch.zeros(x.shape, dtype=nats.dtype, device=x.device).masked_scatter(at, nats)   # (B, L)
+        weight = (math.pi * (t * (1 - t)).sqrt()).to(nats.dtype).expand(x.shape)[at]                # (N,)
+        nats = weight * nats + self.process.prior_kl()                                              # (N,)
+        return torch.zeros(x.shape, dtype=nats.dtype, device=x.device).masked_scatter(at, nats)     # (B, L)
 
     loss = nelbo
 

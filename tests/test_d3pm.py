@@ -224,6 +224,14 @@ def test_with_the_exact_denoiser_the_bound_falls_to_the_entropy_as_one_over_T(tr
     assert all(0.4 < r < 0.6 for r in ratios[1:]) if transition != "gaussian" else excess[-1] < excess[0] / 2
 
 
+@each_transition
+def test_who_knows_nothing_pays_log_N_for_every_text_in_any_number_of_steps(transition):
+    """Its chain is the exact reverse of noise on uniform text: the bound is -log p of that text, with its end."""
+    for T in (1, 5):
+        flat = lambda z, t, at=None: torch.zeros(*z.shape, N).double().log_softmax(-1)
+        close(enumerated(made(transition, T), flat), torch.full((27,), L * math.log(N), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("transition", ["absorbing", "uniform"])
 def test_the_continuous_bounds_are_what_the_bound_tends_to(transition):
     """Also for a denoiser that is wrong and watches the clock: T = 16 and 32, continued to 1/T = 0, text by text."""
@@ -405,6 +413,17 @@ def test_given_tokens_survive_and_nothing_is_asked_there():
         for z in method.sample(denoiser, z, frozen, 5):
             assert (z[frozen] == given[frozen]).all()
         assert (z < N).all()
+
+
+def test_a_guess_that_z_rules_out_is_left_out_and_not_a_division_by_zero():
+    """Temperature 0 and a bell of one level: the network swears on 0 where z is 200."""
+    torch.manual_seed(0)
+    method = D3PM(256, 1000, transition=gaussian(256, 1000)[:8])
+    sure = lambda z, t, at: F.one_hot(torch.zeros(int(at.sum()), dtype=torch.long), 256).double() * 9
+    cold = lambda logits: F.one_hot(logits.argmax(-1), 256).double()
+    z = torch.full((50, 4), 200)
+    for z in method.sample(sure, z, torch.zeros(50, 4).bool(), 8, law=cold):
+        assert (z > 150).all() and (z < 250).all()
 
 
 # ---- what is refused
