@@ -14,20 +14,26 @@ from functools import partial
 
 from autoregressive import AR
 from block import BD3LM
+from correction import gibbs, remdm_conf, self_correct, top_k
 from d3pm import D3PM
 from data import BadInput
 from decoding import semi_ar
 from diffusion import ancestral
 from duo import Duo
 from masked import MDLM, confidence, first_hitting
+from md4 import MD4, GenMD4
 from partition import PGM
 from psi import greedy_tail, psi
+from radd import RADD
 from score import SEDD, analytic, euler
 from uniform import GIDD, UDLM
 
 METHODS = {
     "ar": AR,                                            # left to right
     "mdlm": MDLM,                                        # masks
+    "md4": MD4,                                          # masks by a schedule
+    "genmd4": GenMD4,                                    # masks by a schedule for each symbol, which is learnt
+    "radd": RADD,                                        # masks: one bound in four ways
     "pgm": PGM,                                          # masks that are never seen: two groups predict each other
     "udlm": UDLM,                                        # random words
     "gidd": GIDD,                                        # both
@@ -42,9 +48,14 @@ SAMPLERS = {
     "first-hitting": first_hitting,                      # the others choose among masks
     "confidence": confidence,
     "semi-ar": semi_ar,                                  # the surest masks, block by block; the caches of decoding.py
+    "remdm-conf": remdm_conf,                            # doubtful words are masked again
+    "top-k": top_k,                                      # the surest of all words stay
     "analytic": analytic,                                # these two step by ratios: eq. (34), which is (3) in ratios,
     "euler": euler,                                      # and eq. (35)
 }
+TAILS = {"draw": None, "greedy": greedy_tail, "gibbs": gibbs, "self-correct": self_correct}
+OWN = {"ar": ["ancestral"], "genmd4": ["ancestral"], "d3pm": ["ancestral"], "sedd": ["ancestral", "analytic", "euler"]}
+MASKED = ["mdlm", "md4", "radd", "bd3lm", "pgm"]         # one process, many ways to train
 
 
 def make_method(name, n_tokens, **options):
@@ -54,27 +65,27 @@ def make_method(name, n_tokens, **options):
     return cls(n_tokens, **{key: value for key, value in options.items() if key in known})
 
 
-def make_sampler(name, method, schedule="cap", eta=0.02, tail="draw", block=32, cache="none", threshold=0.0,
-                 factor=0.0):
+def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=32, cache="none", threshold=0.0,
+                 factor=0.0, grid="uniform", rounds=32):
     """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
-    masks = {"first-hitting": ["mdlm", "bd3lm", "pgm"], "confidence": ["mdlm", "bd3lm", "pgm"], "semi-ar": ["mdlm"]}
-    own = {"sedd": ["analytic", "euler"]}
-    if method == "ar" and (name, tail) != ("ancestral", "draw"):
-        raise BadInput("ar writes from left to right: it has --sampler ancestral alone, and no --tail greedy")
-    if method in ("sedd", "d3pm") and (name not in ("ancestral", *own.get(method, [])) or tail == "greedy"):
-        raise BadInput(f"{method} has --sampler {' and '.join(['ancestral', *own.get(method, [])])} alone, and no "
-                       "--tail greedy")
-    if name in own["sedd"] and method != "sedd":
+    if method in OWN and (name not in OWN[method] or (tail, grid) != ("draw", "uniform")):
+        raise BadInput(f"{method} has a walk of its own: --sampler {' or '.join(OWN[method])}, no --tail or --grid")
+    if name in ("analytic", "euler") and method != "sedd":
         raise BadInput(f"--sampler {name} steps by ratios of probabilities, which sedd has: {method} predicts a mean")
-    if method not in masks.get(name, [method]):
-        raise BadInput(f"--sampler {name} chooses among the masks of {' or '.join(masks[name])}: {method} has others")
-    if tail == "greedy" and method in ("mdlm", "bd3lm", "pgm"):
-        raise BadInput("--tail greedy proofreads text, which masks leave alone: try --temperature 0, or --sampler psi")
+    fits = MASKED[:3] if name == "semi-ar" else [method] if name in ("ancestral", "psi", *OWN["sedd"]) else MASKED
+    if method not in fits:
+        raise BadInput(f"--sampler {name} chooses among the masks of {' or '.join(fits)}: {method} has others")
+    if tail in ("greedy", "self-correct") and method in MASKED:
+        raise BadInput(f"--tail {tail} proofreads text, which masks leave alone: try --tail gibbs, or --sampler psi")
     if name != "semi-ar" and (cache, threshold, factor) != ("none", 0, 0):
         raise BadInput("--cache, --threshold and --factor go with --sampler semi-ar")
     if threshold and factor:
         raise BadInput("--threshold and --factor are two rules for one choice: give one of them")
-    if name == "semi-ar":
-        return partial(semi_ar, block=block, cache=cache, threshold=threshold, factor=factor)
-    walk = partial(psi, schedule=schedule, eta=eta) if name == "psi" else SAMPLERS[name]
-    return partial(greedy_tail, walk=walk) if tail == "greedy" else walk
+    if name != "ancestral" and grid != "uniform":
+        raise BadInput("--grid goes with --sampler ancestral")
+    options = {"ancestral": dict(grid=grid), "psi": dict(schedule=kappa, eta=eta),
+               "semi-ar": dict(block=decode_block, cache=cache, threshold=threshold, factor=factor)}
+    name = "analytic" if (name, method) == ("ancestral", "sedd") else name       # (3), in the words of scores
+    walk = partial(SAMPLERS[name], **options.get(name, {}))
+    more = dict(rounds=rounds) if tail in ("gibbs", "self-correct") else {}
+    return partial(TAILS[tail], walk=walk, **more) if TAILS[tail] else walk

@@ -33,6 +33,11 @@ def oracle(language, method):
         evidence = getattr(method, "likelihood", partial(likelihood, method.process))
         return language.posterior(evidence(z, t))                                                   # (B, L, V)
 
+    def own_schedules(z, t, at=None):
+        """genmd4, whose masks are evidence: p(x_l | z)."""
+        t = t.double().clamp(1e-9, 1 - 1e-9)                                                        # (B, 1)
+        return language.posterior(method.likelihood(z, t), leave_one_out=False)                     # (B, L, V)
+
     def partition(z, t, group):
         """Both groups of pgm in one pass: the evidence is flat on a token's own group."""
         own = [diffusion(z.masked_fill(g, method.process.mask), t) for g in (group, ~group)]        # 2 x (B, L, V)
@@ -50,7 +55,8 @@ def oracle(language, method):
         return law                                                                                  # (B, 2L - L', V)
 
     def denoiser(z, t, at=None, group=None, **layout):
-        law = blocks if hasattr(method, "block") else diffusion if hasattr(method, "process") else autoregressive
+        law = (blocks if hasattr(method, "block") else own_schedules if hasattr(method, "w_raw") else
+               diffusion if hasattr(method, "process") else autoregressive)
         x_theta = (law(z, t, at) if group is None else partition(z, t, group)).to(z.device)         # (B, L, V)
         return rows(method.logits_of(x_theta, z, t) if hasattr(method, "logits_of") else x_theta.log(), at)
 

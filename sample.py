@@ -7,7 +7,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
     python sample.py --watch --steps 64                          see it denoise in the terminal
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
-    python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like: ar and bd3lm forget what is far
+    python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
@@ -20,22 +20,28 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm"])
+                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd",
+                        "d3pm"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
     steps: int = flag(128, "steps from noise to text; bd3lm: per block; ar: one a token; d3pm: up to its own", least=1)
     window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
-    sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; others: sedd, or masks",
-                        choices=["ancestral", "psi", "analytic", "euler", "first-hitting", "confidence", "semi-ar"])
+    sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; others: masks, or sedd",
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k",
+                                 "analytic", "euler"])
     decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1)
     cache: str = flag("none", "semi-ar: old keys and values to go on with", choices=["none", "prefix", "dual"])
     threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1)
     factor: float = flag(0.0, "semi-ar: open n if (n + 1) (1 - belief) is less; 0 follows --steps", least=0)
     kappa: str = flag("cap", "psi: when to correct", choices=["constant", "cap", "rescale", "loop"])
     eta: float = flag(0.02, "psi: how much is noised again; 0 is ancestral", least=0, most=1)
-    tail: str = flag("draw", "the last step draws, or takes the likeliest word given all others", ["draw", "greedy"])
+    grid: str = flag("uniform", "ancestral: steps of equal length, or short ones first", ["uniform", "cosine"])
+    tail: str = flag("draw", "greedy: the likeliest words last; gibbs, self-correct: redraw words of the whole text",
+                     ["draw", "greedy", "gibbs", "self-correct"])
+    rounds: int = flag(32, "gibbs, self-correct: words to redraw at most", least=1)
+    stride: int = flag(0, "texts longer than in training: new tokens per window; 0 means half a window", least=0)
     temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100)
     top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
     watch: bool = flag(False, "show the text while it denoises")
@@ -46,7 +52,9 @@ class Config:
 
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
-import json  # noqa: E402
+import inspect  # noqa: E402
+import json
+import math
 import os
 import shutil
 import sys
@@ -60,16 +68,21 @@ import torch
 from checkpoint import device_of, restore
 from data import BadInput
 from data.tokenizer import decode, encode, pieces
+from decoding import windows
 from diffusion import ancestral, probabilities
 from methods import make_sampler
 from oracle import exact
 
 
-def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities):
-    """The states of a batch of texts from noise to the end. given (B, L) ids, kept where frozen (B, L) is True."""
+def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
+    """The states of a batch of texts from noise to the end. given (B, L) ids, kept where frozen (B, L) is True.
+
+    Texts longer than `window` are written a window after the other, `stride` new tokens each time.
+    """
     z = torch.where(frozen, given, method.prior(given.shape, given.device))                             # (B, L)
     yield z
-    yield from method.sample(denoiser, z, frozen, steps, sampler, law)
+    write = lambda z, frozen: method.sample(denoiser, z, frozen, steps, sampler, law)
+    yield from windows(write, z, frozen, window, stride) if window else write(z, frozen)
 
 
 def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu"):
@@ -80,14 +93,15 @@ def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabil
 
 
 class Counted:
-    """A denoiser that counts: network calls, and positions at which the head ran."""
+    """A denoiser that counts: network calls, texts that were read in them, and positions at which the head ran."""
 
     def __init__(self, denoiser):
-        self.denoiser, self.calls, self.positions = denoiser, 0, 0
+        self.denoiser, self.calls, self.texts, self.positions = denoiser, 0, 0, 0
         self.caches = getattr(denoiser, "caches", False)
 
     def __call__(self, z, t, at=None, **layout):
         self.calls += 1
+        self.texts += len(z) if at is None else int(at.any(-1).sum())
         self.positions += z.numel() if at is None else int(at.sum())
         return self.denoiser(z, t, at=at, **layout)
 
@@ -104,7 +118,7 @@ def read_prompt(prompt):
         raise BadInput(f"the prompt {path} is not UTF-8 text: save it as UTF-8") from None
 
 
-def template(prompt, gap, encoding, length, block_size, endless=False):
+def template(prompt, gap, encoding, length, block_size):
     """The prompt as ids, and where it is given: not in gaps, nor after it. -> (L,), (L,) bool"""
     if len(gap) != 1:
         raise BadInput(f"--gap {gap!r} must be one character")
@@ -117,16 +131,14 @@ def template(prompt, gap, encoding, length, block_size, endless=False):
     if len(ids) > length:
         raise BadInput(f"the prompt has {len(ids)} tokens, more than the text's {length}: "
                        "shorten it or raise --length")
-    if length > block_size and not endless:
-        print(f"note: trained on texts of {block_size} tokens; longer ones are a leap for the model", file=sys.stderr)
     rest = length - len(ids)
     return torch.tensor(ids + [0] * rest), torch.tensor(frozen + [False] * rest)                        # (L,), (L,)
 
 
 def sampler_of(config, method):
     """The sampler that the flags describe, or BadInput."""
-    return make_sampler(config.sampler, method, config.kappa, config.eta, config.tail, config.decode_block,
-                        config.cache, config.threshold, config.factor)
+    names = list(inspect.signature(make_sampler).parameters)[2:]
+    return make_sampler(config.sampler, method, **{name: getattr(config, name) for name in names})
 
 
 def end_of_text(encoding):
@@ -146,6 +158,13 @@ def window_of(window, method):
     if window % block:
         raise BadInput(f"--window {window} must be a multiple of the block of {block} tokens, and at least that")
     return window
+
+
+def stride_of(stride, block_size):
+    """New tokens per window. BadInput where a window would leave a gap."""
+    if stride > block_size:
+        raise BadInput(f"--stride {stride} must be at most {block_size}, the length of a text in training")
+    return stride or max(1, block_size // 2)
 
 
 class Screen:
@@ -197,9 +216,9 @@ class Screen:
 
 
 def show_json(texts, config, calls, seconds):
-    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "tail", "steps",
-                                                       "window", "decode_block", "cache", "threshold", "factor",
-                                                       "temperature", "top_p", "seed")}
+    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "grid", "tail", "rounds",
+                                                       "steps", "window", "stride", "decode_block", "cache",
+                                                       "threshold", "factor", "temperature", "top_p", "seed")}
     for text, ids in texts:
         print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
 
@@ -213,16 +232,20 @@ def main(config):
     if endless:
         model.method.stop = end_of_text(encoding)
         model.method.window = window_of(config.window or model.config.block_size, model.method)
-    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length,
-                             model.config.block_size, endless)
+    L = model.config.block_size
+    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length, L)
+    window, stride = L if len(given) > L and not endless else None, stride_of(config.stride, L)
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
     torch.manual_seed(config.seed)
     denoiser, began = Counted(model.denoiser), time.time()
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
     blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
-    screen = Screen(given.shape[1] if name == "ar" else config.steps * blocks)
+    rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
+    parts = 1 + math.ceil((given.shape[1] - L) / stride) if window else blocks
+    screen = Screen(given.shape[1] if name == "ar" else (config.steps + rounds) * parts)
+    walk = trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law, window, stride)
     try:
-        for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law)):
+        for step, z in enumerate(walk):
             if config.watch and not config.json:
                 screen.show(step, z[0], frozen[0], encoding)
     finally:
@@ -234,8 +257,9 @@ def main(config):
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network "
-          f"calls, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s", file=sys.stderr)
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: "
+          f"{denoiser.calls} network calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, "
+          f"{time.time() - began:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """
 What block diffusion (arXiv:2503.09573) and Fast-dLLM (2505.22618) claim, measured again in the small.
 
-    python -m claims.block shrink    the bound falls from mdlm's to ar's as blocks shrink: the toy language, exact gaps;
-                                     with --data names (or python), the bound on real text
+    python -m claims.block shrink    the bound falls from mdlm's to ar's as blocks shrink: the toy language's exact
+                                     gaps, or with --data names (or python) the bound on real text
     python -m claims.block clip      what clipped schedules gain at blocks of four, in variance and in the bound
-    python -m claims.block speed     tokens per second of ar, bd3lm and mdlm, with caches, at equal network size
+    python -m claims.block speed     tokens per second of ar, bd3lm, mdlm and pgm, with caches, at equal network size
     python -m claims.block cache     what the approximate caches of decoding.py get wrong, and what they save
 
 shrink, clip and cache train, --share of the steps of `python bench.py toy` (text: `bench.py train`); speed needs no
@@ -129,13 +129,15 @@ def speed(config):
         rows += [(f"bd3lm, blocks of {n}, cache, {k} token{'s' * (k > 1)} a call", "bd3lm", n, n // k, first_hitting)
                  for k in (1, 4) if k < n]
     rows += [("bd3lm, blocks of 16, no cache, 4 tokens a call", "bd3lm", 16, 4, first_hitting)]
-    rows += [(f"mdlm, {steps} steps", "mdlm", 1, steps, ancestral) for steps in (L, L // 4, L // 8)]
+    rows += [(f"{name}, {steps} steps", name, 1, steps, ancestral)
+             for name in ("mdlm", "pgm") for steps in (L, L // 4, L // 8)]
     print(f"{bench.hardware()}\ntokens per second, texts of {L} tokens of {V} symbols, {config.n_layer} layers of "
           f"{config.n_embd}, float32\n{'':<52}{'batch 1':>18}{'batch 16':>18}{'calls':>8}")
     for name, method, block, steps, sampler in rows:
         torch.manual_seed(0)
         m = make_method(method, V, diffusion_block=block)
-        net = Transformer(m.vocab_size, **sizes(config), cond_dim=0, qk_norm=True, mask_mod=m.mask_mod).eval()
+        build = getattr(m, "network", Transformer)
+        net = build(m.vocab_size, **sizes(config), cond_dim=0, qk_norm=True, mask_mod=m.mask_mod).eval()
         cells = []
         for batch in (1, 16):
             spy = Counted(plain(net) if "no cache" in name else net)

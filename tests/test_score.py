@@ -302,13 +302,16 @@ def test_given_tokens_survive_and_the_end_is_text_whatever_the_score(transition,
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BadInput, match="--transition gaussian is for d3pm"):
         SEDD(5, "gaussian")
-    for sampler, method, says in (("psi", "sedd", "sedd has --sampler ancestral and analytic and euler alone"),
+    for sampler, method, says in (("psi", "sedd", "sedd has a walk of its own: --sampler ancestral or analytic or euler"),
                                   ("euler", "mdlm", "which sedd has: mdlm predicts a mean"),
-                                  ("psi", "d3pm", "d3pm has --sampler ancestral alone"),
-                                  ("analytic", "d3pm", "d3pm has --sampler ancestral alone")):
+                                  ("psi", "d3pm", "d3pm has a walk of its own: --sampler ancestral, no"),
+                                  ("analytic", "d3pm", "d3pm has a walk of its own: --sampler ancestral, no")):
         with pytest.raises(BadInput, match=says):
             make_sampler(sampler, method)
     for method in ("sedd", "d3pm"):
-        with pytest.raises(BadInput, match="no --tail greedy"):
-            make_sampler("ancestral", method, tail="greedy")
-    assert make_sampler("euler", "sedd") is euler and make_method("sedd", 5).vocab_size == 6
+        for flags in (dict(tail="greedy"), dict(tail="gibbs"), dict(grid="cosine")):
+            with pytest.raises(BadInput, match="no --tail or --grid"):
+                make_sampler("ancestral", method, **flags)
+    for name, walk in (("euler", euler), ("analytic", analytic), ("ancestral", analytic)):
+        assert make_sampler(name, "sedd").args == walk.args
+    assert make_method("sedd", 5).vocab_size == 6
