@@ -6,6 +6,7 @@ many steps must speak the language itself; whatever is missing is the fault of t
 else is left. The process says what each noisy token tells about its clean self (diffusion.py), and the language's
 forward-backward recursion (data/toy.py) what all *other* tokens together tell: the leave-one-out law.
 """
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -29,7 +30,8 @@ def oracle(language, method):
 
     def diffusion(z, t, at=None):
         t = t.double().clamp(1e-9, 1 - 1e-9)             # at t = 1 a given word would be impossible, not just unlikely
-        return language.posterior(likelihood(method.process, z, t))                                 # (B, L, V)
+        evidence = getattr(method, "likelihood", partial(likelihood, method.process))
+        return language.posterior(evidence(z, t))                                                   # (B, L, V)
 
     def own_schedules(z, t, at=None):
         """genmd4, whose masks are evidence: p(x_l | z)."""
@@ -55,7 +57,8 @@ def oracle(language, method):
     def denoiser(z, t, at=None, group=None, **layout):
         law = (blocks if hasattr(method, "block") else own_schedules if hasattr(method, "w_raw") else
                diffusion if hasattr(method, "process") else autoregressive)
-        return rows((law(z, t, at) if group is None else partition(z, t, group)).to(z.device).log(), at)
+        x_theta = (law(z, t, at) if group is None else partition(z, t, group)).to(z.device)         # (B, L, V)
+        return rows(method.logits_of(x_theta, z, t) if hasattr(method, "logits_of") else x_theta.log(), at)
 
     return denoiser
 
