@@ -7,6 +7,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
     python sample.py --watch --steps 64                          see it denoise in the terminal
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
+    python sample.py --oracle udlm --label farm --guidance 2     texts of a class, and more so than the data are
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
@@ -44,6 +45,12 @@ class Config:
     stride: int = flag(0, "texts longer than in training: new tokens per window; 0 means half a window", least=0)
     temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100)
     top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
+    label: str = flag("", "the class to ask for, by name or number")
+    guidance: float = flag(1.0, "how much: 0 not at all, 1 as in the data, more stronger", least=0, most=100)
+    classifier: str = flag("", "folder of a classifier that guides a model without labels; toy: exact is exact")
+    classifier_order: str = flag("first", "ask it once a step, or for each change", choices=["first", "exact"])
+    candidates: int = flag(200, "ar with a classifier: words that it rates at each place", least=1)
+    png: str = flag("", "digits: write the images to this file")
     watch: bool = flag(False, "show the text while it denoises")
     json: bool = flag(False, "one JSON object per text, for machines")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
@@ -67,11 +74,15 @@ import torch
 
 from checkpoint import device_of, restore
 from data import BadInput
-from data.tokenizer import decode, encode, pieces
+from data.digits import png
+from data.tokenizer import decode, encode, pieces, to_json
+from data.toy import ToyCorpus
 from decoding import windows
 from diffusion import ancestral, probabilities
+from guidance import by_classifier, by_label, label_of
+from masked import Absorbing
 from methods import make_sampler
-from oracle import exact
+from oracle import classifier, exact
 
 
 def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
@@ -139,6 +150,39 @@ def sampler_of(config, method):
     """The sampler that the flags describe, or BadInput."""
     names = list(inspect.signature(make_sampler).parameters)[2:]
     return make_sampler(config.sampler, method, **{name: getattr(config, name) for name in names})
+
+
+def steer(config, model, denoiser, sampler, device):
+    """The denoiser and the sampler, guided towards --label as the flags say, or BadInput."""
+    if not config.label:
+        if config.classifier or config.guidance != 1:
+            raise BadInput("--guidance and --classifier need a --label, the class to ask for")
+        return denoiser, sampler
+    if config.classifier:
+        judge, classes, length = classifier_of(config.classifier, model, device)
+        label = label_of(config.label, classes, device)
+        return by_classifier(model.method, denoiser, sampler, label, config.guidance, judge, config.classifier_order,
+                             length, config.candidates)
+    label = label_of(config.label, model.classes, device)
+    return by_label(model.method, denoiser, sampler, label, len(model.classes), config.guidance)
+
+
+def classifier_of(where, model, device):
+    """-> classifier(z, t), the names of its classes, and the length of its texts; BadInput if it reads other noise."""
+    process = getattr(model.method, "process", None) or Absorbing(model.encoding.n_vocab)    # ar: the rest is masked
+    if where == "exact":
+        if model.config.data != "toy":
+            raise BadInput(f"--classifier exact knows the toy language alone: train one for {model.config.data}")
+        corpus = ToyCorpus(model.config.block_size)
+        return classifier(corpus.language, process), corpus.classes, corpus.block_size
+    judge = restore(where, device)
+    if judge.config.method != "classifier" or to_json(judge.encoding) != to_json(model.encoding):
+        raise BadInput(f"--classifier {where} must be a run of train.py --method classifier with the same tokens")
+    theirs = judge.method.process
+    if (type(theirs), vars(theirs)) != (type(process), vars(process)):
+        raise BadInput(f"--classifier {where} reads the noise of {judge.config.noise_of}, which is not that of "
+                       f"{model.config.method}: train one with another --noise_of, or the flags of that method")
+    return judge.denoiser, judge.classes, judge.config.block_size
 
 
 def end_of_text(encoding):
@@ -216,9 +260,9 @@ class Screen:
 
 
 def show_json(texts, config, calls, seconds):
-    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "grid", "tail", "rounds",
-                                                       "steps", "window", "stride", "decode_block", "cache",
-                                                       "threshold", "factor", "temperature", "top_p", "seed")}
+    shared = {name: getattr(config, name) for name in (
+        "prompt", "sampler", "kappa", "eta", "grid", "tail", "rounds", "steps", "window", "stride", "decode_block",
+        "cache", "threshold", "factor", "temperature", "top_p", "label", "guidance", "classifier", "seed")}
     for text, ids in texts:
         print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
 
@@ -227,6 +271,10 @@ def main(config):
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
     name, encoding = model.config.method, model.encoding
+    if name == "classifier":
+        raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
+    if config.png and model.config.data != "digits":
+        raise BadInput(f"--png is for images, a model of --data digits: {config.out_dir} writes text")
     sampler = sampler_of(config, name)
     endless = hasattr(model.method, "window")                # ar and bd3lm
     if endless:
@@ -238,12 +286,13 @@ def main(config):
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
     torch.manual_seed(config.seed)
     denoiser, began = Counted(model.denoiser), time.time()
+    guided, sampler = steer(config, model, denoiser, sampler, device)
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
     blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
     rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
     parts = 1 + math.ceil((given.shape[1] - L) / stride) if window else blocks
     screen = Screen(given.shape[1] if name == "ar" else (config.steps + rounds) * parts)
-    walk = trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law, window, stride)
+    walk = trajectory(model.method, guided, given, frozen, config.steps, sampler, law, window, stride)
     try:
         for step, z in enumerate(walk):
             if config.watch and not config.json:
@@ -253,6 +302,8 @@ def main(config):
     stop = model.method.stop if endless else None
     rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
     texts = [(decode(encoding, row, config.gap), row) for row in rows]
+    if config.png:
+        png(config.png, torch.tensor([row for _, row in texts]))
     if config.json:
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
