@@ -23,7 +23,8 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo"])
+                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd",
+                        "d3pm"])
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
@@ -31,7 +32,8 @@ class Config:
     num_samples: int = flag(64, "samples to judge; 0 for none", least=0)
     steps: int = flag(128, "of the sampler", least=1)
     sampler: str = flag("ancestral", "see sample.py",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k"])
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k",
+                                 "analytic", "euler"])
     decode_block: int = flag(32, "see sample.py", least=1)
     cache: str = flag("none", "see sample.py", choices=["none", "prefix", "dual"])
     threshold: float = flag(0.0, "see sample.py", least=0, most=1)

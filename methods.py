@@ -16,6 +16,7 @@ from autoregressive import AR
 from block import BD3LM
 from classifier import Classifier
 from correction import gibbs, remdm_conf, self_correct, top_k
+from d3pm import D3PM
 from data import BadInput
 from decoding import semi_ar
 from diffusion import ancestral
@@ -25,6 +26,7 @@ from md4 import MD4, GenMD4
 from partition import PGM
 from psi import greedy_tail, psi
 from radd import RADD
+from score import SEDD, analytic, euler
 from uniform import GIDD, UDLM
 
 METHODS = {
@@ -38,6 +40,8 @@ METHODS = {
     "gidd": GIDD,                                        # both
     "bd3lm": BD3LM,                                      # masks in blocks, from left to right
     "duo": Duo,                                          # random words, learnt from a Gaussian that is sharpened
+    "sedd": SEDD,                                        # masks or random words, by ratios of probabilities
+    "d3pm": D3PM,                                        # any matrix of jumps, in a fixed number of steps
 }
 SAMPLERS = {
     "ancestral": ancestral,                              # eq. (3), for any process; ar goes from left to right
@@ -47,8 +51,11 @@ SAMPLERS = {
     "semi-ar": semi_ar,                                  # the surest masks, block by block; the caches of decoding.py
     "remdm-conf": remdm_conf,                            # doubtful words are masked again
     "top-k": top_k,                                      # the surest of all words stay
+    "analytic": analytic,                                # these two step by ratios: eq. (34), which is (3) in ratios,
+    "euler": euler,                                      # and eq. (35)
 }
 TAILS = {"draw": None, "greedy": greedy_tail, "gibbs": gibbs, "self-correct": self_correct}
+OWN = {"ar": ["ancestral"], "genmd4": ["ancestral"], "d3pm": ["ancestral"], "sedd": ["ancestral", "analytic", "euler"]}
 MASKED = ["mdlm", "md4", "radd", "bd3lm", "pgm"]         # one process, many ways to train
 
 
@@ -65,9 +72,11 @@ def make_method(name, n_tokens, **options):
 def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=32, cache="none", threshold=0.0,
                  factor=0.0, grid="uniform", rounds=32):
     """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
-    if method in ("ar", "genmd4") and (name, tail, grid) != ("ancestral", "draw", "uniform"):
-        raise BadInput(f"{method} has a walk of its own: --sampler ancestral, without --tail and --grid")
-    fits = MASKED[:3] if name == "semi-ar" else [method] if name in ("ancestral", "psi") else MASKED
+    if method in OWN and (name not in OWN[method] or (tail, grid) != ("draw", "uniform")):
+        raise BadInput(f"{method} has a walk of its own: --sampler {' or '.join(OWN[method])}, no --tail or --grid")
+    if name in ("analytic", "euler") and method != "sedd":
+        raise BadInput(f"--sampler {name} steps by ratios of probabilities, which sedd has: {method} predicts a mean")
+    fits = MASKED[:3] if name == "semi-ar" else [method] if name in ("ancestral", "psi", *OWN["sedd"]) else MASKED
     if method not in fits:
         raise BadInput(f"--sampler {name} chooses among the masks of {' or '.join(fits)}: {method} has others")
     if tail in ("greedy", "self-correct") and method in MASKED:
@@ -80,6 +89,7 @@ def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=
         raise BadInput("--grid goes with --sampler ancestral")
     options = {"ancestral": dict(grid=grid), "psi": dict(schedule=kappa, eta=eta),
                "semi-ar": dict(block=decode_block, cache=cache, threshold=threshold, factor=factor)}
+    name = "analytic" if (name, method) == ("ancestral", "sedd") else name       # (3), in the words of scores
     walk = partial(SAMPLERS[name], **options.get(name, {}))
     more = dict(rounds=rounds) if tail in ("gibbs", "self-correct") else {}
     return partial(TAILS[tail], walk=walk, **more) if TAILS[tail] else walk

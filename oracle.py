@@ -19,10 +19,14 @@ def rows(log_p, at):
     return log_p if at is None else log_p[at]
 
 
+def inside(t):
+    """At t = 1 a given word would be impossible, not just unlikely."""
+    return t.double().clamp(1e-9, 1 - 1e-9)
+
+
 def evidence(process, z, t):
-    """What noisy tokens tell of clean ones. At t = 1 a given word would be impossible, not just unlikely. -> (B, L, N)
-    """
-    return likelihood(process, z, t.double().clamp(1e-9, 1 - 1e-9))                                 # (B, L, N)
+    """What noisy tokens tell of clean ones. -> (B, L, N)"""
+    return likelihood(process, z, inside(t))                                                        # (B, L, N)
 
 
 def oracle(language, method):
@@ -35,12 +39,13 @@ def oracle(language, method):
         return language.predict(x, label)                                                           # (B, L, V)
 
     def diffusion(z, t, at=None, label=None):
-        return language.posterior(evidence(method.process, z, t), topic=label)                      # (B, L, V)
+        e = (method.likelihood(z, inside(t)) if hasattr(method, "likelihood") else
+             evidence(method.process, z, t))                                                        # (B, L, V)
+        return language.posterior(e, topic=label)                                                   # (B, L, V)
 
     def own_schedules(z, t, at=None, label=None):
         """genmd4, whose masks are evidence: p(x_l | z)."""
-        t = t.double().clamp(1e-9, 1 - 1e-9)                                                        # (B, 1)
-        return language.posterior(method.likelihood(z, t), leave_one_out=False, topic=label)        # (B, L, V)
+        return language.posterior(method.likelihood(z, inside(t)), leave_one_out=False, topic=label)
 
     def partition(z, t, group, label=None):
         """Both groups of pgm in one pass: the evidence is flat on a token's own group."""
@@ -63,7 +68,8 @@ def oracle(language, method):
         law = (blocks if hasattr(method, "block") else own_schedules if hasattr(method, "w_raw") else
                diffusion if hasattr(method, "process") else autoregressive)
         p = law(z, t, at, label) if group is None else partition(z, t, group, label)                # (B, L, V)
-        return rows(p.to(z.device).log(), at)
+        p = p.to(z.device)                                                                          # (B, L, V)
+        return rows(method.logits_of(p, z, t) if hasattr(method, "logits_of") else p.log(), at)
 
     return denoiser
 

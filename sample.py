@@ -21,15 +21,17 @@ from flags import flag, one_line_errors, parse
 class Config:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo"])
+                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd",
+                        "d3pm"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
-    steps: int = flag(128, "steps from noise to text; bd3lm: of each block; ar takes one per token", least=1)
+    steps: int = flag(128, "steps from noise to text; bd3lm: per block; ar: one a token; d3pm: up to its own", least=1)
     window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
-    sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; the others are for masks",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k"])
+    sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; others: masks, or sedd",
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k",
+                                 "analytic", "euler"])
     decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1)
     cache: str = flag("none", "semi-ar: old keys and values to go on with", choices=["none", "prefix", "dual"])
     threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1)
@@ -306,9 +308,9 @@ def main(config):
         return show_json(texts, config, denoiser.calls, time.time() - began)
     for i, (text, _) in enumerate(texts):
         print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: {denoiser.calls} network calls, "
-          f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {time.time() - began:.1f} s",
-          file=sys.stderr)
+    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: "
+          f"{denoiser.calls} network calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, "
+          f"{time.time() - began:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Config:
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=[
-        "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "classifier"])
+        "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm", "classifier"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     diffusion_block: int = flag(4, "bd3lm: tokens per block; 1 is ar, --block_size (a text's length) is mdlm", least=1)
     clip: str = flag("", "bd3lm: train at mask rates from LOW,HIGH only, as in 0.45,0.95; empty: any number of masks")
@@ -36,6 +36,11 @@ class Config:
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
     tau: float = flag(0.001, "duo: temperature of relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
+    transition: str = flag("absorbing", "d3pm, sedd: what noise does", ["absorbing", "uniform", "gaussian", "nearest"])
+    diffusion_steps: int = flag(128, "d3pm: steps between text and noise", least=1, most=100_000)
+    embedding: str = flag("", "d3pm, nearest: the folder of a checkpoint whose input embeddings say what is near")
+    aux: float = flag(0.01, "d3pm: weight of a cross-entropy that is added to the bound", least=0)
+    noise_schedule: str = flag("loglinear", "sedd: how fast the noise grows", ["loglinear", "geometric"])
     labels: bool = flag(False, "tell the network the class of each text; toy has topics, digits digits")
     label_dropout: float = flag(0.1, "share of texts that go without their class", least=0, most=1)
     noise_of: str = flag("mdlm", "classifier: the method whose noise it reads; mdlm serves radd, pgm and ar, udlm duo",
@@ -99,7 +104,8 @@ from report import final, report
 
 SHAPE = ["data", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau", "top_k",
          "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels", "noise_of",
-         "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]              # fixed for a run
+         "seed", "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps",
+         "noise_schedule"]                                                                  # fixed for a run
 
 
 # ---- learning: what changes at every step
@@ -116,7 +122,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.config, self.corpus, self.device = config, corpus, device
         self.classes = checkpoint.classes_of(config, corpus)
-        self.method = self.objective = checkpoint.method_of(config, corpus.encoding.n_vocab)
+        self.method = self.objective = checkpoint.method_of(config, corpus.encoding)
         self.model = checkpoint.network(config, self.method, len(self.classes)).to(device)
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
@@ -178,7 +184,7 @@ class Learner:
         return {"model": self.model.state_dict(), "ema": self.average.module.state_dict(), "step": step,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "config": asdict(self.config), "encoding": tokenizer.to_json(self.corpus.encoding),
-                "classes": self.classes}
+                "classes": self.classes, **getattr(self.method, "kept", {})}
 
     def load(self, state):
         self.model.load_state_dict(state["model"])
