@@ -163,6 +163,7 @@ def digits(config):
           f"{(corpus.nearest(held)[0] == corpus.example_windows('val')[2]).double().mean():.1%} of the digits right, "
           f"{corpus.nearest(held)[1].mean():.2f} levels away; Frechet distance of these to the training images "
           f"{frechet(held, real):.1f}\n\n{'':<32}{'digit asked for':>18}{'Frechet':>12}{'levels away':>18}")
+    Path(config.out_dir).mkdir(parents=True, exist_ok=True)
     strengths, steps = numbers(config.strengths, [0, 1, 2], float), numbers(config.steps, [8, 32, 128], int)
     for name in names_of(config, ["mdlm", "udlm", *BANDS]):
         model = trained(config, f"guidance-digits-{name}", **DIGITS, method=name, **BANDS.get(name, {}))
