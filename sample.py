@@ -72,10 +72,12 @@ def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=pr
     yield from method.sample(denoiser, z, frozen, steps, sampler, law)
 
 
-def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu"):
-    """n texts from nothing. -> (n, length) ids"""
-    given = torch.zeros(n, length, dtype=torch.long, device=device)                                     # (n, length)
-    *_, z = trajectory(method, denoiser, given, given.bool(), steps, sampler, law)
+def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu", given=None,
+             frozen=None):
+    """n texts from nothing, or around what is `given` (n, length) where `frozen` says so. -> (n, length) ids"""
+    given = torch.zeros(n, length, dtype=torch.long, device=device) if frozen is None else given        # (n, length)
+    frozen = given.bool() if frozen is None else frozen                                                 # (n, length)
+    *_, z = trajectory(method, denoiser, given, frozen, steps, sampler, law)
     return z
 
 
