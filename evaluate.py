@@ -5,6 +5,7 @@ How good is a model? The bound on held-out text with its standard error, and the
     python evaluate.py --out_dir out/toy-mdlm            toy: also the exact entropy, and the distance to it
     python evaluate.py --judge out/python-ar             samples are judged by an ar model of this code
     python evaluate.py --oracle udlm --steps 8           the exact denoiser: what the sampler alone does wrong
+    python evaluate.py --chat                            a network that answers: how many held-out questions rightly
 
 A bound is a mean over texts and over noise. `draws` noise draws are taken per text, and the standard error is that of
 the mean over texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same
@@ -19,25 +20,28 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
+    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file", chat="out/chat-mdlm-sft")
+    chat: bool = flag(False, "decode answers as sample.py --chat does")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
                        ["", "ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
     batch_size: int = flag(64, "texts at once", least=1)
-    num_samples: int = flag(64, "samples to judge; 0 for none", least=0)
-    steps: int = flag(128, "of the sampler", least=1)
+    num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
+    steps: int = flag(128, "of the sampler", least=1, chat=64)
     sampler: str = flag("ancestral", "see sample.py",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar"])
-    decode_block: int = flag(32, "see sample.py", least=1)
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar"], chat="semi-ar")
+    decode_block: int = flag(32, "see sample.py", least=1, chat=8)
     cache: str = flag("none", "see sample.py", choices=["none", "prefix", "dual"])
-    threshold: float = flag(0.0, "see sample.py", least=0, most=1)
+    threshold: float = flag(0.0, "see sample.py", least=0, most=1, chat=0.9)
     factor: float = flag(0.0, "see sample.py", least=0)
+    eos_last: bool = flag(False, "see sample.py")
+    prompt_guidance: float = flag(1.0, "see sample.py; for answers", least=0, most=100)
     kappa: str = flag("cap", "see sample.py", choices=["constant", "cap", "rescale", "loop"])
     eta: float = flag(0.02, "see sample.py", least=0, most=1)
     tail: str = flag("draw", "see sample.py", choices=["draw", "greedy"])
-    temperature: float = flag(1.0, "see sample.py", least=0, most=100)
+    temperature: float = flag(1.0, "see sample.py", least=0, most=100, chat=0.0)
     top_p: float = flag(1.0, "see sample.py", least=0.001, most=1)
     judge: str = flag("", "folder of an ar checkpoint with the same tokens, which rates the samples")
     json: bool = flag(False, "one JSON object instead of the table")
@@ -53,6 +57,7 @@ from functools import partial
 
 import torch
 
+from chat import examine, settled
 from checkpoint import as_json, device_of, restore
 from data import BadInput, text
 from data.ngram import witten_bell
@@ -60,7 +65,7 @@ from data.tokenizer import to_json
 from diffusion import probabilities
 from model import Told
 from oracle import exact
-from sample import generate, sampler_of
+from sample import Counted, end_of_text, generate, sampler_of
 
 
 @torch.no_grad()
@@ -98,11 +103,11 @@ def league(corpus):
         return nats / math.log(2) / bytes_per_symbol
 
     rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [(f"{n}-gram of tokens", nats) for n, nats in
+    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens", nats) for n, nats in
              witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
-    if corpus.encoding.name == "chars" or corpus.name == "toy":
-        return rows                                      # characters are the tokens, or words are the smallest part
+    if corpus.encoding.name == "chars" or corpus.name == "toy" or hasattr(corpus, "sft"):
+        return rows                                      # tokens are characters, or words; or questions are given
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
@@ -138,11 +143,25 @@ def quality(x, corpus, judge, batch_size):
     return rows
 
 
+def law_and_sampler(config, model):
+    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
+    return law, sampler_of(config, model.config.method, model.encoding)
+
+
+def answered(model, corpus, config, device):
+    """How held-out questions are answered, see chat.examine; and in how many network calls."""
+    law, sampler = law_and_sampler(config, model)
+    if hasattr(model.method, "stop"):                        # ar and bd3lm
+        model.method.stop = end_of_text(model.encoding)
+    denoiser = Counted(model.denoiser)
+    rows = examine(model, denoiser, corpus, config, sampler, law, device)
+    return {"answers": rows, "network_calls": denoiser.calls, "steps": config.steps, "sampler": config.sampler}
+
+
 def draw(model, corpus, config, device):
     """Samples of the model, in batches, each as long as its training texts. -> (num_samples, L)"""
     torch.manual_seed(config.seed)
-    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-    sampler = sampler_of(config, model.config.method)
+    law, sampler = law_and_sampler(config, model)
     sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
     return torch.cat([generate(model.method, model.denoiser, n, corpus.block_size, config.steps, sampler, law, device)
                       for n in sizes])                                                                  # (n, L)
@@ -150,8 +169,9 @@ def draw(model, corpus, config, device):
 
 def measure(model, corpus, judge, config, device):
     """Everything that is known about the model, as a dict of plain numbers."""
-    x = corpus.windows("val", config.max_texts).to(device)                                              # (n, L)
-    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, seed=config.seed)
+    x, frozen, _ = corpus.example_windows("val", config.max_texts)                                      # (n, L)
+    x, frozen = x.to(device), frozen if frozen is None else frozen.to(device)                           # (n, L) each
+    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed)
     result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x),
               "draws": config.draws, "exact": model.config.method == "ar", "nats_per_token": nats,
               "standard_error": error, "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}
@@ -159,7 +179,9 @@ def measure(model, corpus, judge, config, device):
         entropy, entropy_error = corpus.language.entropy(corpus.block_size)
         result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": nats - entropy,
                    "gap_error": math.hypot(error, entropy_error)}
-    if config.num_samples:
+    if config.num_samples and hasattr(corpus, "sft"):
+        result |= answered(model, corpus, config, device)
+    elif config.num_samples:
         samples = draw(model, corpus, config, device)                                                   # (n, L)
         result |= {"samples": quality(samples, corpus, judge, config.batch_size),
                    "held_out": quality(x, corpus, judge, config.batch_size),
@@ -169,12 +191,12 @@ def measure(model, corpus, judge, config, device):
 
 def corpus_of(model, data):
     """The text to evaluate on, in the model's own tokens: its own data as train.py prepared it, or other data."""
-    known = model.config
+    known, sft = model.config, getattr(model.config, "sft", False)
     if not data and known.data != "toy":
-        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size)
+        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size, sft=sft)
         if to_json(corpus.encoding) == to_json(model.encoding):
             return corpus                                # else the file or the Python is not that of the training
-    return text.load(data or known.data, known.block_size, model.encoding)
+    return text.load(data or known.data, known.block_size, model.encoding, sft=sft)
 
 
 def judge_of(config, model, device):
@@ -195,7 +217,8 @@ def main(config):
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
-    sampler_of(config, model.config.method)                  # or BadInput, now
+    config = settled(config, model.config.method)
+    sampler_of(config, model.config.method, model.encoding)  # or BadInput, now
     judge = judge_of(config, model, device)
     corpus = corpus_of(model, config.data)
     r = measure(model, corpus, judge, config, device)
@@ -208,6 +231,11 @@ def main(config):
     if "gap" in r:
         print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
               f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
+    if "answers" in r:
+        print(f"\n{'held-out questions, ' + config.sampler:<36}{'asked':>7}{'right':>9}{'right choice of 4':>20}")
+        for kind, n, right, choice in r["answers"]:
+            print(f"{kind:<36}{n:>7}{right:>9.1%}{choice:>20.1%}")
+        print(f"{r['network_calls']} network calls for {r['answers'][-1][1]} answers, in batches")
     if "samples" in r:
         head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
         print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")

@@ -8,6 +8,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --watch --steps 64                          see it denoise in the terminal
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like: ar and bd3lm forget what is far
+    python sample.py --chat                                      talk to a network that has learnt to answer
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
@@ -18,25 +19,31 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
+    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file", chat="out/chat-mdlm-sft")
+    chat: bool = flag(False, "questions are read line by line, from the terminal or a pipe, and answered")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
                        ["", "ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
-    steps: int = flag(128, "steps from noise to text; bd3lm: of each block; ar takes one per token", least=1)
+    steps: int = flag(128, "steps from noise to text; bd3lm: of each block; ar takes one per token", least=1,
+                      chat=64)
     window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
     sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; the others are for masks",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar"])
-    decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1)
+                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar"], chat="semi-ar")
+    decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1, chat=8)
     cache: str = flag("none", "semi-ar: old keys and values to go on with", choices=["none", "prefix", "dual"])
-    threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1)
+    threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1,
+                            chat=0.9)
     factor: float = flag(0.0, "semi-ar: open n if (n + 1) (1 - belief) is less; 0 follows --steps", least=0)
+    eos_last: bool = flag(False, "semi-ar: the end of a text opens when no word is left to open")
+    prompt_guidance: float = flag(1.0, "mdlm: above 1 leans on the prompt; 1 asks once, else twice", least=0, most=100)
     kappa: str = flag("cap", "psi: when to correct", choices=["constant", "cap", "rescale", "loop"])
     eta: float = flag(0.02, "psi: how much is noised again; 0 is ancestral", least=0, most=1)
     tail: str = flag("draw", "the last step draws, or takes the likeliest word given all others", ["draw", "greedy"])
-    temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100)
+    temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100,
+                              chat=0.0)
     top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
     watch: bool = flag(False, "show the text while it denoises")
     json: bool = flag(False, "one JSON object per text, for machines")
@@ -57,6 +64,7 @@ from pathlib import Path
 
 import torch
 
+import chat
 from checkpoint import device_of, restore
 from data import BadInput
 from data.tokenizer import decode, encode, pieces
@@ -125,10 +133,13 @@ def template(prompt, gap, encoding, length, block_size, endless=False):
     return torch.tensor(ids + [0] * rest), torch.tensor(frozen + [False] * rest)                        # (L,), (L,)
 
 
-def sampler_of(config, method):
+def sampler_of(config, method, encoding):
     """The sampler that the flags describe, or BadInput."""
-    return make_sampler(config.sampler, method, config.kappa, config.eta, config.tail, config.decode_block,
-                        config.cache, config.threshold, config.factor)
+    sampler = make_sampler(config.sampler, method, config.kappa, config.eta, config.tail, config.decode_block,
+                           config.cache, config.threshold, config.factor)
+    if config.eos_last and (config.sampler != "semi-ar" or end_of_text(encoding) is None):
+        raise BadInput("--eos_last goes with --sampler semi-ar, and with tokens that have an end, as --data chat")
+    return partial(sampler, last=end_of_text(encoding)) if config.eos_last else sampler
 
 
 def end_of_text(encoding):
@@ -210,21 +221,26 @@ def main(config):
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
     name, encoding = model.config.method, model.encoding
-    sampler = sampler_of(config, name)
+    config = chat.settled(config, name)
+    sampler = sampler_of(config, name, encoding)
     endless = hasattr(model.method, "window")                # ar and bd3lm
     if endless:
         model.method.stop = end_of_text(encoding)
         model.method.window = window_of(config.window or model.config.block_size, model.method)
-    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length,
-                             model.config.block_size, endless)
-    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
     torch.manual_seed(config.seed)
     denoiser, began = Counted(model.denoiser), time.time()
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
+    prompt = read_prompt(config.prompt)
+    if config.chat:
+        screen = lambda: Screen(config.steps) if config.watch and not config.json else None
+        return chat.talk(model, denoiser, config, sampler, law, prompt, device, screen)
+    given, frozen = template(prompt, config.gap, encoding, config.length, model.config.block_size, endless)
+    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
+    guided = chat.guided(model, denoiser, frozen, config)
     blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
     screen = Screen(given.shape[1] if name == "ar" else config.steps * blocks)
     try:
-        for step, z in enumerate(trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law)):
+        for step, z in enumerate(trajectory(model.method, guided, given, frozen, config.steps, sampler, law)):
             if config.watch and not config.json:
                 screen.show(step, z[0], frozen[0], encoding)
     finally:

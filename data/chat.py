@@ -187,4 +187,4 @@ def each_answer(chats):
     for kind, messages in sorted(chats, key=lambda chat: len(chat[1])):
         for n in range(2, len(messages) + 1, 2):
             kinds.setdefault(tuple(messages[:n]), kind)
-    return sorted([(kind, list(messages)) for messages, kind in kinds.items()], key=lambda chat: lot(" ".join(chat[1])))
+    return [(kinds[messages], list(messages)) for messages in sorted(kinds, key=lambda said: lot(" ".join(said)))]
