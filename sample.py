@@ -163,9 +163,10 @@ def window_of(window, method):
 
 class Screen:
     """--watch: the text in place, given tokens bold, noise dim, what just changed green. Plain lines where there is no
-    terminal, or where NO_COLOR or TERM=dumb asks for them. A frame is one write, and leaves no colour switched on."""
+    terminal, or where NO_COLOR or TERM=dumb asks for them. A frame is one write, and leaves no colour switched on.
+    steps is 0 where nobody knows how many there will be."""
 
-    def __init__(self, steps):
+    def __init__(self, steps=0):
         dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         self.live, self.drawn, self.last, self.steps = sys.stdout.isatty() and not dumb, 0, None, steps
 
@@ -183,7 +184,7 @@ class Screen:
         lines = self.wrap(cells, max(20, size.columns - 1))
         if len(lines) > size.lines - 2:                      # the cursor cannot go back further up than the screen
             lines = [*lines[:size.lines - 3], "..."]
-        frame = "\n".join([f"step {step} of {self.steps}", *lines])
+        frame = "\n".join([f"step {step}" + (f" of {self.steps}" if self.steps else ""), *lines])
         sys.stdout.write((f"\x1b[{self.drawn}F" if self.drawn else "") + f"\x1b[J{frame}\n")
         sys.stdout.flush()
         self.drawn = len(lines) + 1
@@ -232,7 +233,7 @@ def main(config):
     law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
     prompt = read_prompt(config.prompt)
     if config.chat:
-        screen = lambda: Screen(config.steps) if config.watch and not config.json else None
+        screen = lambda: Screen() if config.watch and not config.json else None
         return chat.talk(model, denoiser, config, sampler, law, prompt, device, screen)
     given, frozen = template(prompt, config.gap, encoding, config.length, model.config.block_size, endless)
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
