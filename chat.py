@@ -204,20 +204,27 @@ def chosen(model, denoiser, messages, offered, length, draws, seed, device):
 
 
 def examine(model, denoiser, corpus, config, sampler, law, device):
-    """How it answers `num_samples` held-out questions -> rows, one for each kind and one for all: (kind, questions,
-    share of answers that are right to the letter, share of right choices among four)"""
-    chats = corpus.chats["val"]
-    rows = corpus.spread("val", config.num_samples)                                                     # (m,)
-    x, frozen, _ = corpus.chosen("val", rows)                                                           # (m, L) each
-    torch.manual_seed(config.seed)
-    said = answers(model, denoiser, x.to(device), frozen.to(device), config, sampler, law)
+    """What it has learnt, from `num_samples` questions of each split -> rows, one for each kind and one for all:
+    (kind, held-out questions, share of answers right to the letter, share of right choices among four; questions of
+    training, share of answers right)"""
     marks = {}
-    for i, words in zip(rows.tolist(), said):
-        kind, messages = chats[i]
-        fits = lambda other: len(ids_of(corpus.encoding, [*messages[:-1], other])) < corpus.block_size
-        offered = choices(chats, i, fits)
-        choice = chosen(model, model.denoiser, messages, offered, corpus.block_size, config.draws, config.seed, device)
-        for name in (kind, "all"):
-            marks.setdefault(name, []).append((words == messages[-1].strip(), choice == 0))
+    for split in ("val", "train"):
+        rows = corpus.spread(split, config.num_samples)                                                 # (m,)
+        x, frozen, _ = corpus.chosen(split, rows)                                                       # (m, L) each
+        torch.manual_seed(config.seed)
+        said = answers(model, denoiser, x.to(device), frozen.to(device), config, sampler, law)
+        for i, words in zip(rows.tolist(), said):
+            kind, messages = corpus.chats[split][i]
+            right = {split: words == messages[-1].strip()}
+            if split == "val":
+                fits = lambda other: len(ids_of(corpus.encoding, [*messages[:-1], other])) < corpus.block_size
+                offered = choices(corpus.chats["val"], i, fits)
+                right["choice"] = not chosen(model, model.denoiser, messages, offered, corpus.block_size, config.draws,
+                                             config.seed, device)
+            for name in (kind, "all"):
+                for what, is_right in right.items():
+                    marks.setdefault(name, {"val": [], "choice": [], "train": []})[what].append(is_right)
+    share = lambda marks: sum(marks) / len(marks) if marks else None
     order = sorted(marks, key=lambda name: (name == "all", name))
-    return [(name, len(marks[name]), *(sum(right) / len(right) for right in zip(*marks[name]))) for name in order]
+    return [(name, len(m["val"]), share(m["val"]), share(m["choice"]), len(m["train"]), share(m["train"]))
+            for name, m in ((name, marks[name]) for name in order)]

@@ -232,10 +232,12 @@ def main(config):
         print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
               f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
     if "answers" in r:
-        print(f"\n{'held-out questions, ' + config.sampler:<36}{'asked':>7}{'right':>9}{'right choice of 4':>20}")
-        for kind, n, right, choice in r["answers"]:
-            print(f"{kind:<36}{n:>7}{right:>9.1%}{choice:>20.1%}")
-        print(f"{r['network_calls']} network calls for {r['answers'][-1][1]} answers, in batches")
+        print(f"\n{r['sampler']:<16}{'held-out questions':>20}{'right':>9}{'right choice of 4':>20}"
+              f"{'of training':>14}{'right':>9}")
+        share = lambda part: "" if part is None else f"{part:.1%}"
+        for kind, n, right, choice, m, seen in r["answers"]:
+            print(f"{kind:<16}{n:>20}{share(right):>9}{share(choice):>20}{m:>14}{share(seen):>9}")
+        print(f"{r['network_calls']} network calls, {config.batch_size} questions at a time")
     if "samples" in r:
         head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
         print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")

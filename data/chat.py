@@ -140,6 +140,8 @@ class Answers:
         rows = {split: [self.row(*chat) for chat in chats] for split, chats in self.chats.items()}
         self.texts = {split: torch.tensor([ids for ids, _ in part]) for split, part in rows.items()}           # (n, L)
         self.starts = {split: torch.tensor([start for _, start in part]) for split, part in rows.items()}      # (n,)
+        if data != "chat":                                   # so far the kind was the number of a line
+            self.chats = {split: [("chats", messages) for _, messages in part] for split, part in self.chats.items()}
         sizes = [(len(messages[-1].encode()) + 1) / (block_size - start)
                  for (_, messages), (_, start) in zip(self.chats["val"], rows["val"])]
         self.bytes_per_token = float(np.mean(sizes))         # of the answer, per token that is not given

@@ -21,7 +21,7 @@ from flags import parse
 
 MINE = [[f"What is {i}?", f"It is {i}."] for i in range(40)]
 MINE += [[f"Is it {i}?", "Yes.", "So?", "It is."] for i in range(9)]
-SIZE = dict(data="mine.jsonl", tokenizer="bytes", block_size=48)
+SIZE = dict(data="mine.jsonl", tokenizer="bytes", block_size=36)
 
 
 def write(chats=MINE, path="mine.jsonl"):
