@@ -179,13 +179,12 @@ def test_an_end_has_no_belief_while_another_mask_has_a_word():
 
 def test_the_oldest_turns_are_forgotten_until_an_answer_has_room(corpus):
     said = ["Hello!", "Hello!", "What is 3 plus 4?", "3 plus 4 is 7.", "And now?"]
-    whole = ids_of(corpus.encoding, said)
+    parts = [ids_of(corpus.encoding, said[i:]) for i in (0, 2, 4)]
     for length in range(20, 60):
         given, frozen = chat.template(said, corpus.encoding, length)
         n = int(frozen.sum())
-        assert n <= length - length // 4 and frozen[:n].all()
-        assert given[:n].tolist() in [ids_of(corpus.encoding, said[i:]) for i in (0, 2, 4)]
-        assert (n == len(whole)) == (len(whole) <= length - length // 4)
+        assert frozen[:n].all() and len(frozen) == length
+        assert given[:n].tolist() == next(ids for ids in parts if len(ids) <= length - length // 4)
     with pytest.raises(BadInput, match="shorten it"):
         chat.template(["no " * 40], corpus.encoding, 48)
 

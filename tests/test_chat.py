@@ -65,10 +65,15 @@ def test_texts_come_back_as_the_messages_that_they_are_made_of(corpus):
     assert [user, assistant, end] == list(range(corpus.encoding.n_vocab - 3, corpus.encoding.n_vocab))
     for (_, messages), row, start in zip(corpus.chats["val"], corpus.texts["val"].tolist(), corpus.starts["val"]):
         said, *turns = decode(corpus.encoding, row[:row.index(end)]).split(MARKS[0])
-        assert said == "" and [m.strip() for turn in turns for m in turn.split(MARKS[1])] == messages
+        assert said == "" and [m for turn in turns for m in turn.split(MARKS[1])] == [f" {m}" for m in messages]
         assert set(row[row.index(end):]) == {end}
         assert chat.answer(torch.tensor(row), int(start), corpus.encoding) == messages[-1]
     assert to_json(from_json(to_json(corpus.encoding))) == to_json(corpus.encoding)
+
+
+def test_a_word_is_the_same_token_wherever_it_stands_and_spaces_around_a_message_do_not_count(corpus):
+    ids = ids_of(corpus.encoding, [" goat ", "red goat"])
+    assert ids == ids_of(corpus.encoding, ["goat", "red goat"]) and ids[1] == ids[-1] and len(ids) == 5
 
 
 def test_what_a_user_types_never_becomes_a_mark(corpus):
