@@ -9,7 +9,7 @@ way in; data/chat.py has the texts.
                 tokens of the answer; the mean of some draws, whose k are spread evenly over 1 .. n
 
 Guidance asks twice and leans on what the prompt changed (LLaDA, arXiv:2502.09992; SMDM, 2410.18514: their w is
-gamma - 1). No class labels are needed, and no training: a masked model has seen every part of a text missing.
+gamma - 1). It needs no labels and no training of its own: pretraining has shown every part of a text missing.
 
 The trap of [end]: most of what a network answers is [end], and it is surest of the last ones. Where the surest masks
 open first and all are candidates at once, the ends come first, and words must fit in before them. `--decode_block`

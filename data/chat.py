@@ -34,11 +34,11 @@ def chats_of(data):
     """The chats of `data`, chat or the path of a .jsonl file, split. -> {"train": [(kind, messages)], "val": ...}"""
     chats = village.chats() if data == "chat" else read(data)
     lots = [lot(key) if key else 1.0 for _, key, _ in chats]
-    bar = max(HELD_OUT, min(lots) + 1e-12)                   # a small file: at least one is held out
+    bar = min(max(HELD_OUT, min(lots) + 1e-12), max(lots))   # a small file: at least one on either side
     order = sorted(range(len(chats)), key=lambda i: lot(" ".join(chats[i][2])))
     parts = {"train": [chats[i][::2] for i in order if lots[i] >= bar],
              "val": [chats[i][::2] for i in order if lots[i] < bar]}
-    if not parts["train"]:
+    if not all(parts.values()):
         raise BadInput(f"{data} has a single first question: one to train on and one to hold out is the least")
     return parts
 
@@ -47,7 +47,8 @@ def load(data, tokenizer="auto", vocab_size=1024):
     """-> {"train": [(kind, messages)], "val": ...}, the encoding"""
     parts = chats_of(data)
     text = "\n".join(f" {message}" for _, messages in parts["train"] for message in messages)
-    return parts, encoding_for(tokenizer, vocab_size, text)
+    rare = {c for _, messages in parts["val"] for message in messages for c in message}
+    return parts, encoding_for(tokenizer, vocab_size, text, "".join(sorted(rare)) + ASCII)
 
 
 def stream(data, tokenizer, vocab_size):
@@ -69,15 +70,15 @@ def about_tokens(encoding):
     return f"{encoding.n_vocab:,} symbols ({encoding.name} and {len(MARKS)} marks)"
 
 
-def encoding_for(tokenizer, vocab_size, text):
-    """The tokenizer with the marks behind its tokens. An Encoding is taken as it is: it must have them."""
+def encoding_for(tokenizer, vocab_size, text, alphabet):
+    """The tokenizer of the text with the marks behind its tokens. An Encoding is taken as it is: it must have them."""
     if isinstance(tokenizer, tiktoken.Encoding):
         if not set(MARKS) <= tokenizer.special_tokens_set:
             raise BadInput("chats need tokens with marks of who speaks: start from a network that was trained on "
                            "--data chat, or on a .jsonl file")
         return tokenizer
-    made = {"auto": lambda: bpe(text, vocab_size), "bpe": lambda: bpe(text, vocab_size), "bytes": byte_level,
-            "chars": lambda: chars(text + ASCII)}
+    trained = lambda: bpe(text, vocab_size, alphabet)
+    made = {"auto": trained, "bpe": trained, "bytes": byte_level, "chars": lambda: chars(text + alphabet)}
     plain = made[tokenizer]() if tokenizer in made else named(tokenizer)
     ranks = plain._mergeable_ranks
     special = {mark: max(ranks.values()) + 1 + i for i, mark in enumerate(MARKS)}
@@ -151,7 +152,10 @@ class Answers:
 
     def row(self, kind, messages):
         """-> ids (L,) filled up with [end], and where the last answer begins"""
-        ids, start = ids_of(self.encoding, messages), len(ids_of(self.encoding, messages[:-1]))
+        try:
+            ids, start = ids_of(self.encoding, messages), len(ids_of(self.encoding, messages[:-1]))
+        except BadInput as error:
+            raise BadInput(f"{self.name}, {kind}: {error}") from None
         if len(ids) >= self.block_size:
             raise BadInput(f"{self.name}, {kind} has {len(ids) + 1} tokens with its end, more than --block_size "
                            f"{self.block_size}: raise that, or shorten the chat")

@@ -119,6 +119,13 @@ def test_a_file_of_ones_own_is_split_by_first_questions_and_something_is_always_
     first = {split: {messages[0] for _, messages in chats} for split, chats in mine.chats.items()}
     assert sorted(map(sorted, first.values())) == [["Who?"], ["Why?"]] and mine.name == "mine.jsonl"
     assert text.load("mine.jsonl", 8).encoding.eot_token == mine.end
+    write(["Who?", "Mé."], ["Why?", "Sô."])                  # a letter that only one split has
+    for tokenizer in ("chars", "bpe"):
+        mine = text.load("mine.jsonl", 32, tokenizer, sft=True)
+        assert [chat.answer(row, int(start), mine.encoding) for part in mine.texts for row, start in
+                zip(mine.texts[part], mine.starts[part])] in (["Mé.", "Sô."], ["Sô.", "Mé."])
+    with pytest.raises(BadInput, match="mine.jsonl, line .: the vocabulary lacks '.'"):
+        text.load("mine.jsonl", 32, text.load("chat", 48, "chars").encoding, sft=True)
 
 
 @pytest.mark.parametrize("line, says", [
