@@ -19,12 +19,16 @@ import train
 from data import BadInput
 
 
+APART = [("sft", True), ("chat", True), ("eos_last", True)]              # with chats alone: test_chat_runs.py
+
+
 def choices(module):
     return [(f.name, choice) for f in fields(module.Config) for choice in f.metadata["choices"] or []]
 
 
 def booleans(module):
-    return [(f.name, value) for f in fields(module.Config) if f.type is bool for value in (True, False)]
+    every = [(f.name, value) for f in fields(module.Config) if f.type is bool for value in (True, False)]
+    return [case for case in every if case not in APART]
 
 
 @pytest.mark.parametrize("name, choice", [
