@@ -4,6 +4,7 @@ Benchmarks: how much is learnt in a fixed time.
     python bench.py train --data input.txt   the yardstick: nanoGPT's size for CPUs on your text, 5 minutes each
     python bench.py train --data names --seeds 3
     python bench.py toy                      distance of each method to the toy language's entropy, 2 minutes each
+    python bench.py text --minutes 10        all methods on the default text for the same CPU time, bits per byte
     python bench.py oracle                   no training: what few steps cost when the denoiser is exact
 
 The yardstick is scored on the whole held-out text, by the bound (exact for ar), in nats per character. ar is given
@@ -11,16 +12,17 @@ twice: with nothing before the text, as the diffusion methods are, and as nanoGP
 read but not scored. Everything is trained here, one after the other, by train.py, on the machine that is named.
 """
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flags import flag, one_line_errors, parse
 
 
 @dataclass
 class Config:
-    command: str = flag("", "what to measure; also the first word of the command line", ["train", "toy", "oracle"])
+    command: str = flag("", "what to measure; also the first word", ["train", "toy", "text", "oracle"])
     data: str = flag("names", "of `train`: names, python, or a text file")
     methods: str = flag("", "with commas between; empty means ar,mdlm for train, and otherwise all")
+    minutes: float = flag(10.0, "text: CPU minutes of training for each method", least=0.001)
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps, for a quick look", least=0.0001, most=100)
     out_dir: str = flag("out/bench", "where the checkpoints go")
@@ -39,14 +41,14 @@ import time
 import torch
 
 import train
-from checkpoint import restore
+from checkpoint import device_of, dtype_of, keep_memory, restore
 from data import BadInput
 from data.ngram import witten_bell
 from data.text import load
 from evaluate import estimate, mean_error
 from methods import METHODS, make_method
 from oracle import oracle
-from sample import generate
+from sample import Counted, generate
 
 SIZE = dict(tokenizer="chars", block_size=64, n_layer=4, n_head=4, n_embd=128)          # nanoGPT's model for CPUs
 FIVE_MINUTES = dict(batch_size=24, max_iters=5000)                                      # on two cores of 2024
@@ -128,6 +130,38 @@ def toy(config):
     print(f"{'exact entropy, nats/token':<44}{entropy:.4f} +- {error:.4f}")
 
 
+def steps_in(seconds, method, **flags):
+    """How many training steps of this method, of the default size, take so many seconds of CPU time here."""
+    config = train.Config(method=method, **flags)
+    device = device_of(config.device)
+    config = replace(config, dtype=dtype_of(config.dtype, device))
+    learner = train.Learner(config, load(config.data, config.block_size, config.tokenizer, config.vocab_size), device)
+    for step in range(5):                                # the first ones touch fresh memory
+        learner.step(step)
+    began = time.process_time()
+    for step in range(5, 25):
+        learner.step(step)
+    return max(1, round(seconds / (time.process_time() - began) * 20))
+
+
+def text(config):
+    """The default run for the same time: the bound on held-out text, and what a sample of 64 tokens costs."""
+    print(f"{hardware()}; {config.minutes:g} CPU minutes of training each, one thread or more\n{'':<10}{'steps':>7}"
+          f"{'held-out bound, bits/byte':>28}{'network calls for 64 tokens':>30}", flush=True)
+    for name in names_of(config, list(METHODS)):
+        keep_memory()
+        steps = steps_in(60 * config.minutes, name)
+        model, _, cpu = trained(config, name, 1, max_iters=steps)
+        corpus = load("python", 64, "bpe", model.config.vocab_size)
+        nats, error = estimate(model.method, model.denoiser, corpus.windows("val", 2000), 1 if name == "ar" else 4)
+        spy, bits = Counted(model.denoiser), 1 / math.log(2) / corpus.bytes_per_token
+        for _ in range(8):
+            generate(model.method, spy, 1, 64, 128)
+        calls = f"{spy.calls / 8:.0f} in 128 steps" if name != "ar" else f"{spy.calls / 8:.0f}"
+        print(f"{name:<10}{model.step:>7}{f'{nats * bits:.3f} +- {error * bits:.3f}':>28}{calls:>30}"
+              f"   {cpu:.1f} CPU min with the reports", flush=True)
+
+
 def sampler_error(config, n=256):
     """What a sampler in few steps loses against the language, in nats/token, when the denoiser is exact."""
     corpus = load("toy", 32)
@@ -149,5 +183,5 @@ def sampler_error(config, n=256):
 if __name__ == "__main__":
     with one_line_errors():
         if not CONFIG.command:
-            raise BadInput("say what to measure: python bench.py train, toy or oracle; --help tells more")
-        {"train": yardstick, "toy": toy, "oracle": sampler_error}[CONFIG.command](CONFIG)
+            raise BadInput("say what to measure: python bench.py train, toy, text or oracle; --help tells more")
+        {"train": yardstick, "toy": toy, "text": text, "oracle": sampler_error}[CONFIG.command](CONFIG)

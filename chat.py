@@ -4,7 +4,7 @@ way in; data/chat.py has the texts.
 
     prompt      [user] question [assistant] answer [user] question [assistant]        given; all after it is masks
     answer      the text up to the first [end]; masks to the length of training, which saw answers filled up with [end]
-    guidance    u + gamma (c - u),  c = log x_theta, u = the same with the prompt masked out
+    guidance    (36) of guidance.py between log x_theta and the same with the prompt masked out
     worth       -log p(answer | prompt) <= E_k E_z sum_l [z_l = m] (n/k) cross-entropy, (6) of masked.py on the n
                 tokens of the answer; the mean of some draws, whose k are spread evenly over 1 .. n
 
@@ -25,7 +25,10 @@ from checkpoint import as_json
 from data import BadInput
 from data.chat import MARKS, ids_of
 from data.tokenizer import decode, encode
+from guidance import mix
 from masked import Absorbing
+
+FULL = ("mdlm", "md4", "radd")                               # masks, and everything may look at everything
 
 
 # ---- the answer to a prompt
@@ -64,23 +67,24 @@ class PromptGuided:
         self.denoiser, self.prompt, self.mask, self.gamma = denoiser, prompt, mask, gamma
 
     def __call__(self, z, t, at=None):
-        c = self.denoiser(z, t, at=at).log_softmax(-1)                                                  # (N, V)
-        u = self.denoiser(z.masked_fill(self.prompt, self.mask), t, at=at).log_softmax(-1)              # (N, V)
-        return u + self.gamma * (c - u)                                                                 # (N, V)
+        c = self.denoiser(z, t, at=at)                                                                  # (N, V)
+        u = self.denoiser(z.masked_fill(self.prompt, self.mask), t, at=at)                              # (N, V)
+        return mix(c, u, self.gamma)                                                                    # (N, V)
 
 
-def guided(model, denoiser, prompt, config):
-    """The denoiser, guided if --prompt_guidance is not 1. BadInput where a prompt cannot be masked out."""
-    if config.prompt_guidance == 1:
+def guided(model, denoiser, prompt, config, window=None):
+    """The denoiser, guided if --guidance is not 1. BadInput where a prompt cannot be masked out."""
+    if config.guidance == 1:
         return denoiser
-    if model.config.method != "mdlm" or config.cache != "none":
-        raise BadInput("--prompt_guidance masks the prompt out and asks again: it is for mdlm, without --cache")
-    return PromptGuided(denoiser, prompt, model.method.process.mask, config.prompt_guidance)
+    if model.config.method not in FULL or config.cache != "none" or window:
+        raise BadInput(f"--guidance without a --label masks the prompt out and asks again: it is for "
+                       f"{', '.join(FULL)}, without --cache, and not beyond the length of training")
+    return PromptGuided(denoiser, prompt, model.method.process.mask, config.guidance)
 
 
 def settled(config, name):
-    """The flags of the sampler. The default of a chat is semi-ar, for mdlm alone: others answer as they write."""
-    if not config.chat or name == "mdlm" or config.sampler != "semi-ar":
+    """The flags of the sampler. The default of a chat is semi-ar; bd3lm, ar and the rest answer as they write."""
+    if not config.chat or name in FULL or config.sampler != "semi-ar":
         return config
     return replace(config, sampler="ancestral", cache="none", threshold=0.0, factor=0.0, eos_last=False)
 

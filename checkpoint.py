@@ -193,8 +193,25 @@ def classes_of(config, corpus):
     return list(corpus.classes) if config.labels else []
 
 
-def method_of(config, n_tokens):
-    return make_method(config.method, n_tokens, **{k: v for k, v in vars(config).items() if k != "n_tokens"})
+def method_of(config, encoding, kept=None):
+    """The method that the flags describe. kept: what a checkpoint holds for it besides, of d3pm the embedding."""
+    options = {k: v for k, v in vars(config).items() if k not in ("n_tokens", "embedding")}
+    if config.method == "d3pm" and config.transition == "nearest" and config.embedding:
+        options["embedding"] = kept["embedding"] if kept else embedding(config, encoding)
+    return make_method(config.method, encoding.n_vocab, **options)
+
+
+def embedding(config, encoding):
+    """The input embeddings that --embedding points at, or that a run which goes on began with. -> (n_tokens, D)"""
+    state = load(config.out_dir if config.init_from == "resume" else config.embedding)
+    if state["encoding"] != to_json(encoding):
+        raise BadInput(f"--embedding {config.embedding} has other tokens than {config.data}: train it on that text")
+    if config.init_from != "resume":
+        return state["ema"]["embed"][:encoding.n_vocab]                                                 # (n_tokens, D)
+    if config.embedding != state["config"]["embedding"]:
+        raise BadInput(f"--embedding {config.embedding} does not fit the run in {config.out_dir}, which has "
+                       f"{state['config']['embedding']}: leave the flag out, or start anew with another --out_dir")
+    return state["embedding"]
 
 
 def restore(out_dir, device="cpu"):
@@ -221,7 +238,7 @@ def weights(out_dir, config, encoding, n_classes=0, device="cpu"):
             raise BadInput(f"{refused} --{name} {getattr(other.config, name)}, not {getattr(config, name)}")
     if to_json(other.encoding) != to_json(encoding):
         raise BadInput(f"{refused} other tokens than {config.data}")
-    ours = network(config, method_of(config, encoding.n_vocab), n_classes).state_dict()
+    ours = network(config, method_of(config, encoding), n_classes).state_dict()
     theirs = other.denoiser.state_dict()
     if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
         raise BadInput(f"{refused} a network of {other.config.method}, and {config.method} needs another")
@@ -232,7 +249,7 @@ def assemble(state, out_dir, device="cpu"):
     """`restore`, from a state that is loaded."""
     try:
         config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
-        method, classes = method_of(config, encoding.n_vocab), state.get("classes", [])
+        method, classes = method_of(config, encoding, state), state.get("classes", [])
         denoiser = network(config, method, len(classes)).to(device).eval()
         denoiser.load_state_dict(state["ema"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -92,3 +92,19 @@ def semi_ar(process, denoiser, z, frozen, steps, law=probabilities, block=32, ca
             z = torch.where(stays & at, z.masked_scatter(at, drawn), z)                             # (B, L)
             left = max(1, left - 1)
             yield z
+
+
+def windows(sample, z, frozen, window, stride):
+    """Texts longer than those of training, a window after the other: `stride` new tokens each time, written with those
+    before them given (MDLM's semi-autoregression, arXiv:2406.07524). sample(z, frozen) yields the states of a window.
+
+    What is given to the right of a window is kept, but not looked at. Yields z (B, L) after each step.
+    """
+    L, done = z.shape[1], 0
+    for lo in [*range(0, max(0, L - window), stride), max(0, L - window)]:
+        hi = min(lo + window, L)
+        given = frozen[:, lo:hi] | (torch.arange(lo, hi, device=z.device) < done)                   # (B, window)
+        for part in sample(z[:, lo:hi], given):
+            z = torch.cat([z[:, :lo], part, z[:, hi:]], 1)                                          # (B, L)
+            yield z
+        done = hi

@@ -22,6 +22,8 @@ at a mask; (4) puts the difference back.
 A process is any object with alpha(t), dalpha(t), b(t, v), db(t, v), draw_noise(t, z), V, and n_tokens, the number of
 text symbols: ids from there on are special.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -136,9 +138,13 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
     return torch.where(moves, new, z)                                                               # (B, L)
 
 
-def ancestral(process, denoiser, z, frozen, steps, law=probabilities):
-    """Walk from t = 1 to 0 in equal steps of eq. (3), for any process; yields z after each step."""
+def ancestral(process, denoiser, z, frozen, steps, law=probabilities, grid="uniform", step=step):
+    """Walk from t = 1 to 0 in steps of eq. (3), or of another, for any process; yields z after each step.
+
+    grid: equal steps, or times sin(pi u / 2) for equal steps of u, small ones while little is known (arXiv:2406.04329)
+    """
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)                   # (steps + 1,)
+    times = torch.sin(math.pi / 2 * times) if grid == "cosine" else times                           # (steps + 1,)
     for t, s in zip(times[:-1], times[1:]):
         z = step(process, denoiser, z, frozen, s.expand(len(z), 1), t.expand(len(z), 1), law)       # (B, L)
         yield z

@@ -20,22 +20,33 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    data: str = flag("python", "toy, chat, names, python, or the path of a text file or folder, or of chats in .jsonl")
+    data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, or chats.jsonl")
     sft: bool = flag(False, "fine-tune on the answers of chats: questions are given, never noised, never scored")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
-    method: str = flag("mdlm", "what to train", choices=["ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
+    method: str = flag("mdlm", "what to train", choices=[
+        "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm", "classifier"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     diffusion_block: int = flag(4, "bd3lm: tokens per block; 1 is ar, --block_size (a text's length) is mdlm", least=1)
     clip: str = flag("", "bd3lm: train at mask rates from LOW,HIGH only, as in 0.45,0.95; empty: any number of masks")
     clip_search: bool = flag(False, "bd3lm: look for the clip of least variance at every evaluation")
+    mask_schedule: str = flag("cosine", "md4: share of masks over time", ["linear", "polynomial", "cosine"])
+    power: float = flag(2.0, "md4: of the polynomial", least=0.1, most=100)
+    radd_objective: str = flag("k-dce", "radd: form of the bound", ["t-dse", "t-dce", "lambda-dce", "k-dce"])
     p_uniform: float = flag(0.1, "gidd: share of random text at half time, mdlm to udlm", least=0.001, most=0.999)
     decoder_share: float = flag(0.5, "pgm: share of the blocks that decode", least=0, most=1)
     curriculum: float = flag(0.5, "duo: share of training on relaxed inputs, 0 to 1", least=0, most=1)
     tau: float = flag(0.001, "duo: temperature of relaxed inputs; 0 shows the largest coordinate", least=0, most=10)
     top_k: int = flag(2, "duo: coordinates drawn of a relaxed input; 0 draws all of them", least=0)
-    labels: bool = flag(False, "tell the network the class of each text; toy has its topics")
+    transition: str = flag("absorbing", "d3pm, sedd: what noise does", ["absorbing", "uniform", "gaussian", "nearest"])
+    diffusion_steps: int = flag(128, "d3pm: steps between text and noise", least=1, most=100_000)
+    embedding: str = flag("", "d3pm, nearest: the folder of a checkpoint whose input embeddings say what is near")
+    aux: float = flag(0.01, "d3pm: weight of a cross-entropy that is added to the bound", least=0)
+    noise_schedule: str = flag("loglinear", "sedd: how fast the noise grows", ["loglinear", "geometric"])
+    labels: bool = flag(False, "tell the network the class of each text; toy has topics, digits digits")
     label_dropout: float = flag(0.1, "share of texts that go without their class", least=0, most=1)
+    noise_of: str = flag("mdlm", "classifier: the method whose noise it reads; mdlm serves radd, pgm and ar, udlm duo",
+                         choices=["mdlm", "md4", "udlm", "gidd"])
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
     max_iters: int = flag(2300, "training steps", least=1, toy=1000, chat=1400, sft=1000)
@@ -87,15 +98,16 @@ from tqdm import tqdm
 
 import checkpoint
 from data import BadInput, text, tokenizer
-from evaluate import estimate, league, unit
+from evaluate import estimate
 from interrupt import Stop, look
 from model import Told
 from optim import learning_rate, make_optimizers
-from sample import generate
+from report import final, report
 
 SHAPE = ["data", "sft", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau",
          "top_k", "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels",
-         "optimizer", "batch_size", "gradient_accumulation_steps", "seed"]              # fixed for a run
+         "noise_of", "seed", "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps",
+         "noise_schedule"]                                                                  # fixed for a run
 
 
 # ---- learning: what changes at every step
@@ -112,7 +124,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.config, self.corpus, self.device = config, corpus, device
         self.classes = checkpoint.classes_of(config, corpus)
-        self.method = self.objective = checkpoint.method_of(config, corpus.encoding.n_vocab)
+        self.method = self.objective = checkpoint.method_of(config, corpus.encoding)
         self.model = checkpoint.network(config, self.method, len(self.classes)).to(device)
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
@@ -174,7 +186,7 @@ class Learner:
         return {"model": self.model.state_dict(), "ema": self.average.module.state_dict(), "step": step,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "config": asdict(self.config), "encoding": tokenizer.to_json(self.corpus.encoding),
-                "classes": self.classes}
+                "classes": self.classes, **getattr(self.method, "kept", {})}
 
     def load(self, state):
         self.model.load_state_dict(state["model"])
@@ -190,40 +202,7 @@ class Learner:
                         label=label if self.classes else None)
 
 
-# ---- the run: reports and checkpoints
-
-def report(learner, step, folder):
-    """One evaluation, printed: the bound on train and held-out text, and a sample."""
-    config, corpus, average = learner.config, learner.corpus, learner.average.module
-    if step == 0:                                            # no need to measure: the first guess is uniform
-        tqdm.write(f"step     0  all {corpus.encoding.n_vocab:,} symbols are equally likely to it: "
-                   f"{unit(math.log(corpus.encoding.n_vocab), 0, corpus.bytes_per_token)}")
-    else:
-        train, val = (learner.bound(split, config.eval_iters * config.batch_size) for split in ("train", "val"))
-        tqdm.write(f"step {step:>5}  {'exact' if config.method == 'ar' else 'bound'}  "
-                   f"train {unit(*train, corpus.bytes_per_token)}   held-out {unit(*val, corpus.bytes_per_token)}")
-        folder.log(step=step, train_bound=train[0], train_se=train[1], val_bound=val[0], val_se=val[1])
-    torch.manual_seed(config.seed)
-    L, (x, frozen, _) = config.block_size, learner.on_device(corpus.example_windows("val", 1))
-    x = generate(learner.method, average.eval(), 1, L, L, device=learner.device, given=x, frozen=frozen)[0]      # (L,)
-    tqdm.write("    | " + corpus.text(x.tolist()).replace("\n", "\n    | "))
-
-
-def final(learner):
-    """The whole held-out text, beside what counting alone reaches on it: how much was learnt?"""
-    config, corpus, draws = learner.config, learner.corpus, 4
-    nats, error = learner.bound("val", 1000, draws)
-    bits = 1 / math.log(2) / corpus.bytes_per_token
-    rows = [(f"{config.method}, {'exact' if config.method == 'ar' else 'bound'}", nats, nats * bits), *league(corpus)]
-    if corpus.name == "toy":
-        entropy, _ = corpus.language.entropy(config.block_size)
-        rows.append(("exact entropy", entropy, entropy * bits))
-    print(f"\nheld-out text, {draws} noise draws: {unit(nats, error, corpus.bytes_per_token)}")
-    print(f"{'':<24}{'nats/token':>12}{'bits/byte':>12}")
-    for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
-        print(f"{what:<24}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
-    print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}")
-
+# ---- the run
 
 def train(learner, folder, stop, report=report):
     """From the last step saved to max_iters, or until asked to stop. folder is None but in the first process."""
@@ -289,6 +268,8 @@ def prepare(config, given):
     config = replace(config, out_dir=config.out_dir or f"out/{name}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
     check(config)
+    if config.method == "classifier":                        # the class is what it answers: never told, never dropped
+        config = replace(config, labels=True, label_dropout=0.0)
     learner, folder, first = equip(config, state, Learner)
     if config.init_from not in ("scratch", "resume"):
         encoding = learner.corpus.encoding

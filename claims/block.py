@@ -1,12 +1,13 @@
 """
 What block diffusion (arXiv:2503.09573) and Fast-dLLM (2505.22618) claim, measured again in the small.
 
-    python -m claims.block shrink    the bound falls from mdlm's to ar's as blocks shrink: the toy language, exact gaps
+    python -m claims.block shrink    the bound falls from mdlm's to ar's as blocks shrink: the toy language's exact
+                                     gaps, or with --data names (or python) the bound on real text
     python -m claims.block clip      what clipped schedules gain at blocks of four, in variance and in the bound
-    python -m claims.block speed     tokens per second of ar, bd3lm and mdlm, with caches, at equal network size
+    python -m claims.block speed     tokens per second of ar, bd3lm, mdlm and pgm, with caches, at equal network size
     python -m claims.block cache     what the approximate caches of decoding.py get wrong, and what they save
 
-shrink, clip and cache train on the toy language, --share of the steps of `python bench.py toy`; speed needs no
+shrink, clip and cache train, --share of the steps of `python bench.py toy` (text: `bench.py train`); speed needs no
 training, random weights serve. All runs come one after the other, on the machine that is named.
 """
 import sys
@@ -18,6 +19,7 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     command: str = flag("", "what to measure; also the first word", ["shrink", "clip", "speed", "cache"])
+    data: str = flag("toy", "shrink: toy, names, python, or a text file")
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of training steps", least=0.0001, most=100)
     out_dir: str = flag("out/claims-block", "where the checkpoints go")
@@ -53,9 +55,10 @@ from model import Transformer
 from sample import Counted, generate
 
 
-def toy_run(config, name, method, seed, **flags):
-    """A model of the toy language, trained as bench.py does. -> model, CPU minutes"""
-    flags = dict(bench.TWO_MINUTES, data="toy", **flags)
+def run(config, name, method, seed, **flags):
+    """A model of the toy language, or of text, trained as bench.py does. -> model, CPU minutes"""
+    size = bench.TWO_MINUTES if config.data == "toy" else {**bench.SIZE, **bench.FIVE_MINUTES}
+    flags = {**size, "data": config.data, **flags}
     model, _, cpu = bench.trained(replace(config, command=name), method, seed, **flags)
     return model, cpu
 
@@ -69,22 +72,23 @@ def spread(values):
 
 
 def shrink(config):
-    """Above the entropy, nats/token: mdlm, blocks of 16, 8, 4 and 1, ar."""
-    corpus = load("toy", 32)
-    x = corpus.windows("val", config.texts)                                                         # (n, 32)
-    entropy, entropy_error = corpus.language.entropy(32)
-    print(f"{bench.hardware()}\nabove the entropy of {entropy:.4f} +- {entropy_error:.4f}, nats/token; {len(x)} "
-          f"texts, seeds 1 to {config.seeds}")
+    """Nats/token of mdlm, blocks of 16, 8, 4 and 1, and ar; on the toy language above its entropy."""
+    toy = config.data == "toy"
+    corpus = load(config.data, 32 if toy else 64, "auto" if toy else "chars")
+    x = corpus.windows("val", config.texts)                                                         # (n, L)
+    entropy, entropy_error = corpus.language.entropy(32) if toy else (0.0, 0.0)
+    what = f"above the entropy of {entropy:.4f} +- {entropy_error:.4f}, nats/token" if toy else "nats/char"
+    print(f"{bench.hardware()}\n{corpus.about}\n{what}; {len(x)} texts, seeds 1 to {config.seeds}")
     blocks = [(f"bd3lm, blocks of {n}", "bd3lm", dict(diffusion_block=n)) for n in (16, 8, 4, 1)]
     for name, method, flags in [("mdlm", "mdlm", {}), *blocks, ("ar", "ar", {})]:
         rows = []
         for seed in range(1, config.seeds + 1):
-            model, cpu = toy_run(config, f"shrink{flags.get('diffusion_block', '')}", method, seed, **flags)
+            model, cpu = run(config, f"shrink{flags.get('diffusion_block', '')}-{corpus.name}", method, seed, **flags)
             nats, error = estimate(model.method, model.denoiser, x, 1 if method == "ar" else 8, 256)
-            rows.append((nats - entropy, math.hypot(error, entropy_error), cpu))
-        gap, error, cpu = map(statistics.mean, zip(*rows))
+            rows.append((nats - entropy, math.hypot(error, entropy_error), model.step, cpu))
+        gap, error, steps, cpu = map(statistics.mean, zip(*rows))
         gaps = spread([row[0] for row in rows])
-        print(f"{name:<24}{gap:>8.4f} +- {error:.4f}{gaps}   {cpu:.1f} CPU min", flush=True)
+        print(f"{name:<24}{gap:>8.4f} +- {error:.4f}{gaps}   {steps:.0f} steps, {cpu:.1f} CPU min", flush=True)
 
 
 def clip(config):
@@ -103,7 +107,7 @@ def clip(config):
     for i, (name, flags) in enumerate(schedules.items()):
         rows = []
         for seed in range(1, config.seeds + 1):
-            model, cpu = toy_run(config, f"clip{i}", "bd3lm", seed, diffusion_block=4,
+            model, cpu = run(config, f"clip{i}", "bd3lm", seed, diffusion_block=4,
                                  **{"eval_interval": 300 if "clip_search" in flags else 10**6, **flags})
             torch.manual_seed(0)
             with torch.no_grad():
@@ -125,13 +129,15 @@ def speed(config):
         rows += [(f"bd3lm, blocks of {n}, cache, {k} token{'s' * (k > 1)} a call", "bd3lm", n, n // k, first_hitting)
                  for k in (1, 4) if k < n]
     rows += [("bd3lm, blocks of 16, no cache, 4 tokens a call", "bd3lm", 16, 4, first_hitting)]
-    rows += [(f"mdlm, {steps} steps", "mdlm", 1, steps, ancestral) for steps in (L, L // 4, L // 8)]
+    rows += [(f"{name}, {steps} steps", name, 1, steps, ancestral)
+             for name in ("mdlm", "pgm") for steps in (L, L // 4, L // 8)]
     print(f"{bench.hardware()}\ntokens per second, texts of {L} tokens of {V} symbols, {config.n_layer} layers of "
           f"{config.n_embd}, float32\n{'':<52}{'batch 1':>18}{'batch 16':>18}{'calls':>8}")
     for name, method, block, steps, sampler in rows:
         torch.manual_seed(0)
         m = make_method(method, V, diffusion_block=block)
-        net = Transformer(m.vocab_size, **sizes(config), cond_dim=0, qk_norm=True, mask_mod=m.mask_mod).eval()
+        build = getattr(m, "network", Transformer)
+        net = build(m.vocab_size, **sizes(config), cond_dim=0, qk_norm=True, mask_mod=m.mask_mod).eval()
         cells = []
         for batch in (1, 16):
             spy = Counted(plain(net) if "no cache" in name else net)
@@ -176,7 +182,7 @@ def cache(config):
     """Fast-dLLM's caches on mdlm: total variation from the uncached law, what it saves, and the samples."""
     corpus, n = load("toy", 32), max(2, config.texts // 16)
     entropy, _ = corpus.language.entropy(32)
-    model, cpu = toy_run(config, "cache", "mdlm", 1)
+    model, cpu = run(config, "cache", "mdlm", 1)
     print(f"{bench.hardware()}\nmdlm, {model.step} steps of training, {cpu:.1f} CPU min; {n} texts of 32 tokens, "
           f"blocks of 8\nTV: total variation of a law from the uncached one, mean of all that were asked; top: share "
           f"with another likeliest word\nread: tokens through the network per text; -log p: above the entropy of "

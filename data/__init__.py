@@ -2,6 +2,7 @@
 Where tokens come from. Nothing in this folder knows of models, losses or samplers.
 
     toy.py        a small English whose entropy is known exactly
+    digits.py     8 x 8 pixels, which are tokens too, from scikit-learn
     text.py       real text: the two corpora that every Python carries, or your own file or folder
     tokenizer.py  text to ids and back: characters, bytes, words, a trained BPE, or a named one such as gpt2
     ngram.py      Witten-Bell n-grams: how far counting alone gets, the first number that a network should beat

@@ -111,7 +111,7 @@ def test_a_network_learns_the_answers_that_it_is_shown_and_stops(monkeypatch, ca
     trained = train.text.load("mine.jsonl", 24, "bytes", sft=True).chats["train"]
     assert len(trained) == 2
     for _, (question, words) in trained:
-        for how in ([], ["--eos_last", "--decode_block", 99], ["--threshold", 0], ["--prompt_guidance", 1.5]):
+        for how in ([], ["--eos_last", "--decode_block", 99], ["--threshold", 0], ["--guidance", 1.5]):
             assert chatting(monkeypatch, capsys, "out", "--prompt", question, *how)[0] == answers[question] + "\n"
 
 
@@ -168,8 +168,8 @@ def test_a_chat_through_a_pipe_reads_as_a_conversation(answering):
     (["--chat", "--oracle", "mdlm"], "knows no marks of who speaks"),
     (["--chat", "--out_dir", "nowhere"], "there is no checkpoint"),
     (["--chat", "--out_dir", "MDLM", "--prompt", "no " * 40], "shorten it"),
-    (["--chat", "--out_dir", "UDLM", "--prompt", "Hi", "--prompt_guidance", "2"], "it is for mdlm"),
-    (["--chat", "--out_dir", "MDLM", "--prompt", "Hi", "--prompt_guidance", "2", "--cache=dual"], "without --cache"),
+    (["--chat", "--out_dir", "UDLM", "--prompt", "Hi", "--guidance", "2"], "it is for mdlm"),
+    (["--chat", "--out_dir", "MDLM", "--prompt", "Hi", "--guidance", "2", "--cache=dual"], "without --cache"),
     (["--out_dir", "MDLM", "--eos_last"], "goes with --sampler semi-ar"),
     (["--oracle", "mdlm", "--sampler", "semi-ar", "--eos_last"], "tokens that have an end")])
 def test_what_cannot_be_asked_is_one_line(argv, says, answering, capsys, monkeypatch):

@@ -202,7 +202,7 @@ def test_through_the_exact_denoiser_it_runs_without_a_cache_and_refuses_one_in_w
 
 @pytest.mark.parametrize("name, method, options, says", [
     ("semi-ar", "bd3lm", {}, "among the masks of mdlm"), ("semi-ar", "udlm", {}, "among the masks of mdlm"),
-    ("first-hitting", "gidd", {}, "mdlm or bd3lm"), ("ancestral", "mdlm", dict(cache="dual"), "go with --sampler"),
+    ("first-hitting", "gidd", {}, "mdlm or md4"), ("ancestral", "mdlm", dict(cache="dual"), "go with --sampler"),
     ("confidence", "mdlm", dict(threshold=0.9), "go with"), ("ancestral", "bd3lm", dict(tail="greedy"), "leave alone"),
     ("semi-ar", "mdlm", dict(threshold=0.9, factor=1.0), "give one of them")])
 def test_samplers_that_cannot_be_are_refused_in_words(name, method, options, says):

@@ -53,6 +53,7 @@ def test_class_labels_enter_as_in_the_published_network():
     net = published("udlm_cfg", n_classes=3)
     ids, sigma = figure("net/idx"), figure("net/sigma")[:, None]
     close(net(ids, sigma, label=figure("net/udlm_cfg/cond")), figure("net/udlm_cfg/out_cond"))
+    net.label_embed = None                               # no label there: nothing is added. Ours means "none"
     close(net(ids, sigma), figure("net/udlm_cfg/out_nocond"))
 
 

@@ -16,6 +16,7 @@ from sample import generate
 
 CORPUS = ToyCorpus(block_size=16)
 LANGUAGE = CORPUS.language
+BOUNDS = [name for name in METHODS if name not in ("md4", "radd")]       # whose bound is mdlm's, line for line
 
 
 @functools.cache
@@ -27,21 +28,23 @@ def texts(n):
 
 def denoiser_of(name):
     method = make_method(name, CORPUS.encoding.n_vocab)
+    if name == "genmd4":                                     # a schedule of its own for each word
+        method.w_raw = torch.linspace(0.2, 2.0, LANGUAGE.V)[torch.randperm(LANGUAGE.V)]
     return method, oracle(LANGUAGE, method)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BOUNDS)
 def test_the_bound_of_the_oracle_is_the_entropy_within_four_standard_errors_of_half_a_percent(name):
     method, exact = denoiser_of(name)
     x, nats = texts(6000)
     entropy, entropy_error = LANGUAGE.entropy(16)
-    found, error = estimate(method, exact, x, draws=1 if name == "ar" else 7, batch_size=1000)
+    found, error = estimate(method, exact, x, draws={"ar": 1, "genmd4": 12}.get(name, 7), batch_size=1000)
     assert error < 0.005 * entropy
     assert abs(found - entropy) < 4 * (error ** 2 + entropy_error ** 2) ** 0.5
     assert abs(found - nats) < (1e-6 if name == "ar" else 4 * error)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BOUNDS)
 def test_any_other_denoiser_gives_more(name):
     """Sharper, flatter, a tenth forgotten: on the same noise each costs 0.02 nats/token, and five standard errors."""
     method, exact = denoiser_of(name)
@@ -59,7 +62,7 @@ def test_any_other_denoiser_gives_more(name):
 
 @pytest.mark.parametrize("name, sampler, steps", [
     ("ar", "ancestral", 1), ("mdlm", "first-hitting", 16), ("mdlm", "ancestral", 200), ("udlm", "ancestral", 48),
-    ("gidd", "ancestral", 48), ("duo", "psi", 48)])
+    ("gidd", "ancestral", 48), ("duo", "psi", 48), ("genmd4", "ancestral", 200)])
 def test_many_steps_through_the_oracle_speak_the_language(name, sampler, steps):
     """Likelihood, words, pairs of words and topics of the samples are the language's, within four standard errors."""
     method, exact = denoiser_of(name)

@@ -81,6 +81,8 @@ REFUSED = {("ar", "psi"): "left to right", ("ar", "first-hitting"): "left to rig
            ("ar", "greedy"): "no --tail greedy", ("mdlm", "greedy"): "proofreads text",
            ("udlm", "first-hitting"): "the masks of", ("udlm", "confidence"): "the masks of",
            ("udlm", "semi-ar"): "the masks of mdlm", ("ar", "semi-ar"): "left to",
+           **{(method, sampler): "walk of its own" if method == "ar" else "which sedd has"
+              for method in ("mdlm", "udlm", "ar") for sampler in ("analytic", "euler")},
            **{(method, cache): "go with --sampler semi-ar"
               for method in ("udlm", "ar") for cache in ("prefix", "dual")}}
 ETAS = [("eta", 0.0), ("eta", 0.3), ("eta", 1.0)]
