@@ -186,7 +186,8 @@ def test_the_loss_of_fine_tuning_is_lladas(monkeypatch):
     assert (z[frozen] == x[frozen]).all() and theirs > 0
 
 
-@pytest.mark.parametrize("name", ["ar", "mdlm", "bd3lm", "pgm", "udlm", "gidd", "duo"])
+@pytest.mark.parametrize("name", [
+    "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm"])
 def test_a_prompt_is_never_noised_and_never_a_target(name):
     """Not by a hair: the gradient at every logit of a given token is zero, and no noise reaches one."""
     method, seen = make_method(name, 7, curriculum=0.0), []
