@@ -19,7 +19,8 @@ texts, not even in many steps: a step cannot know how the rest of the text will 
 Under masks (36) is applied to x_theta in place of the step. Then a guided network is a network like any other, and
 every sampler, blocks and ar have it for free. (37) has the same words; only its chance to open a mask differs, by the
 factor sum_v x_theta(v | y)^gamma x_theta(v)^(1 - gamma), and at s = 0 no difference is left, for any process. Where
-words may be wrong, x_theta is no law of the step, and to mix it is not (37) unless s = 0.
+words may be wrong, x_theta is no law of the step, and to mix it is not (37) unless s = 0. Ratios of probabilities are:
+sedd's log-scores are mixed as they are, and its steps follow the rates of (37).
 
 What (38) asks of the classifier has one token of time s among those of time t, so it is told a time for each token.
 (The public code tells it t alone; under masks the two are one.) A first-order step costs one pass forward and one
@@ -40,15 +41,17 @@ from model import Told
 PART = 4096                                                  # texts that a classifier reads at once
 
 
-def mix(log_c, log_u, gamma):
-    """Eq. (36), the right side: two laws as logits (..., V) -> one as log-probabilities (..., V)
+def mix(log_c, log_u, gamma, ratios=False):
+    """Eq. (36), the right side: two laws as logits (..., V) -> one as log-probabilities (..., V); log-ratios -> same
 
     What either law rules out stays out: 0^gamma 0^(1 - gamma) has no value.
     """
     if gamma in (0, 1):
-        return (log_c if gamma else log_u).log_softmax(-1)                                          # (..., V)
-    never = (log_c == -math.inf) | (log_u == -math.inf)                                             # (..., V)
-    return (gamma * log_c + (1 - gamma) * log_u).masked_fill(never, -math.inf).log_softmax(-1)      # (..., V)
+        mixed = log_c if gamma else log_u                                                           # (..., V)
+    else:
+        never = (log_c == -math.inf) | (log_u == -math.inf)                                         # (..., V)
+        mixed = (gamma * log_c + (1 - gamma) * log_u).masked_fill(never, -math.inf)                 # (..., V)
+    return mixed if ratios else mixed.log_softmax(-1)                                               # (..., V)
 
 
 # ---- by a network that is told the class, or none
@@ -61,14 +64,17 @@ def both(denoiser, label, none, z, t, at, **layout):
 
 
 class ClassifierFree:
-    """A denoiser whose x_theta is (36): guidance under masks, and for ar. label (B,), or (1,) for all texts"""
+    """A denoiser whose x_theta is (36): guidance under masks, and for ar. label (B,), or (1,) for all texts
 
-    def __init__(self, denoiser, label, none, gamma):
-        self.both, self.gamma = partial(both, denoiser, label, none), gamma
+    ratios: it gives log-scores (sedd), which need not sum to anything.
+    """
+
+    def __init__(self, denoiser, label, none, gamma, ratios=False):
+        self.both, self.mix = partial(both, denoiser, label, none), partial(mix, gamma=gamma, ratios=ratios)
         self.caches = 2 * getattr(denoiser, "caches", False)     # a text has two rows in a cache
 
     def __call__(self, z, t, at=None, **layout):
-        return mix(*self.both(z, t, at, **layout), self.gamma)
+        return self.mix(*self.both(z, t, at, **layout))
 
 
 def changeable(process, z, frozen):
@@ -77,10 +83,13 @@ def changeable(process, z, frozen):
 
 
 def reverse_at(process, logits, z, s, t, at, law=probabilities):
-    """Eq. (3) at the positions `at` alone, from their logits (N, V) -> (N, V) probabilities, float64"""
-    x_theta = F.pad(law(logits[:, :process.n_tokens]), (0, process.V - process.n_tokens))           # (N, V)
-    here = lambda a: a.expand_as(z)[at][:, None]                                                    # (N, 1)
-    return reverse(process, x_theta[:, None], here(z), here(s), here(t))[:, 0]                      # (N, V)
+    """Eq. (3), or (27) for d3pm's matrices, at the positions `at` alone. logits (N, V) -> (N, V) float64"""
+    x_theta = law(logits[:, :process.n_tokens])                                                     # (N, n_tokens)
+    z, s, t = (a.expand_as(z)[at] for a in (z, s, t))                                               # (N,) each
+    if hasattr(process, "reverse"):
+        return process.reverse(x_theta, z, s, t)                                                    # (N, V)
+    x_theta = F.pad(x_theta, (0, process.V - process.n_tokens))                                     # (N, V)
+    return reverse(process, x_theta[:, None], z[:, None], s[:, None], t[:, None])[:, 0]             # (N, V)
 
 
 @torch.no_grad()
@@ -182,32 +191,34 @@ def label_of(name, classes, device="cpu"):
     return torch.tensor([number], device=device)                                                        # (1,)
 
 
-def revises(method):
-    """Does its step (3) change words too, and not only open masks? (ar has no process, genmd4 one of its own.)"""
-    process = getattr(method, "process", None)
-    return hasattr(process, "b") and not isinstance(process, Absorbing)
-
-
 def by_label(method, denoiser, sampler, label, none, gamma):
     """-> the denoiser and the sampler that `method.sample` takes, for a denoiser that knows labels."""
+    process, scores = getattr(method, "process", None), hasattr(method, "log_score")
     if gamma in (0, 1):                                      # one call does, and any sampler
         return Told(denoiser, label if gamma else torch.full_like(label, none)), sampler
-    if not revises(method):
-        return ClassifierFree(denoiser, label, none, gamma), sampler
+    revises = hasattr(process, "b") or hasattr(process, "reverse")       # all but ar, and genmd4 with its own steps
+    if scores or not revises or isinstance(process, Absorbing):
+        return ClassifierFree(denoiser, label, none, gamma, scores), sampler
     guided = partial(classifier_free_step, label=label, none=none, gamma=gamma)
     return denoiser, partial(only_ancestral(sampler), step=guided)
 
 
+def noise_read(method):
+    """The process whose noise a classifier must read to guide this method; BadInput where it could not guide it."""
+    process = getattr(method, "process", None) or Absorbing(method.n_tokens)             # ar: the rest is masked
+    if hasattr(method, "block") or hasattr(method, "log_score") or not hasattr(process, "b"):
+        raise BadInput("a classifier has no say in bd3lm, genmd4, sedd, nor in d3pm with matrices: train them with "
+                       "--labels, and leave out --classifier")
+    return process
+
+
 def by_classifier(method, denoiser, sampler, label, gamma, classifier, order, length, candidates=200):
     """The same for a denoiser that does not. length: of the texts that the classifier reads"""
-    process = getattr(method, "process", None)
-    if hasattr(method, "block") or process and not hasattr(process, "b"):
-        raise BadInput("a classifier has no say in bd3lm, which knows only the beginning of a text, nor in genmd4's "
-                       "own walk: train them with --labels, and leave out --classifier")
+    process = noise_read(method)
     if gamma == 0:
         return denoiser, sampler
-    if process is None:
-        return Fudge(denoiser, Absorbing(method.n_tokens), classifier, label, gamma, length, candidates), sampler
+    if not hasattr(method, "process"):
+        return Fudge(denoiser, process, classifier, label, gamma, length, candidates), sampler
     guided = partial(classifier_step, classifier=classifier, label=label, gamma=gamma, order=order)
     return denoiser, partial(only_ancestral(sampler), step=guided)
 

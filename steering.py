@@ -9,8 +9,7 @@ from data import BadInput
 from data.tokenizer import to_json
 from data.toy import ToyCorpus
 from diffusion import probabilities
-from guidance import by_classifier, by_label, label_of
-from masked import Absorbing
+from guidance import by_classifier, by_label, label_of, noise_read
 from methods import make_sampler
 from oracle import classifier
 
@@ -50,7 +49,7 @@ def steer(config, model, denoiser, sampler, device):
 
 def classifier_of(where, model, device):
     """-> classifier(z, t), the names of its classes, and the length of its texts; BadInput if it reads other noise."""
-    process = getattr(model.method, "process", None) or Absorbing(model.encoding.n_vocab)    # ar: the rest is masked
+    process = noise_read(model.method)
     if where == "exact":
         if model.config.data != "toy":
             raise BadInput(f"--classifier exact knows the toy language alone: train one for {model.config.data}")

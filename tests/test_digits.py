@@ -8,9 +8,12 @@ import pytest
 import torch
 from runs import cache, complaint, elsewhere, fit  # noqa: F401
 
+import claims.guidance as claim
 import evaluate
 import sample
 import train
+from checkpoint import restore
+from data import BadInput
 from data.digits import LEVELS, png
 from data.text import load
 from data.tokenizer import decode, encode, from_json, to_json
@@ -81,3 +84,35 @@ def test_what_images_cannot_do_is_one_line(tmp_path, monkeypatch, capsys):
     assert "--png is for images" in complaint(sample, "--oracle", "mdlm", "--png", "a.png", capsys=capsys)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "pip install scikit-learn" in complaint(train, "--data", "digits", capsys=capsys)
+
+
+def test_the_frechet_distance_of_clouds_is_that_of_gaussians():
+    torch.manual_seed(0)
+    a = torch.randn(4000, 3, dtype=torch.float64)
+    assert abs(claim.frechet(a, a)) < 1e-9 and claim.frechet(a, a + torch.tensor([1.0, 2.0, 0.0])) == pytest.approx(5)
+    assert claim.frechet(a, 3 * a) == pytest.approx(4 * 3 + 0, rel=0.1)                  # three times (3 - 1)^2
+
+
+def test_the_claim_is_judged_by_both_numbers_in_the_fewest_steps():
+    def rows(few, most):                                 # of mdlm: half of the digits right, Frechet distance 100
+        return [[name, n, 2.0, right, 0.01, far, 1.0, 0.1] for n, other in ((8, few), (128, most))
+                for name, (right, far) in (("mdlm", (0.5, 100)), ("udlm", other))]
+    say = lambda few, most: list(claim.verdict(rows(few, most), 2.0))[-1]
+    assert "favours udlm over masks: holds; and more in 8" in say((0.6, 50), (0.5, 100))
+    assert "holds; and no more in 8" in say((0.6, 90), (0.5, 80))
+    for few in ((0.51, 50), (0.6, 110)):
+        assert "does not hold" in say(few, (0.5, 100))
+    assert list(claim.verdict([row for row in rows((1, 1), (1, 1)) if row[0] == "udlm"], 2.0)) == []
+
+
+def test_the_claim_runs_to_its_table_and_its_grids(tmp_path, monkeypatch, capsys):
+    fit("out", data="digits", block_size=64, labels=True)
+    monkeypatch.setattr(claim, "trained", lambda *a, **k: restore("out"))
+    claim.digits(claim.Config(methods="mdlm", strengths="0,2", steps="1,2", num_samples=20, out_dir="claims"))
+    printed = capsys.readouterr().out
+    assert printed.count("steps, strength") == 4 and "of the digits right" in printed
+    assert len(list((tmp_path / "claims").glob("digits-mdlm-*.png"))) == 4
+    with pytest.raises(BadInput, match="mdml is none of"):
+        claim.digits(claim.Config(methods="mdml"))
+    with pytest.raises(BadInput, match="numbers with commas"):
+        claim.digits(claim.Config(steps="8;9"))

@@ -15,12 +15,14 @@ import world
 from world import JOINT, L, N, PROCESSES, TEXTS, numbers, surprise
 
 import guidance
+from d3pm import D3PM, gaussian
 from diffusion import ancestral, reverse
 from guidance import (ClassifierFree, Fudge, by_classifier, by_label, classifier_free_step, classifier_step,
                       exact_scores, first_order_scores, mix)
 from masked import Absorbing
 from methods import SAMPLERS, make_method
 from model import Told
+from score import jump_rate, score_of_mean
 from uniform import Uniform
 
 NOTHING = lambda n: torch.zeros(n, L, dtype=torch.bool)
@@ -141,6 +143,45 @@ def test_in_the_last_step_to_mix_x_theta_and_to_mix_the_step_are_one(process, mo
             close(odds(ours), odds(other) * (c ** 2.5 * u ** -1.5).nan_to_num().sum(-1), 1e-6)
         else:
             assert (ours - other).abs().sum(-1).max() > 0.02
+
+
+def test_ratios_that_are_mixed_jump_at_the_rates_of_the_mixed_step(monkeypatch):
+    """sedd: s_c^gamma s_u^(1 - gamma), unnormalised, is what (37) comes to in a short step."""
+    process, t, short = PROCESSES["uniform"], 0.5, 1e-6
+    z, s, t = everywhere(process, t - short, t)
+    take = partial(classifier_free_step, label=torch.tensor([1]), none=K, gamma=2.5)
+    step = law_of(take, process, world.oracle(process), z, s, t, monkeypatch)
+    x_theta = world.oracle(process)
+    score = lambda z, t, label: score_of_mean(process, x_theta(z, t, label=label).exp(), z, t.expand(z.shape))
+    log_score = lambda z, t, at, label: score(z, t, label).log()                                        # (2S, L, V)
+    log_s = ClassifierFree(log_score, torch.tensor([1]), K, 2.5, ratios=True)(z, t)                     # (S, L, V)
+    jumps = short * jump_rate(process, z, t)[..., None] * log_s.exp()                                   # (S, L, V) (35)
+    moved = F.one_hot(z, process.V) == 0
+    torch.testing.assert_close(step[moved], jumps[moved], rtol=1e-4, atol=0)
+    plain = ClassifierFree(log_score, torch.tensor([1]), K, 2.5)(z, t).exp()
+    close(plain.sum(-1), torch.ones(z.shape, dtype=torch.float64))       # and this is no score
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2.5])
+def test_d3pms_matrices_are_guided_by_their_own_reverse_step(gamma, monkeypatch):
+    """In its walk, a step of which is (27) of the two oracles, mixed; from 6 / 8 of the noise to 3 / 8."""
+    method = D3PM(N, 8, gaussian(N, 8))
+    chain = method.process
+    monkeypatch.setattr(world, "likelihood", lambda process, z, t: chain.likelihood(z, t.expand(z.shape)))
+    z = world.states(chain)
+    s, t = (torch.full((len(z), 1), time, dtype=torch.float64) for time in (3 / 8, 6 / 8))
+    every = torch.ones_like(z, dtype=torch.bool)
+    c, u = (guidance.reverse_at(chain, world.oracle(chain)(z, t, every, torch.tensor([y])), z, s, t, every)
+            for y in (1, K))                                                                            # (3S, V) each
+    mixed = c ** gamma * u ** (1 - gamma)
+    denoiser, walk = by_label(method, world.oracle(chain), ancestral, torch.tensor([1]), K, gamma)
+    if gamma == 2.5:                                     # a walk takes the guided step in place of its own
+        monkeypatch.setattr(chain, "step", None)
+        *_, end = method.sample(denoiser, z, torch.zeros_like(every), 4, walk)
+        assert (end < N).all()
+    take = partial(classifier_free_step, label=torch.tensor([1]), none=K, gamma=gamma)
+    law = law_of(take, chain, world.oracle(chain), z, s, t, monkeypatch)
+    close(law.flatten(0, 1), mixed / mixed.sum(-1, keepdim=True), 1e-6)
 
 
 # ---- (38) and (39)

@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+import claims.guidance as claim
 from data.toy import ToyCorpus
 from diffusion import corrupt
 from evaluate import by_noise, entropy_of, estimate, quality
@@ -9,7 +10,7 @@ from guidance import by_classifier, by_label
 from masked import Absorbing
 from methods import METHODS, SAMPLERS, make_method
 from model import Told
-from oracle import classifier, oracle
+from oracle import classifier, exact, oracle
 from sample import generate
 from uniform import Hybrid, Uniform
 
@@ -120,3 +121,13 @@ def test_the_exact_classifier_beats_any_other_at_every_level_of_noise():
         assert all(row["exact_nats"] < row["nats"] + 0.02 for row in rows)
         assert all(row["exact_accuracy"] > row["accuracy"] - 0.03 for row in rows)
         assert sum(row["nats"] - row["exact_nats"] for row in rows) > 0.02
+
+
+def test_the_claim_runs_to_its_table_and_its_picture(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(claim, "trained", lambda config, name, **flags: exact(flags["method"]))
+    claim.toy(claim.Config(strengths="0,3", steps="2", num_samples=24, out_dir="claims", figure="docs/guidance.png"))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "strength" in line]
+    assert len(rows) == 8 and (tmp_path / "docs/guidance.png").stat().st_size > 10_000
+    assert all(float(strong[4]) > float(none[4]) + 0.3 for none, strong in zip(rows[::2], rows[1::2]))
