@@ -262,6 +262,8 @@ def main(config):
         corpus = corpus_of(model, config.data)
         rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)
         return print(as_json(rows)) if config.json else show_by_noise(rows)
+    if config.guidance != 1 and not (config.label or config.chat):
+        raise BadInput("--guidance needs something to lean on: a --label, or the questions of --chat")
     config = chat.settled(config, model.config.method)
     sampler = sampler_of(config, model.config.method, model.encoding)
     steer(config, model, model.denoiser, sampler, device)    # or BadInput, now
