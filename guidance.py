@@ -141,7 +141,7 @@ def first_order_scores(classifier, z, t, label, V):
 def classifier_step(process, denoiser, z, frozen, s, t, law=probabilities, *, classifier, label, gamma, order="first"):
     """One draw of (38), or of (39) in it, at every token that can change. For `ancestral`. label (B,), (1,) -> (B, L)
 
-    The mask is a symbol like any other here: a classifier may hold it open, or have it opened early.
+    The mask is a symbol like any other here: a classifier may keep it closed, or have it opened early.
     """
     at, label = changeable(process, z, frozen), label.expand(len(z))                                # (B, L), (B,)
     if not at.any():
@@ -167,7 +167,8 @@ class Fudge:
         n = self.process.n_tokens
         logits, words = self.denoiser(z, t, at=at)[:, :n].topk(min(self.candidates, n))             # (N, k) each
         asked = at.any(-1)                                                                          # (B,)
-        past, label = z[asked, 1:][:, -(self.length - 1):], self.label.expand(len(z))[asked]        # (N, l), (N,)
+        past, label = z[asked, 1:], self.label.expand(len(z))[asked]                                # (N, n - 1), (N,)
+        past = past[:, max(0, past.shape[1] - self.length + 1):]                                    # (N, l)
         l, k = past.shape[1], words.shape[1]
         text = torch.full((len(past), k, self.length), self.process.mask, device=z.device)          # (N, k, L)
         text[:, :, :l], text[:, :, l] = past[:, None], words

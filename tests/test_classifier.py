@@ -142,10 +142,10 @@ def test_a_classifier_of_masks_guides_what_has_masks_or_a_beginning(method, labe
 @pytest.mark.parametrize("method", METHODS)
 def test_labelled_networks_of_every_method_are_sampled_and_evaluated_at_every_strength(method, labelled, capsys):
     out = labelled / method
-    for gamma in (0.0, 0.5, 1.0, 2.0):
+    for gamma in (0.0, 2.0):
         sample.main(sample.Config(out_dir=out, label="kitchen", guidance=gamma, steps=2, json=True, num_samples=1))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"text')]
-    assert [line["guidance"] for line in lines] == [0, 0.5, 1, 2] and lines[0]["label"] == "kitchen"
+    assert [line["guidance"] for line in lines] == [0, 2] and lines[0]["label"] == "kitchen"
     evaluate.main(evaluate.Config(out_dir=out, label="sea", guidance=2.0, max_texts=30, num_samples=2, draws=1,
                                   steps=2))
     printed = capsys.readouterr().out

@@ -297,6 +297,24 @@ def test_left_to_right_with_the_exact_classifier_draws_the_class():
     assert surprise(numbers(z, N), GIVEN[1]) < 4.5
 
 
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_beginning_is_read_as_a_text_whose_rest_is_masked_and_of_a_long_one_the_end(length):
+    read = []
+
+    def judge(z, t):
+        assert ((z == N).double().mean(-1, keepdim=True) - t).abs().max() < 1e-6         # its share of masks is its time
+        read.append(z)
+        return torch.zeros(len(z), K)
+    past = torch.tensor([[N, 2, 0, 1]])                  # start, and three words
+    at = torch.tensor([[False, False, False, True]])
+    flat = lambda z, t, at: torch.zeros(int(at.sum()), N)
+    logits = Fudge(flat, Absorbing(N), judge, torch.tensor([1]), 2.0, length)(past, None, at)
+    assert logits.shape == (1, N) and read[0][:, -1].sort().values.tolist() == [0, 1, 2]
+    assert read[0][:, :-1].tolist() == [[2, 0, 1][4 - length:]] * N
+    Fudge(flat, Absorbing(N), judge, torch.tensor([1]), 2.0, 4)(past[:, :2], None, at[:, 2:])
+    assert read[1][:, 0].tolist() == [2] * 3 and (read[1][:, 2:] == N).all()
+
+
 def test_more_than_one_asks_for_more_but_is_not_the_law_of_whole_texts():
     """At strength 3 p(y | x) of the samples rises, and their law is off from (36) over whole texts, by any number of
     steps: no token knows how the rest will weigh."""

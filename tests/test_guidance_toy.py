@@ -28,9 +28,9 @@ def denoiser_of(name):
 def test_told_the_topic_the_oracles_bound_is_the_exact_conditional_entropy(name):
     """and told none, it is the oracle that knows no labels, to the bit."""
     method, exact = denoiser_of(name)
-    x, _, label = CORPUS.example_windows("val", 300)
+    x, _, label = CORPUS.example_windows("val", 150)
     target = -LANGUAGE.log_prob(x, label).mean() / 16
-    nats, error = estimate(method, exact, x, draws=1 if name == "ar" else 4, batch_size=300, label=label)
+    nats, error = estimate(method, exact, x, draws=1 if name == "ar" else 3, batch_size=150, label=label)
     assert abs(nats - target) < (1e-6 if name == "ar" else 4 * error)
     none, plain, known = (estimate(method, exact, x[:80], label=y) for y in (torch.full((80,), K), None, label[:80]))
     assert none == plain and known[0] < plain[0] - 0.02                 # on the same noise
@@ -64,7 +64,7 @@ def test_at_strength_one_the_samples_of_a_topic_are_the_topics(name, sampler, st
         assert abs(ours.mean() - theirs.mean()) < 4 * error + bias
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("md4", "radd", "duo")])    # noise as others
 def test_every_method_is_guided_by_its_labels_and_more_strength_gives_more(name):
     """p(topic | text) of samples at strength 0, 1 and 4; with few texts, of a rare topic."""
     method, exact = denoiser_of(name)
