@@ -131,7 +131,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path, capsys):
     (["--gap", "__"], "must be one character"),
     (["--sampler", "confidence", "--out_dir", "AR"], "ar has a walk of its own"),
     (["--sampler", "psi", "--out_dir", "AR"], "ar has a walk of its own"),
-    (["--tail", "greedy", "--out_dir", "AR"], "without --tail and --grid"),
+    (["--tail", "greedy", "--out_dir", "AR"], "no --tail or --grid"),
     (["--sampler", "first-hitting", "--out_dir", "UDLM"], "radd or bd3lm or pgm: udlm has"),
     (["--sampler", "confidence", "--oracle", "gidd"], "radd or bd3lm or pgm: gidd has"),
     (["--tail", "greedy"], "--tail greedy proofreads text, which masks leave alone"),

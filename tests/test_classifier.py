@@ -191,7 +191,7 @@ def test_a_cache_lets_both_rows_of_a_text_go():
     (["--label", "farm"], "the model knows no classes; train it with --labels, or give a --classifier"),
     (["--label", "frm", "--oracle", "mdlm"], "there is no class 'frm' (did you mean farm?): give one of farm, sea"),
     (["--label", "4", "--oracle", "mdlm"], "or its number, 0 to 3"),
-    (["--guidance", "2", "--oracle", "mdlm"], "something to lean on: a --label, or a --prompt"),
+    (["--guidance", "2", "--oracle", "mdlm"], "something to lean on: a --label"),
     (["--classifier", "exact"], "needs a --label"),
     (["--guidance=-1"], "between"),
     (["--label", "farm", "--classifier", "nowhere"], "there is no checkpoint nowhere/ckpt.pt"),
