@@ -7,6 +7,7 @@ How good is a model? The bound on held-out text with its standard error, and the
     python evaluate.py --oracle udlm --steps 8           the exact denoiser: what the sampler alone does wrong
     python evaluate.py --oracle mdlm --label sea --guidance 3    guided samples: are they of the class, are they good?
     python evaluate.py --out_dir out/toy-classifier      a classifier, at several levels of noise
+    python evaluate.py --chat                            a network that answers: how many held-out questions rightly
 
 A bound is a mean over texts and over noise. `draws` noise draws are taken per text, and the standard error is that of
 the mean over texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same
@@ -17,64 +18,40 @@ repeating itself; then the second falls too.
 from dataclasses import dataclass
 
 from flags import flag, one_line_errors, parse
+from sampling import Sampling
 
 
 @dataclass
-class Config:
-    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
-    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd",
-                        "d3pm"])
+class Config(Sampling):
+    chat: bool = flag(False, "decode answers as sample.py --chat does")
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
     batch_size: int = flag(64, "texts at once", least=1)
-    num_samples: int = flag(64, "samples to judge; 0 for none", least=0)
-    steps: int = flag(128, "of the sampler", least=1)
-    sampler: str = flag("ancestral", "see sample.py",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k",
-                                 "analytic", "euler"])
-    decode_block: int = flag(32, "see sample.py", least=1)
-    cache: str = flag("none", "see sample.py", choices=["none", "prefix", "dual"])
-    threshold: float = flag(0.0, "see sample.py", least=0, most=1)
-    factor: float = flag(0.0, "see sample.py", least=0)
-    kappa: str = flag("cap", "see sample.py", choices=["constant", "cap", "rescale", "loop"])
-    eta: float = flag(0.02, "see sample.py", least=0, most=1)
-    grid: str = flag("uniform", "see sample.py", choices=["uniform", "cosine"])
-    rounds: int = flag(32, "see sample.py", least=1)
-    tail: str = flag("draw", "see sample.py", choices=["draw", "greedy", "gibbs", "self-correct"])
-    temperature: float = flag(1.0, "see sample.py", least=0, most=100)
-    top_p: float = flag(1.0, "see sample.py", least=0.001, most=1)
-    label: str = flag("", "the class to ask for, by name or number; held-out text is then of it alone")
-    guidance: float = flag(1.0, "see sample.py", least=0, most=100)
-    classifier: str = flag("", "see sample.py")
-    classifier_order: str = flag("first", "see sample.py", choices=["first", "exact"])
-    candidates: int = flag(200, "see sample.py", least=1)
+    num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
     judge: str = flag("", "folder of an ar checkpoint with the same tokens, which rates the samples")
     json: bool = flag(False, "one JSON object instead of the table")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
 import math  # noqa: E402
 import re
-from functools import partial
 
 import torch
 
+import chat
 from checkpoint import as_json, device_of, restore
 from classifier import examine
 from data import BadInput, text
 from data.ngram import witten_bell
 from data.tokenizer import to_json
-from diffusion import probabilities
 from guidance import label_of
 from model import Told
 from oracle import classifier as exact_classifier
 from oracle import exact
-from sample import generate, sampler_of, steer
+from sample import Counted, generate
+from steering import end_of_text, law_of, sampler_of, steer
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)                            # levels of noise at which a classifier is examined
 
@@ -114,11 +91,11 @@ def league(corpus):
         return nats / math.log(2) / bytes_per_symbol
 
     rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [(f"{n}-gram of tokens", nats) for n, nats in
+    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens", nats) for n, nats in
              witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
-    if corpus.encoding.name in ("chars", "pixels", "words"):
-        return rows                                      # the tokens are the smallest part
+    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft"):
+        return rows                                      # the tokens are the smallest part; or questions are given
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
@@ -161,11 +138,21 @@ def quality(x, corpus, judge, batch_size, label=None):
     return rows
 
 
+def answered(model, corpus, config, device):
+    """How held-out questions are answered, see chat.examine; and in how many network calls."""
+    sampler = sampler_of(config, model.config.method, model.encoding)
+    if hasattr(model.method, "stop"):                        # ar and bd3lm
+        model.method.stop = end_of_text(model.encoding)
+    denoiser = Counted(model.denoiser)
+    rows = chat.examine(model, denoiser, corpus, config, sampler, law_of(config), device)
+    return {"answers": rows, "network_calls": denoiser.calls, "steps": config.steps, "sampler": config.sampler}
+
+
 def draw(model, corpus, config, device):
     """Samples of the model, in batches, each as long as its training texts. -> (num_samples, L)"""
     torch.manual_seed(config.seed)
-    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-    denoiser, sampler = steer(config, model, model.denoiser, sampler_of(config, model.config.method), device)
+    law, sampler = law_of(config), sampler_of(config, model.config.method, model.encoding)
+    denoiser, sampler = steer(config, model, model.denoiser, sampler, device)
     sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
     return torch.cat([generate(model.method, denoiser, n, corpus.block_size, config.steps, sampler, law, device)
                       for n in sizes])                                                                  # (n, L)
@@ -173,9 +160,8 @@ def draw(model, corpus, config, device):
 
 def measure(model, corpus, judge, config, device):
     """Everything that is known about the model, as a dict of plain numbers."""
-    x, label, told = held_out(model, corpus, config, device)                                            # (n, L) ..
-    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, seed=config.seed,
-                           label=told)
+    x, frozen, label, told = held_out(model, corpus, config, device)                                    # (n, L) ..
+    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told)
     result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x),
               "draws": config.draws, "exact": model.config.method == "ar", "nats_per_token": nats,
               "standard_error": error, "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}
@@ -185,7 +171,9 @@ def measure(model, corpus, judge, config, device):
             -corpus.language.log_prob(x.cpu(), topic) / x.shape[1])                  # of just these texts
         result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": nats - entropy,
                    "gap_error": math.hypot(error, entropy_error)}
-    if config.num_samples:
+    if config.num_samples and hasattr(corpus, "sft"):
+        result |= answered(model, corpus, config, device)
+    elif config.num_samples:
         samples = draw(model, corpus, config, device)                                                   # (n, L)
         result |= {"samples": quality(samples, corpus, judge, config.batch_size, label),
                    "held_out": quality(x, corpus, judge, config.batch_size, label),
@@ -194,17 +182,18 @@ def measure(model, corpus, judge, config, device):
 
 
 def held_out(model, corpus, config, device):
-    """-> texts x (n, L), of --label alone if it is given; that label (1,), or None; what the model is told, or None"""
-    x, _, labels = corpus.example_windows("val", config.max_texts)                                      # (n, L), (n,)
+    """-> texts x (n, L), of --label alone if it is given; frozen (n, L), or None; that label (1,), or None; what the
+    model is told, or None"""
+    x, frozen, labels = corpus.example_windows("val", config.max_texts)                                 # (n, L), (n,)
     if not config.label:
-        return x.to(device), None, None
+        return x.to(device), frozen if frozen is None else frozen.to(device), None, None
     if labels is None:
         raise BadInput(f"--label {config.label}: {corpus.name} has no classes")
     label = label_of(config.label, corpus.classes, device)                                              # (1,)
     x = x[labels == label.cpu()].to(device)                                                             # (n', L)
     if len(x) < 2:
         raise BadInput(f"of {config.max_texts} held-out texts fewer than two are {config.label}: raise --max_texts")
-    return x, label, label.expand(len(x)) if model.classes and not config.classifier else None
+    return x, None, label, label.expand(len(x)) if model.classes and not config.classifier else None
 
 
 def entropy_of(corpus, told=False):
@@ -243,12 +232,12 @@ def show_by_noise(rows):
 
 def corpus_of(model, data):
     """The text to evaluate on, in the model's own tokens: its own data as train.py prepared it, or other data."""
-    known = model.config
+    known, sft = model.config, getattr(model.config, "sft", False)
     if not data and known.data != "toy":
-        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size)
+        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size, sft=sft)
         if to_json(corpus.encoding) == to_json(model.encoding):
             return corpus                                # else the file or the Python is not that of the training
-    return text.load(data or known.data, known.block_size, model.encoding)
+    return text.load(data or known.data, known.block_size, model.encoding, sft=sft)
 
 
 def judge_of(config, model, device):
@@ -273,7 +262,11 @@ def main(config):
         corpus = corpus_of(model, config.data)
         rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)
         return print(as_json(rows)) if config.json else show_by_noise(rows)
-    steer(config, model, model.denoiser, sampler_of(config, model.config.method), device)    # or BadInput, now
+    if config.guidance != 1 and not (config.label or config.chat):
+        raise BadInput("--guidance needs something to lean on: a --label, or the questions of --chat")
+    config = chat.settled(config, model.config.method)
+    sampler = sampler_of(config, model.config.method, model.encoding)
+    steer(config, model, model.denoiser, sampler, device)    # or BadInput, now
     judge = judge_of(config, model, device)
     corpus = corpus_of(model, config.data)
     r = measure(model, corpus, judge, config, device)
@@ -286,6 +279,13 @@ def main(config):
     if "gap" in r:
         print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
               f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
+    if "answers" in r:
+        print(f"\n{r['sampler']:<16}{'held-out questions':>20}{'right':>9}{'right choice of 4':>20}"
+              f"{'of training':>14}{'right':>9}")
+        share = lambda part: "" if part is None else f"{part:.1%}"
+        for kind, n, right, choice, m, seen in r["answers"]:
+            print(f"{kind:<16}{n:>20}{share(right):>9}{share(choice):>20}{m:>14}{share(seen):>9}")
+        print(f"{r['network_calls']} network calls, {config.batch_size} questions at a time")
     if "samples" in r:
         head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
         print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")

@@ -30,7 +30,8 @@ def report(learner, step, folder):
     torch.manual_seed(config.seed)
     L, label = config.block_size, torch.zeros(1, dtype=torch.long, device=learner.device)               # (1,)
     writer = Told(average.eval(), label) if learner.classes else average.eval()      # a text of the first class
-    x = generate(learner.method, writer, 1, L, L, device=learner.device)[0]                             # (L,)
+    x, frozen, _ = learner.on_device(corpus.example_windows("val", 1))                                  # (1, L)
+    x = generate(learner.method, writer, 1, L, L, device=learner.device, given=x, frozen=frozen)[0]     # (L,)
     tqdm.write("    | " + corpus.text(x.tolist()).replace("\n", "\n    | "))
 
 

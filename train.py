@@ -4,6 +4,7 @@ Train any method on any text: one loop.
     python train.py                                     masked diffusion on your Python's docstrings, some minutes
     python train.py --data toy --method udlm            the toy language, of known entropy; any method of methods.py
     python train.py --data input.txt --tokenizer chars  your own text
+    python train.py --data chat --sft --init_from out/chat-mdlm     after --data chat: learn to answer (LLaDA's recipe)
     python train.py --init_from resume                  go on where a run stopped, exactly
     python train.py --method bd3lm --init_from out/python-mdlm      start from the weights of another run
     torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      one run, shared by two processes
@@ -19,7 +20,8 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    data: str = flag("python", "toy, digits, names, python, or the path of a text file or folder")
+    data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, or chats.jsonl")
+    sft: bool = flag(False, "fine-tune on the answers of chats: questions are given, never noised, never scored")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=[
@@ -47,10 +49,10 @@ class Config:
                          choices=["mdlm", "md4", "udlm", "gidd"])
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
-    max_iters: int = flag(2300, "training steps", least=1, toy=1000)
+    max_iters: int = flag(2300, "training steps", least=1, toy=1000, chat=1400, sft=1000)
     batch_size: int = flag(32, "texts per micro-batch", least=1, toy=64)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
-    block_size: int = flag(64, "tokens per text", least=1, toy=32)
+    block_size: int = flag(64, "tokens per text", least=1, toy=32, chat=48)
     n_layer: int = flag(4, "blocks", least=1)
     n_head: int = flag(4, "attention heads", least=1)
     n_embd: int = flag(128, "width", least=2)
@@ -58,8 +60,8 @@ class Config:
     qk_norm: bool = flag(True, "normalise queries and keys; the published networks do not")
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
-    learning_rate: float = flag(0.01, "of adamw", least=0)
-    muon_lr: float = flag(0.01, "of muon", least=0)
+    learning_rate: float = flag(0.01, "of adamw", least=0, sft=0.003)
+    muon_lr: float = flag(0.01, "of muon", least=0, sft=0.003)
     min_lr: float = flag(0.0, "last learning rate, as a share of the first", least=0, most=1)
     lr_schedule: str = flag("cosine", "after warm-up", choices=["cosine", "linear", "constant"])
     warmup_iters: int = flag(100, "steps of linear warm-up", least=0)
@@ -102,9 +104,9 @@ from model import Told
 from optim import learning_rate, make_optimizers
 from report import final, report
 
-SHAPE = ["data", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau", "top_k",
-         "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels", "noise_of",
-         "seed", "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps",
+SHAPE = ["data", "sft", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau",
+         "top_k", "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels",
+         "noise_of", "seed", "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps",
          "noise_schedule"]                                                                  # fixed for a run
 
 
@@ -262,7 +264,8 @@ def check(config):
 
 def prepare(config, given):
     """-> the learner, the folder that this process writes to (None but in the first), and the step to go on from"""
-    config = replace(config, out_dir=config.out_dir or f"out/{Path(config.data).resolve().stem}-{config.method}")
+    name = f"{Path(config.data).resolve().stem}-{config.method}" + "-sft" * config.sft
+    config = replace(config, out_dir=config.out_dir or f"out/{name}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
     check(config)
     if config.method == "classifier":                        # the class is what it answers: never told, never dropped
@@ -280,7 +283,8 @@ def equip(config, state, make):
     here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
     device = checkpoint.device_of(here if config.device == "auto" else config.device)
     folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
-    corpus = text.load(config.data, config.block_size, config.tokenizer, config.vocab_size)
+    corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state), config.vocab_size,
+                       sft=config.sft)
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
         raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the "
                        f"text (or the Python) of then, or start anew with another --out_dir")

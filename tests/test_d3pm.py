@@ -203,12 +203,12 @@ def enumerated(method, denoiser):
     total = method.chain.prior_kl(TEXTS).sum(-1)
     for k in range(1, T + 1):
         t = torch.full((len(z), 1), k / T, dtype=torch.float64)
-        q, x_theta, open_ = evidence(method, z, t).prod(-1), denoiser(z, t).double().exp(), method.chain.open(z)
-        for i, x in enumerate(TEXTS):
-            at = open_ & (q[:, i] > 0)[:, None]
-            x_i, t_i = x.expand(len(z), -1)[at], t.expand(z.shape)[at]
-            terms = kl(method.chain, x_theta[at], x_i, z[at], t_i - 1 / T, t_i)
-            total[i] += (q[:, i, None] * torch.zeros(z.shape).double().masked_scatter(at, terms)).sum()
+        q, x_theta = evidence(method, z, t).prod(-1), denoiser(z, t).double().exp()                     # (S, 27)
+        row, place = method.chain.open(z).nonzero().T                                                   # (n,) each
+        x = TEXTS[:, place].T.flatten()                                                                 # (27 n,)
+        times, again = t[0].expand(len(x)), lambda a: a[row, place].repeat_interleave(27, 0)
+        terms = kl(method.chain, again(x_theta), x, again(z), times - 1 / T, times).view(-1, 27)        # (n, 27)
+        total += torch.where(q[row] > 0, q[row] * terms, 0.0).sum(0)
     return total
 
 
@@ -369,10 +369,10 @@ def test_a_walk_of_fewer_steps_leaps_and_of_more_is_of_T(transition, steps, time
 
 
 @each_transition
-@pytest.mark.parametrize("j, k", [(2, 3), (1, 4), (0, 2)])
+@pytest.mark.parametrize("j, k", [(2, 3), (0, 4)])
 def test_a_step_draws_the_reverse_law(transition, j, k):
-    """200,000 draws of one leap from k to j against (27), by chi-square."""
-    method, n = made(transition, 4), 200_000
+    """100,000 draws of one leap from k to j against (27), by chi-square."""
+    method, n = made(transition, 4), 100_000
     torch.manual_seed(1)
     V = method.vocab_size
     s, t = torch.tensor([[[j / 4]], [[k / 4]]], dtype=torch.float64)
@@ -389,15 +389,15 @@ def test_a_step_draws_the_reverse_law(transition, j, k):
 
 @each_transition
 def test_many_steps_through_the_oracle_draw_the_data_and_one_does_not(transition):
-    """Total variation distance to the 27 probabilities, against that of as many exact draws; 64 steps cost 0.008."""
+    """Total variation distance to the 27 probabilities, against that of as many exact draws; 48 steps cost 0.01."""
     torch.manual_seed(0)
-    method, n = made(transition, 48 if transition == "gaussian" else 64), 20_000
+    method, n = made(transition, 48), 10_000
     distance = lambda draws: (torch.bincount(draws, minlength=27) / n - P).abs().sum() / 2
     chance = torch.stack([distance(torch.multinomial(P, n, replacement=True)) for _ in range(30)])
     exact, nothing = looked_up(method, oracle(method)), torch.zeros(n, L, dtype=torch.bool)
     far, near = (distance(numbers([*method.sample(exact, method.prior((n, L)), nothing, steps)][-1], N))
-                 for steps in (1, 64))
-    assert far > 0.05 and near < chance.mean() + 4 * chance.std() + 0.008, (near, chance.mean(), chance.std())
+                 for steps in (1, 48))
+    assert far > 0.05 and near < chance.mean() + 4 * chance.std() + 0.01, (near, chance.mean(), chance.std())
 
 
 def test_given_tokens_survive_and_nothing_is_asked_there():
@@ -416,14 +416,14 @@ def test_given_tokens_survive_and_nothing_is_asked_there():
 
 
 def test_a_guess_that_z_rules_out_is_left_out_and_not_a_division_by_zero():
-    """Temperature 0 and a bell of one level: the network swears on 0 where z is 200."""
+    """Temperature 0 and a bell of one level: the network swears on 0 where z is 50."""
     torch.manual_seed(0)
-    method = D3PM(256, 1000, transition=gaussian(256, 1000)[:8])
-    sure = lambda z, t, at: F.one_hot(torch.zeros(int(at.sum()), dtype=torch.long), 256).double() * 9
-    cold = lambda logits: F.one_hot(logits.argmax(-1), 256).double()
-    z = torch.full((50, 4), 200)
-    for z in method.sample(sure, z, torch.zeros(50, 4).bool(), 8, law=cold):
-        assert (z > 150).all() and (z < 250).all()
+    method = D3PM(64, transition=gaussian(64, 200)[:3])
+    assert method.T == 3 and method.chain.cumulative[3, 0, 50] == 0
+    sure = lambda z, t, at: F.one_hot(torch.zeros(int(at.sum()), dtype=torch.long), 64).double() * 9
+    cold = lambda logits: F.one_hot(logits.argmax(-1), 64).double()
+    for z in method.sample(sure, torch.full((50, 4), 50), torch.zeros(50, 4).bool(), 3, law=cold):
+        assert (z > 40).all() and (z < 60).all()
 
 
 # ---- what is refused

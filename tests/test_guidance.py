@@ -155,7 +155,7 @@ def test_ratios_that_are_mixed_jump_at_the_rates_of_the_mixed_step(monkeypatch):
     score = lambda z, t, label: score_of_mean(process, x_theta(z, t, label=label).exp(), z, t.expand(z.shape))
     log_score = lambda z, t, at, label: score(z, t, label).log()                                        # (2S, L, V)
     log_s = ClassifierFree(log_score, torch.tensor([1]), K, 2.5, ratios=True)(z, t)                     # (S, L, V)
-    jumps = short * jump_rate(process, z, t)[..., None] * log_s.exp()                                   # (S, L, V) (35)
+    jumps = short * jump_rate(process, z, t)[..., None] * log_s.exp()                                  # (S, L, V) (35)
     moved = F.one_hot(z, process.V) == 0
     torch.testing.assert_close(step[moved], jumps[moved], rtol=1e-4, atol=0)
     plain = ClassifierFree(log_score, torch.tensor([1]), K, 2.5)(z, t).exp()

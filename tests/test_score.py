@@ -192,7 +192,7 @@ def test_nelbo_is_an_unbiased_draw_of_the_bound(transition, schedule):
     target = exact_bound(method, lawless(method), 150)
     torch.manual_seed(0)
     x = TEXTS[14].expand(20_000, -1)
-    close_in_the_mean(torch.cat([method.nelbo(lawless(method), x).sum(-1) for _ in range(5)]), target[14])
+    close_in_the_mean(torch.cat([method.nelbo(lawless(method), x).sum(-1) for _ in range(3)]), target[14])
 
 
 @each_way
@@ -270,8 +270,7 @@ def looked_up(method, denoiser):
 
 @pytest.mark.parametrize("transition, schedule, sampler, steps", [
     ("absorbing", "loglinear", analytic, 64), ("uniform", "loglinear", analytic, 64),
-    ("uniform", "loglinear", euler, 128), ("uniform", "geometric", analytic, 128),
-    ("absorbing", "geometric", euler, 128)])
+    ("uniform", "loglinear", euler, 128), ("absorbing", "geometric", euler, 96)])
 def test_many_steps_through_the_oracle_draw_the_data(transition, schedule, sampler, steps):
     """Total variation distance to the 27 probabilities, against that of as many exact draws; steps cost 0.015."""
     torch.manual_seed(0)
@@ -302,7 +301,7 @@ def test_given_tokens_survive_and_the_end_is_text_whatever_the_score(transition,
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BadInput, match="--transition gaussian is for d3pm"):
         SEDD(5, "gaussian")
-    for sampler, method, says in (("psi", "sedd", "sedd has a walk of its own: --sampler ancestral or analytic or euler"),
+    for sampler, method, says in (("psi", "sedd", "sedd has a walk of its own: --sampler ancestral or analytic"),
                                   ("euler", "mdlm", "which sedd has: mdlm predicts a mean"),
                                   ("psi", "d3pm", "d3pm has a walk of its own: --sampler ancestral, no"),
                                   ("analytic", "d3pm", "d3pm has a walk of its own: --sampler ancestral, no")):
