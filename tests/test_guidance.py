@@ -294,7 +294,7 @@ def test_a_beginning_is_read_as_a_text_whose_rest_is_masked_and_of_a_long_one_th
     read = []
 
     def judge(z, t):
-        assert ((z == N).double().mean(-1, keepdim=True) - t).abs().max() < 1e-6        # the share of masks is its time
+        assert ((z == N).double().mean(-1, keepdim=True) - t).abs().max() < 1e-6        # its share of masks
         read.append(z)
         return torch.zeros(len(z), K)
     past = torch.tensor([[N, 2, 0, 1]])                  # start, and three words
