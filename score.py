@@ -120,7 +120,7 @@ def score_entropy(process, log_s, x, z, t):
         d = log_s - torch.where(r > 0, r, 1.0).log()                     # r is 0 for all but x where noise is masks
         return torch.where(r > 0, r * (d.expm1() - d), log_s.exp())
 
-    at_x = torch.where((x == z)[:, None], 0.0, entropy(log_s.gather(-1, x[:, None]), high))         # (N, 1)
+    at_x = entropy(log_s.gather(-1, x[:, None]), high)                                              # (N, 1) 0 at x = z
     terms = entropy(log_s, low).scatter(-1, z[:, None], 0.0).scatter(-1, x[:, None], at_x)          # (N, V)
     return rate[:, 0] * terms.sum(-1)                                                               # (N,)
 
