@@ -100,7 +100,7 @@ class BD3LM(MDLM):
 
         def given(z, t, at):
             both = torch.cat([z, x[:, :-self.block]], 1)                                            # (B, 2L - L')
-            return denoiser(both, t, at=F.pad(at, (0, L - self.block)), **layout)                   # (N, V)
+            return denoiser(both, None, at=F.pad(at, (0, L - self.block)), **layout)     # (N, V) t: masks tell it
         return given
 
     def whole_blocks(self, L):

@@ -220,6 +220,13 @@ def restore(out_dir, device="cpu"):
     return assemble(load(out_dir, device), out_dir, device)
 
 
+def tokens_of(config, state):
+    """What to read the text with: what the flags say, or in fine-tuning the tokens of the run that it goes on from."""
+    if not config.sft or not state and config.init_from == "scratch":
+        return config.tokenizer
+    return from_json((state or load(config.init_from))["encoding"])
+
+
 def weights(out_dir, config, encoding, n_classes=0, device="cpu"):
     """The averaged weights of another run, to start from; BadInput if its network or its tokens are not those wanted.
 

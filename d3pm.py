@@ -257,7 +257,9 @@ class D3PM:
         """From noise to text; yields z after each step. Fewer steps than T leap over some: they end at the multiples
         of 1/T next to even ones, so leaps differ by one step where `steps` does not divide T. More than T are T."""
         chain, n = self.chain.to(z.device), min(steps, self.T)
+        guided = getattr(sampler, "keywords", {}).get("step")            # guidance.py has a step in place of ours
+        step = partial(guided, self.process) if guided else chain.step
         times = torch.linspace(self.T, 0, n + 1, dtype=torch.float64, device=z.device).round() / self.T   # (n + 1,)
         for t, s in zip(times[:-1], times[1:]):
-            z = chain.step(denoiser, z, frozen, s.expand(len(z), 1), t.expand(len(z), 1), law)      # (B, L)
+            z = step(denoiser, z, frozen, s.expand(len(z), 1), t.expand(len(z), 1), law)            # (B, L)
             yield z

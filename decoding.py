@@ -42,6 +42,14 @@ def by_factor(belief, factor):
     return highest(belief, most) & (belief >= 0)                                                    # (B, L)
 
 
+def put_off(belief, drawn, last):
+    """No belief in the word `last` as long as another mask of the text has drawn another word: so it opens last.
+    belief (B, L), below 0 off the masks; drawn (B, L) -> (B, L)"""
+    late = (drawn == last) & (belief >= 0)                                                          # (B, L)
+    others = ((belief >= 0) & ~late).any(-1, keepdim=True)                                          # (B, 1)
+    return torch.where(late & others, 0.0, belief)                                                  # (B, L)
+
+
 def look(denoiser, z, t, at, lo, hi, cache, kept):
     """Logits in the rows `at`, which lie in lo .. hi - 1, and the cache to use next time; kept: that of last time."""
     if cache == "none":
@@ -56,11 +64,13 @@ def look(denoiser, z, t, at, lo, hi, cache, kept):
 
 
 @torch.no_grad()
-def semi_ar(process, denoiser, z, frozen, steps, law=probabilities, block=32, cache="none", threshold=0.0, factor=0.0):
+def semi_ar(process, denoiser, z, frozen, steps, law=probabilities, block=32, cache="none", threshold=0.0, factor=0.0,
+            last=None):
     """Open one block of masks after the other, those first that the network is surest of; yields z after each step.
 
     Belief is the probability that the network gives to a draw, before `law` sharpens it: at temperature 0 it still
-    tells one word from another. Not a sampler of the model's law; see `confidence` in masked.py.
+    tells one word from another. Not a sampler of the model's law; see `confidence` in masked.py. last: the id of a
+    word that opens when no other is left to open, such as the end of an answer.
     """
     if cache != "none" and not getattr(denoiser, "caches", False):
         raise BadInput(f"the exact denoiser keeps no keys and values: --cache {cache} needs a network")
@@ -76,6 +86,7 @@ def semi_ar(process, denoiser, z, frozen, steps, law=probabilities, block=32, ca
             drawn = categorical(law(logits))                                                        # (N,)
             sure = probabilities(logits).gather(-1, drawn[:, None])[:, 0]                           # (N,)
             belief = torch.full(z.shape, -1.0, dtype=sure.dtype, device=z.device).masked_scatter(at, sure)   # (B, L)
+            belief = belief if last is None else put_off(belief, z.masked_scatter(at, drawn), last)          # (B, L)
             stays = (surer_than(belief, threshold) if threshold else by_factor(belief, factor) if factor
                      else highest(belief, transfer(at.sum(-1, keepdim=True), left)))                # (B, L)
             z = torch.where(stays & at, z.masked_scatter(at, drawn), z)                             # (B, L)

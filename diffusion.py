@@ -138,8 +138,8 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
     return torch.where(moves, new, z)                                                               # (B, L)
 
 
-def ancestral(process, denoiser, z, frozen, steps, law=probabilities, grid="uniform"):
-    """Walk from t = 1 to 0 in steps of eq. (3), for any process; yields z after each step.
+def ancestral(process, denoiser, z, frozen, steps, law=probabilities, grid="uniform", step=step):
+    """Walk from t = 1 to 0 in steps of eq. (3), or of another, for any process; yields z after each step.
 
     grid: equal steps, or times sin(pi u / 2) for equal steps of u, small ones while little is known (arXiv:2406.04329)
     """

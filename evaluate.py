@@ -5,6 +5,9 @@ How good is a model? The bound on held-out text with its standard error, and the
     python evaluate.py --out_dir out/toy-mdlm            toy: also the exact entropy, and the distance to it
     python evaluate.py --judge out/python-ar             samples are judged by an ar model of this code
     python evaluate.py --oracle udlm --steps 8           the exact denoiser: what the sampler alone does wrong
+    python evaluate.py --oracle mdlm --label sea --guidance 3    guided samples: are they of the class, are they good?
+    python evaluate.py --out_dir out/toy-classifier      a classifier, at several levels of noise
+    python evaluate.py --chat                            a network that answers: how many held-out questions rightly
 
 A bound is a mean over texts and over noise. `draws` noise draws are taken per text, and the standard error is that of
 the mean over texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same
@@ -15,56 +18,42 @@ repeating itself; then the second falls too.
 from dataclasses import dataclass
 
 from flags import flag, one_line_errors, parse
+from sampling import Sampling
 
 
 @dataclass
-class Config:
-    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
-    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd",
-                        "d3pm"])
+class Config(Sampling):
+    chat: bool = flag(False, "decode answers as sample.py --chat does")
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
     batch_size: int = flag(64, "texts at once", least=1)
-    num_samples: int = flag(64, "samples to judge; 0 for none", least=0)
-    steps: int = flag(128, "of the sampler", least=1)
-    sampler: str = flag("ancestral", "see sample.py",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k",
-                                 "analytic", "euler"])
-    decode_block: int = flag(32, "see sample.py", least=1)
-    cache: str = flag("none", "see sample.py", choices=["none", "prefix", "dual"])
-    threshold: float = flag(0.0, "see sample.py", least=0, most=1)
-    factor: float = flag(0.0, "see sample.py", least=0)
-    kappa: str = flag("cap", "see sample.py", choices=["constant", "cap", "rescale", "loop"])
-    eta: float = flag(0.02, "see sample.py", least=0, most=1)
-    grid: str = flag("uniform", "see sample.py", choices=["uniform", "cosine"])
-    rounds: int = flag(32, "see sample.py", least=1)
-    tail: str = flag("draw", "see sample.py", choices=["draw", "greedy", "gibbs", "self-correct"])
-    temperature: float = flag(1.0, "see sample.py", least=0, most=100)
-    top_p: float = flag(1.0, "see sample.py", least=0.001, most=1)
+    num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
     judge: str = flag("", "folder of an ar checkpoint with the same tokens, which rates the samples")
     json: bool = flag(False, "one JSON object instead of the table")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
 import math  # noqa: E402
 import re
-from functools import partial
 
 import torch
 
+import chat
 from checkpoint import as_json, device_of, restore
+from classifier import examine
 from data import BadInput, text
 from data.ngram import witten_bell
 from data.tokenizer import to_json
-from diffusion import probabilities
+from guidance import label_of
 from model import Told
+from oracle import classifier as exact_classifier
 from oracle import exact
-from sample import generate, sampler_of
+from sample import Counted, generate
+from steering import end_of_text, law_of, sampler_of, steer
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)                            # levels of noise at which a classifier is examined
 
 
 @torch.no_grad()
@@ -82,7 +71,7 @@ def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337
             given = None if frozen is None else frozen[rows]                                            # (b, L)
             told = denoiser if label is None else Told(denoiser, label[rows])
             nats = method.nelbo(told, x[rows], given).double()                                          # (b, L)
-            scored = x.shape[1] if given is None else (~given).sum(-1)                                  # (b,)
+            scored = nats.shape[1] if given is None else (~given).sum(-1)                               # (b,)
             total[rows] += nats.sum(-1) / scored / draws                                                # (b,)
     return mean_error(total)
 
@@ -102,11 +91,11 @@ def league(corpus):
         return nats / math.log(2) / bytes_per_symbol
 
     rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [(f"{n}-gram of tokens", nats) for n, nats in
+    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens", nats) for n, nats in
              witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
-    if corpus.encoding.name == "chars" or corpus.name == "toy":
-        return rows                                      # characters are the tokens, or words are the smallest part
+    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft"):
+        return rows                                      # the tokens are the smallest part; or questions are given
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
@@ -128,57 +117,127 @@ def known_words(texts, corpus):
     return sum(word in known for word in words) / max(1, len(words)), len(words)
 
 
-def quality(x, corpus, judge, batch_size):
-    """Rows (what, mean, standard error) on texts x (n, L); the same function rates samples and held-out text."""
+def quality(x, corpus, judge, batch_size, label=None):
+    """Rows (what, mean, standard error) on texts x (n, L); the same function rates samples and held-out text. With a
+    label (1,) also whether they are of that class."""
     rows = [("entropy of the tokens within a text, nats", *mean_error(unigram_entropy(x)))]
     if corpus.name == "toy":
         rows.append(("exact -log p, nats/token", *mean_error(-corpus.language.log_prob(x.cpu()) / x.shape[1])))
+        if label is not None:
+            rows.append(("exact -log p given the class, nats/token",
+                         *mean_error(-corpus.language.log_prob(x.cpu(), label) / x.shape[1])))
+            rows.append(("exact p(class | text)",
+                         *mean_error(corpus.language.topic_posterior(x.cpu())[:, label.cpu()][:, 0])))
     elif judge:
         rows.append((f"-log p by {judge.where}, nats/token",
                      *estimate(judge.method, judge.denoiser, x, batch_size=batch_size)))
-    if corpus.name != "toy":
+    rows += [(what, *mean_error(values)) for what, values in getattr(corpus, "rate", lambda *a: [])(x, label)]
+    if corpus.name not in ("toy", "digits"):
         share, n = known_words([corpus.text(row) for row in x.tolist()], corpus)
         rows.append((f"words that stand in the corpus, of {n:,}", share, (share * (1 - share) / max(1, n)) ** 0.5))
     return rows
 
 
+def answered(model, corpus, config, device):
+    """How held-out questions are answered, see chat.examine; and in how many network calls."""
+    sampler = sampler_of(config, model.config.method, model.encoding)
+    if hasattr(model.method, "stop"):                        # ar and bd3lm
+        model.method.stop = end_of_text(model.encoding)
+    denoiser = Counted(model.denoiser)
+    rows = chat.examine(model, denoiser, corpus, config, sampler, law_of(config), device)
+    return {"answers": rows, "network_calls": denoiser.calls, "steps": config.steps, "sampler": config.sampler}
+
+
 def draw(model, corpus, config, device):
     """Samples of the model, in batches, each as long as its training texts. -> (num_samples, L)"""
     torch.manual_seed(config.seed)
-    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
-    sampler = sampler_of(config, model.config.method)
+    law, sampler = law_of(config), sampler_of(config, model.config.method, model.encoding)
+    denoiser, sampler = steer(config, model, model.denoiser, sampler, device)
     sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
-    return torch.cat([generate(model.method, model.denoiser, n, corpus.block_size, config.steps, sampler, law, device)
+    return torch.cat([generate(model.method, denoiser, n, corpus.block_size, config.steps, sampler, law, device)
                       for n in sizes])                                                                  # (n, L)
 
 
 def measure(model, corpus, judge, config, device):
     """Everything that is known about the model, as a dict of plain numbers."""
-    x = corpus.windows("val", config.max_texts).to(device)                                              # (n, L)
-    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, seed=config.seed)
+    x, frozen, label, told = held_out(model, corpus, config, device)                                    # (n, L) ..
+    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told)
     result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x),
               "draws": config.draws, "exact": model.config.method == "ar", "nats_per_token": nats,
               "standard_error": error, "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}
     if corpus.name == "toy":
-        entropy, entropy_error = corpus.language.entropy(corpus.block_size)
+        topic = label if told is not None else None
+        entropy, entropy_error = corpus.language.entropy(corpus.block_size) if label is None else mean_error(
+            -corpus.language.log_prob(x.cpu(), topic) / x.shape[1])                  # of just these texts
         result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": nats - entropy,
                    "gap_error": math.hypot(error, entropy_error)}
-    if config.num_samples:
+    if config.num_samples and hasattr(corpus, "sft"):
+        result |= answered(model, corpus, config, device)
+    elif config.num_samples:
         samples = draw(model, corpus, config, device)                                                   # (n, L)
-        result |= {"samples": quality(samples, corpus, judge, config.batch_size),
-                   "held_out": quality(x, corpus, judge, config.batch_size),
+        result |= {"samples": quality(samples, corpus, judge, config.batch_size, label),
+                   "held_out": quality(x, corpus, judge, config.batch_size, label),
                    "steps": config.steps, "sampler": config.sampler, "num_samples": config.num_samples}
     return result
 
 
+def held_out(model, corpus, config, device):
+    """-> texts x (n, L), of --label alone if it is given; frozen (n, L), or None; that label (1,), or None; what the
+    model is told, or None"""
+    x, frozen, labels = corpus.example_windows("val", config.max_texts)                                 # (n, L), (n,)
+    if not config.label:
+        return x.to(device), frozen if frozen is None else frozen.to(device), None, None
+    if labels is None:
+        raise BadInput(f"--label {config.label}: {corpus.name} has no classes")
+    label = label_of(config.label, corpus.classes, device)                                              # (1,)
+    x = x[labels == label.cpu()].to(device)                                                             # (n', L)
+    if len(x) < 2:
+        raise BadInput(f"of {config.max_texts} held-out texts fewer than two are {config.label}: raise --max_texts")
+    return x, None, label, label.expand(len(x)) if model.classes and not config.classifier else None
+
+
+def entropy_of(corpus, told=False):
+    """The exact entropy of the toy language, the class of a text being told or not. -> nats/token, its error"""
+    language, L = corpus.language, corpus.block_size
+    entropy, error = language.entropy(L)
+    if not told:
+        return entropy, error
+    left = torch.special.entr(language.topic_posterior(corpus.windows("val", 4000))).sum(-1)            # (n,) H(k | x)
+    left, left_error = mean_error(left)
+    return (entropy - (torch.special.entr(language.prior).sum().item() - left) / L,
+            math.hypot(error, left_error / L))
+
+
+def by_noise(method, network, corpus, texts, device, batch_size=64, seed=1337):
+    """A classifier on held-out text at several times; toy: beside the exact p(y | z). -> [dict of plain numbers]"""
+    x, _, label = corpus.example_windows("val", texts)                                                  # (n, L), (n,)
+    judges = {"": network}
+    if corpus.name == "toy":
+        judges["exact_"] = exact_classifier(corpus.language, method.process)
+    rows = examine(method.process, judges.values(), x.to(device), label.to(device), TIMES, batch_size, seed)
+    return [{"t": t} | {name + key: value for name, (nats, right) in zip(judges, row)
+                        for key, value in zip(("nats", "nats_error", "accuracy", "accuracy_error"),
+                                              (*mean_error(nats), *mean_error(right.double())))}
+            for t, row in rows.items()]
+
+
+def show_by_noise(rows):
+    names = ["", "exact_"] if "exact_nats" in rows[0] else [""]
+    print(f"\n{'held-out text':<16}" + "".join(f"{name:^48}" for name in ("the classifier", "exact")[:len(names)]))
+    print("at noise t" + "".join(f"{'nats/text':>24}{'accuracy':>24}" for _ in names))
+    for row in rows:
+        cell = lambda key: f"{row[key]:>13.3f} +- {row[key + '_error']:.3f}  "
+        print(f"{row['t']:<10.2f}" + "".join(cell(name + "nats") + cell(name + "accuracy") for name in names))
+
+
 def corpus_of(model, data):
     """The text to evaluate on, in the model's own tokens: its own data as train.py prepared it, or other data."""
-    known = model.config
+    known, sft = model.config, getattr(model.config, "sft", False)
     if not data and known.data != "toy":
-        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size)
+        corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size, sft=sft)
         if to_json(corpus.encoding) == to_json(model.encoding):
             return corpus                                # else the file or the Python is not that of the training
-    return text.load(data or known.data, known.block_size, model.encoding)
+    return text.load(data or known.data, known.block_size, model.encoding, sft=sft)
 
 
 def judge_of(config, model, device):
@@ -199,7 +258,15 @@ def main(config):
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
-    sampler_of(config, model.config.method)                  # or BadInput, now
+    if model.config.method == "classifier":
+        corpus = corpus_of(model, config.data)
+        rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)
+        return print(as_json(rows)) if config.json else show_by_noise(rows)
+    if config.guidance != 1 and not (config.label or config.chat):
+        raise BadInput("--guidance needs something to lean on: a --label, or the questions of --chat")
+    config = chat.settled(config, model.config.method)
+    sampler = sampler_of(config, model.config.method, model.encoding)
+    steer(config, model, model.denoiser, sampler, device)    # or BadInput, now
     judge = judge_of(config, model, device)
     corpus = corpus_of(model, config.data)
     r = measure(model, corpus, judge, config, device)
@@ -212,6 +279,13 @@ def main(config):
     if "gap" in r:
         print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
               f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
+    if "answers" in r:
+        print(f"\n{r['sampler']:<16}{'held-out questions':>20}{'right':>9}{'right choice of 4':>20}"
+              f"{'of training':>14}{'right':>9}")
+        share = lambda part: "" if part is None else f"{part:.1%}"
+        for kind, n, right, choice, m, seen in r["answers"]:
+            print(f"{kind:<16}{n:>20}{share(right):>9}{share(choice):>20}{m:>14}{share(seen):>9}")
+        print(f"{r['network_calls']} network calls, {config.batch_size} questions at a time")
     if "samples" in r:
         head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
         print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")

@@ -24,9 +24,10 @@ from dataclasses import field, fields
 from data import BadInput
 
 
-def flag(default, help, choices=None, least=-math.inf, most=math.inf, **by_data):
-    """One flag. A number must lie between least and most. by_data: other defaults for some --data, as in toy=600."""
-    about = {"help": help, "choices": choices, "range": (least, most), "by_data": by_data}
+def flag(default, help, choices=None, least=-math.inf, most=math.inf, **instead):
+    """One flag. A number must lie between least and most. instead: other defaults for some --data, or where a flag of
+    that name is given, as in toy=600, sft=700; the last one holds."""
+    about = {"help": help, "choices": choices, "range": (least, most), "instead": instead}
     return field(default=default, metadata=about)
 
 
@@ -72,15 +73,20 @@ def parse(cls, argv=None):
     for f in fields(cls):
         if f.name in given and (fault := wrong(f, given[f.name])):
             parser.error(f"--{f.name} {given[f.name]!r} {fault}")
-    by_data = {f.name: f.metadata["by_data"].get(given.get("data"), f.default) for f in fields(cls)}
-    return cls(**{**by_data, **given}), list(given)
+    return cls(**{**{f.name: default(f, given) for f in fields(cls)}, **given}), list(given)
+
+
+def default(f, given):
+    """The default of a flag beside the others that were given."""
+    instead = f.metadata["instead"].items()
+    return [f.default, *(value for name, value in instead if given.get("data") == name or given.get(name) is True)][-1]
 
 
 def describe(f):
     """One line of --help: what it is, the choices, every default."""
-    choices, by_data = f.metadata["choices"], f.metadata["by_data"]
+    choices, instead = f.metadata["choices"], f.metadata["instead"]
     about = f.metadata["help"] + (f": {', '.join(filter(None, choices))}" if choices else "")
-    defaults = "; ".join([repr(f.default)] + [f"{value!r} for {data}" for data, value in by_data.items()])
+    defaults = "; ".join([repr(f.default)] + [f"{value!r} for {name}" for name, value in instead.items()])
     return f"{about} (default: {defaults})".replace("%", "%%")
 
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from autoregressive import AR
 from block import BD3LM
+from classifier import Classifier
 from correction import gibbs, remdm_conf, self_correct, top_k
 from d3pm import D3PM
 from data import BadInput
@@ -59,7 +60,10 @@ MASKED = ["mdlm", "md4", "radd", "bd3lm", "pgm"]         # one process, many way
 
 
 def make_method(name, n_tokens, **options):
-    """The method `name` for texts of n_tokens symbols, with those of the options that its class names."""
+    """The method `name` for texts of n_tokens symbols, with those of the options that its class names. `classifier`
+    is no language model: it reads the noise of another method."""
+    if name == "classifier":
+        return Classifier(make_method(options.pop("noise_of", "mdlm"), n_tokens, **options).process)
     cls = METHODS[name]
     known = inspect.signature(cls).parameters
     return cls(n_tokens, **{key: value for key, value in options.items() if key in known})

@@ -98,6 +98,7 @@ class Cache:
         self.chunk = capacity if reach is None else capacity - reach             # what there always is room for
         self.start = self.length = self.read = 0             # read: tokens kept since the beginning of the text
         self.k, self.v = {}, {}                              # layer -> (B, H, capacity, hd)
+        self.copies = 1                                      # so many rows for each text: two if it is guided
 
     def write(self, layer, k, v):
         """This call's keys, turned, and values (B, H, L, hd) -> those that it looks at, (B, H, Lk, hd) each"""
@@ -125,7 +126,8 @@ class Cache:
     def select(self, rows):
         """Go on with these texts of the batch alone, (n,) indices."""
         for part in (self.k, self.v):
-            part.update({layer: a[rows] for layer, a in part.items()})                              # (n, H, ., hd)
+            part.update({layer: torch.cat([copy[rows] for copy in a.chunk(self.copies)])
+                         for layer, a in part.items()})                                             # (n, H, ., hd)
 
 
 def new_cache(denoiser, length, block, window=None):
@@ -133,7 +135,9 @@ def new_cache(denoiser, length, block, window=None):
     itself included. None if the denoiser takes none, as an oracle."""
     if not getattr(denoiser, "caches", False):
         return None
-    return Cache(length) if window is None or window >= length else Cache(2 * window, window - block)
+    cache = Cache(length) if window is None or window >= length else Cache(2 * window, window - block)
+    cache.copies = int(denoiser.caches)
+    return cache
 
 
 def read(denoiser, cache, ids, at, final, mask_mod):
@@ -155,14 +159,14 @@ def read(denoiser, cache, ids, at, final, mask_mod):
 
 
 class Told:
-    """A denoiser that is told the class of each text of the batch besides. label (B,) ids of classes"""
+    """A denoiser that is told the class of each text of the batch besides. label (B,) ids of classes, or (1,)"""
 
     def __init__(self, denoiser, label):
         self.denoiser, self.label = denoiser, label
         self.caches = getattr(denoiser, "caches", False)
 
     def __call__(self, z, t, at=None, **layout):
-        return self.denoiser(z, t, at=at, label=self.label, **layout)
+        return self.denoiser(z, t, at=at, label=self.label.expand(len(z)), **layout)
 
 
 class Block(nn.Module):

@@ -7,71 +7,52 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
     python sample.py --watch --steps 64                          see it denoise in the terminal
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
+    python sample.py --oracle udlm --label farm --guidance 2     texts of a class, and more so than the data are
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
+    python sample.py --chat                                      talk to a network that has learnt to answer
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
 from dataclasses import dataclass
 
 from flags import flag, one_line_errors, parse
+from sampling import Sampling
 
 
 @dataclass
-class Config:
-    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file")
-    oracle: str = flag("", "no checkpoint but the toy language's exact denoiser",
-                       ["", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd",
-                        "d3pm"])
+class Config(Sampling):
+    chat: bool = flag(False, "questions are read line by line, from the terminal or a pipe, and answered")
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
-    steps: int = flag(128, "steps from noise to text; bd3lm: per block; ar: one a token; d3pm: up to its own", least=1)
     window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
-    sampler: str = flag("ancestral", "ancestral draws from the model, psi also corrects; others: masks, or sedd",
-                        choices=["ancestral", "psi", "first-hitting", "confidence", "semi-ar", "remdm-conf", "top-k",
-                                 "analytic", "euler"])
-    decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1)
-    cache: str = flag("none", "semi-ar: old keys and values to go on with", choices=["none", "prefix", "dual"])
-    threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1)
-    factor: float = flag(0.0, "semi-ar: open n if (n + 1) (1 - belief) is less; 0 follows --steps", least=0)
-    kappa: str = flag("cap", "psi: when to correct", choices=["constant", "cap", "rescale", "loop"])
-    eta: float = flag(0.02, "psi: how much is noised again; 0 is ancestral", least=0, most=1)
-    grid: str = flag("uniform", "ancestral: steps of equal length, or short ones first", ["uniform", "cosine"])
-    tail: str = flag("draw", "greedy: the likeliest words last; gibbs, self-correct: redraw words of the whole text",
-                     ["draw", "greedy", "gibbs", "self-correct"])
-    rounds: int = flag(32, "gibbs, self-correct: words to redraw at most", least=1)
     stride: int = flag(0, "texts longer than in training: new tokens per window; 0 means half a window", least=0)
-    temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100)
-    top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
+    png: str = flag("", "digits: write the images to this file")
     watch: bool = flag(False, "show the text while it denoises")
     json: bool = flag(False, "one JSON object per text, for machines")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
-import inspect  # noqa: E402
-import json
+import json  # noqa: E402
 import math
-import os
-import shutil
 import sys
 import time
-import unicodedata
-from functools import partial
 from pathlib import Path
 
 import torch
 
+import chat
 from checkpoint import device_of, restore
 from data import BadInput
-from data.tokenizer import decode, encode, pieces
+from data.digits import png
+from data.tokenizer import decode, encode
 from decoding import windows
 from diffusion import ancestral, probabilities
-from methods import make_sampler
 from oracle import exact
+from screen import Screen
+from steering import end_of_text, law_of, sampler_of, steer
 
 
 def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
@@ -85,10 +66,12 @@ def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=pr
     yield from windows(write, z, frozen, window, stride) if window else write(z, frozen)
 
 
-def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu"):
-    """n texts from nothing. -> (n, length) ids"""
-    given = torch.zeros(n, length, dtype=torch.long, device=device)                                     # (n, length)
-    *_, z = trajectory(method, denoiser, given, given.bool(), steps, sampler, law)
+def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu", given=None,
+             frozen=None):
+    """n texts from nothing, or around what is `given` (n, length) where `frozen` says so. -> (n, length) ids"""
+    given = torch.zeros(n, length, dtype=torch.long, device=device) if frozen is None else given        # (n, length)
+    frozen = given.bool() if frozen is None else frozen                                                 # (n, length)
+    *_, z = trajectory(method, denoiser, given, frozen, steps, sampler, law)
     return z
 
 
@@ -135,17 +118,6 @@ def template(prompt, gap, encoding, length, block_size):
     return torch.tensor(ids + [0] * rest), torch.tensor(frozen + [False] * rest)                        # (L,), (L,)
 
 
-def sampler_of(config, method):
-    """The sampler that the flags describe, or BadInput."""
-    names = list(inspect.signature(make_sampler).parameters)[2:]
-    return make_sampler(config.sampler, method, **{name: getattr(config, name) for name in names})
-
-
-def end_of_text(encoding):
-    """The id that ends a text, for encodings that have one (gpt2), else None."""
-    return encoding.eot_token if "<|endoftext|>" in encoding.special_tokens_set else None
-
-
 def until(row, frozen, stop):
     """The ids of a text up to the first end-of-text that was drawn."""
     drawn = [i for i, id in enumerate(row) if id == stop and not frozen[i]]
@@ -167,83 +139,53 @@ def stride_of(stride, block_size):
     return stride or max(1, block_size // 2)
 
 
-class Screen:
-    """--watch: the text in place, given tokens bold, noise dim, what just changed green. Plain lines where there is no
-    terminal, or where NO_COLOR or TERM=dumb asks for them. A frame is one write, and leaves no colour switched on."""
-
-    def __init__(self, steps):
-        dumb = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        self.live, self.drawn, self.last, self.steps = sys.stdout.isatty() and not dumb, 0, None, steps
-
-    def show(self, step, z, frozen, encoding):
-        """z (L,), frozen (L,): one text after `step` steps."""
-        changed = torch.zeros_like(frozen) if self.last is None else z != self.last                     # (L,)
-        self.last = z
-        if not self.live:
-            if step % max(1, self.steps // 16) == 0 or step == self.steps:
-                print(f"step {step:>4}: {decode(encoding, z.tolist())!r}", flush=True)
-            return
-        style = lambda i: "1" if frozen[i] else "2" if z[i] >= encoding.n_vocab else "32" if changed[i] else ""
-        cells = [(char, style(i)) for i, piece in enumerate(pieces(encoding, z.tolist())) for char in piece]
-        size = shutil.get_terminal_size()
-        lines = self.wrap(cells, max(20, size.columns - 1))
-        if len(lines) > size.lines - 2:                      # the cursor cannot go back further up than the screen
-            lines = [*lines[:size.lines - 3], "..."]
-        frame = "\n".join([f"step {step} of {self.steps}", *lines])
-        sys.stdout.write((f"\x1b[{self.drawn}F" if self.drawn else "") + f"\x1b[J{frame}\n")
-        sys.stdout.flush()
-        self.drawn = len(lines) + 1
-
-    def close(self):
-        if self.live:
-            sys.stdout.write("\x1b[0m")                      # a frame may have been cut in the middle
-            sys.stdout.flush()
-
-    @staticmethod
-    def wrap(cells, width):
-        """Styled characters to lines of the terminal's width; a new line in the text starts one."""
-        lines, line, room = [], "", width
-        for char, style in cells:
-            char = char if char.isprintable() or char == "\n" else " "      # tabs and escapes would garble the screen
-            cost = 0 if char == "\n" else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-            if char == "\n" or cost > room:
-                lines.append(line)
-                line, room = "", width
-            if char != "\n":
-                line += f"\x1b[{style}m{char}\x1b[0m" if style else char
-                room -= cost
-        return lines + [line]
-
-
-def show_json(texts, config, calls, seconds):
-    shared = {name: getattr(config, name) for name in ("prompt", "sampler", "kappa", "eta", "grid", "tail", "rounds",
-                                                       "steps", "window", "stride", "decode_block", "cache",
-                                                       "threshold", "factor", "temperature", "top_p", "seed")}
-    for text, ids in texts:
-        print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": calls, "seconds": round(seconds, 3)}))
+def show(texts, length, config, name, denoiser, seconds):
+    """The texts of so many tokens, and what they cost; or one line of JSON each. texts: [(text, ids)]"""
+    if config.json:
+        left_out = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "json", "device")
+        shared = {key: value for key, value in vars(config).items() if key not in left_out}
+        for text, ids in texts:
+            print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": denoiser.calls,
+                              "seconds": round(seconds, 3)}))
+        return
+    for i, (text, _) in enumerate(texts):
+        print(f"{'-' * 8} text {i + 1}\n{text}")
+    print(f"{'-' * 8} {len(texts)} x {length} tokens, {name}, {config.sampler}: {denoiser.calls} network calls, "
+          f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {seconds:.1f} s", file=sys.stderr)
 
 
 def main(config):
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
-    name, encoding = model.config.method, model.encoding
-    sampler = sampler_of(config, name)
+    name, encoding, L = model.config.method, model.encoding, model.config.block_size
+    if name == "classifier":
+        raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
+    if config.png and model.config.data != "digits":
+        raise BadInput(f"--png is for images, a model of --data digits: {config.out_dir} writes text")
+    config, prompt = chat.settled(config, name), read_prompt(config.prompt)
+    if config.guidance != 1 and not (config.label or prompt or config.chat):
+        raise BadInput("--guidance needs something to lean on: a --label, or a --prompt")
+    sampler = sampler_of(config, name, encoding)
     endless = hasattr(model.method, "window")                # ar and bd3lm
     if endless:
         model.method.stop = end_of_text(encoding)
-        model.method.window = window_of(config.window or model.config.block_size, model.method)
-    L = model.config.block_size
-    given, frozen = template(read_prompt(config.prompt), config.gap, encoding, config.length, L)
-    window, stride = L if len(given) > L and not endless else None, stride_of(config.stride, L)
-    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
+        model.method.window = window_of(config.window or L, model.method)
     torch.manual_seed(config.seed)
     denoiser, began = Counted(model.denoiser), time.time()
-    law = partial(probabilities, temperature=config.temperature, top_p=config.top_p)
+    if config.chat:
+        screen = lambda: Screen() if config.watch and not config.json else None
+        return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)
+    given, frozen = template(prompt, config.gap, encoding, config.length, L)
+    window, stride = L if len(given) > L and not endless else None, stride_of(config.stride, L)
+    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
+    guided, sampler = steer(config, model, denoiser, sampler, device)
+    if not config.label:
+        guided = chat.guided(model, guided, frozen, config, window)
     blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
     rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
     parts = 1 + math.ceil((given.shape[1] - L) / stride) if window else blocks
     screen = Screen(given.shape[1] if name == "ar" else (config.steps + rounds) * parts)
-    walk = trajectory(model.method, denoiser, given, frozen, config.steps, sampler, law, window, stride)
+    walk = trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config), window, stride)
     try:
         for step, z in enumerate(walk):
             if config.watch and not config.json:
@@ -252,14 +194,10 @@ def main(config):
         screen.close()
     stop = model.method.stop if endless else None
     rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
+    if config.png:
+        png(config.png, torch.tensor(rows))
     texts = [(decode(encoding, row, config.gap), row) for row in rows]
-    if config.json:
-        return show_json(texts, config, denoiser.calls, time.time() - began)
-    for i, (text, _) in enumerate(texts):
-        print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {given.shape[1]} tokens, {name}, {config.sampler}: "
-          f"{denoiser.calls} network calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, "
-          f"{time.time() - began:.1f} s", file=sys.stderr)
+    show(texts, given.shape[1], config, name, denoiser, time.time() - began)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Train any method on any text: one loop.
     python train.py                                     masked diffusion on your Python's docstrings, some minutes
     python train.py --data toy --method udlm            the toy language, of known entropy; any method of methods.py
     python train.py --data input.txt --tokenizer chars  your own text
+    python train.py --data chat --sft --init_from out/chat-mdlm     after --data chat: learn to answer (LLaDA's recipe)
     python train.py --init_from resume                  go on where a run stopped, exactly
     python train.py --method bd3lm --init_from out/python-mdlm      start from the weights of another run
     torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      one run, shared by two processes
@@ -19,11 +20,12 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    data: str = flag("python", "toy, names, python, or the path of a text file or folder")
+    data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, or chats.jsonl")
+    sft: bool = flag(False, "fine-tune on the answers of chats: questions are given, never noised, never scored")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=[
-        "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm"])
+        "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm", "classifier"])
     weighting: str = flag("simple", "train on the method's bounded weights or on its bound", ["simple", "bound"])
     diffusion_block: int = flag(4, "bd3lm: tokens per block; 1 is ar, --block_size (a text's length) is mdlm", least=1)
     clip: str = flag("", "bd3lm: train at mask rates from LOW,HIGH only, as in 0.45,0.95; empty: any number of masks")
@@ -41,14 +43,16 @@ class Config:
     embedding: str = flag("", "d3pm, nearest: the folder of a checkpoint whose input embeddings say what is near")
     aux: float = flag(0.01, "d3pm: weight of a cross-entropy that is added to the bound", least=0)
     noise_schedule: str = flag("loglinear", "sedd: how fast the noise grows", ["loglinear", "geometric"])
-    labels: bool = flag(False, "tell the network the class of each text; toy has its topics")
+    labels: bool = flag(False, "tell the network the class of each text; toy has topics, digits digits")
     label_dropout: float = flag(0.1, "share of texts that go without their class", least=0, most=1)
+    noise_of: str = flag("mdlm", "classifier: the method whose noise it reads; mdlm serves radd, pgm and ar, udlm duo",
+                         choices=["mdlm", "md4", "udlm", "gidd"])
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
     init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
-    max_iters: int = flag(2300, "training steps", least=1, toy=1000)
+    max_iters: int = flag(2300, "training steps", least=1, toy=1000, chat=1400, sft=1000)
     batch_size: int = flag(32, "texts per micro-batch", least=1, toy=64)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
-    block_size: int = flag(64, "tokens per text", least=1, toy=32)
+    block_size: int = flag(64, "tokens per text", least=1, toy=32, chat=48)
     n_layer: int = flag(4, "blocks", least=1)
     n_head: int = flag(4, "attention heads", least=1)
     n_embd: int = flag(128, "width", least=2)
@@ -56,8 +60,8 @@ class Config:
     qk_norm: bool = flag(True, "normalise queries and keys; the published networks do not")
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
-    learning_rate: float = flag(0.01, "of adamw", least=0)
-    muon_lr: float = flag(0.01, "of muon", least=0)
+    learning_rate: float = flag(0.01, "of adamw", least=0, sft=0.003)
+    muon_lr: float = flag(0.01, "of muon", least=0, sft=0.003)
     min_lr: float = flag(0.0, "last learning rate, as a share of the first", least=0, most=1)
     lr_schedule: str = flag("cosine", "after warm-up", choices=["cosine", "linear", "constant"])
     warmup_iters: int = flag(100, "steps of linear warm-up", least=0)
@@ -94,15 +98,16 @@ from tqdm import tqdm
 
 import checkpoint
 from data import BadInput, text, tokenizer
-from evaluate import estimate, league, unit
+from evaluate import estimate
 from interrupt import Stop, look
 from model import Told
 from optim import learning_rate, make_optimizers
-from sample import generate
+from report import final, report
 
-SHAPE = ["data", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau", "top_k",
-         "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels", "seed",
-         "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps", "noise_schedule"]
+SHAPE = ["data", "sft", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau",
+         "top_k", "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels",
+         "noise_of", "seed", "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps",
+         "noise_schedule"]                                                                  # fixed for a run
 
 
 # ---- learning: what changes at every step
@@ -197,40 +202,7 @@ class Learner:
                         label=label if self.classes else None)
 
 
-# ---- the run: reports and checkpoints
-
-def report(learner, step, folder):
-    """One evaluation, printed: the bound on train and held-out text, and a sample."""
-    config, corpus, average = learner.config, learner.corpus, learner.average.module
-    if step == 0:                                            # no need to measure: the first guess is uniform
-        tqdm.write(f"step     0  all {corpus.encoding.n_vocab:,} symbols are equally likely to it: "
-                   f"{unit(math.log(corpus.encoding.n_vocab), 0, corpus.bytes_per_token)}")
-    else:
-        train, val = (learner.bound(split, config.eval_iters * config.batch_size) for split in ("train", "val"))
-        tqdm.write(f"step {step:>5}  {'exact' if config.method == 'ar' else 'bound'}  "
-                   f"train {unit(*train, corpus.bytes_per_token)}   held-out {unit(*val, corpus.bytes_per_token)}")
-        folder.log(step=step, train_bound=train[0], train_se=train[1], val_bound=val[0], val_se=val[1])
-    torch.manual_seed(config.seed)
-    L = config.block_size
-    x = generate(learner.method, average.eval(), 1, L, L, device=learner.device)[0]                     # (L,)
-    tqdm.write("    | " + corpus.text(x.tolist()).replace("\n", "\n    | "))
-
-
-def final(learner):
-    """The whole held-out text, beside what counting alone reaches on it: how much was learnt?"""
-    config, corpus, draws = learner.config, learner.corpus, 4
-    nats, error = learner.bound("val", 1000, draws)
-    bits = 1 / math.log(2) / corpus.bytes_per_token
-    rows = [(f"{config.method}, {'exact' if config.method == 'ar' else 'bound'}", nats, nats * bits), *league(corpus)]
-    if corpus.name == "toy":
-        entropy, _ = corpus.language.entropy(config.block_size)
-        rows.append(("exact entropy", entropy, entropy * bits))
-    print(f"\nheld-out text, {draws} noise draws: {unit(nats, error, corpus.bytes_per_token)}")
-    print(f"{'':<24}{'nats/token':>12}{'bits/byte':>12}")
-    for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
-        print(f"{what:<24}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
-    print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}")
-
+# ---- the run
 
 def train(learner, folder, stop, report=report):
     """From the last step saved to max_iters, or until asked to stop. folder is None but in the first process."""
@@ -292,9 +264,12 @@ def check(config):
 
 def prepare(config, given):
     """-> the learner, the folder that this process writes to (None but in the first), and the step to go on from"""
-    config = replace(config, out_dir=config.out_dir or f"out/{Path(config.data).resolve().stem}-{config.method}")
+    name = f"{Path(config.data).resolve().stem}-{config.method}" + "-sft" * config.sft
+    config = replace(config, out_dir=config.out_dir or f"out/{name}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
     check(config)
+    if config.method == "classifier":                        # the class is what it answers: never told, never dropped
+        config = replace(config, labels=True, label_dropout=0.0)
     learner, folder, first = equip(config, state, Learner)
     if config.init_from not in ("scratch", "resume"):
         encoding = learner.corpus.encoding
@@ -308,7 +283,8 @@ def equip(config, state, make):
     here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
     device = checkpoint.device_of(here if config.device == "auto" else config.device)
     folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
-    corpus = text.load(config.data, config.block_size, config.tokenizer, config.vocab_size)
+    corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state), config.vocab_size,
+                       sft=config.sft)
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
         raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the "
                        f"text (or the Python) of then, or start anew with another --out_dir")

@@ -2,11 +2,19 @@
 Where tokens come from. Nothing in this folder knows of models, losses or samplers.
 
     toy.py        a small English whose entropy is known exactly
+    digits.py     8 x 8 pixels, which are tokens too, from scikit-learn
     text.py       real text: the two corpora that every Python carries, or your own file or folder
     tokenizer.py  text to ids and back: characters, bytes, words, a trained BPE, or a named one such as gpt2
     ngram.py      Witten-Bell n-grams: how far counting alone gets, the first number that a network should beat
+    chat.py       questions and answers to learn from: those of village.py, which are made up, or your own file
 """
+import hashlib
 
 
 class BadInput(ValueError):
     """A fault of the user's, told in one line that says what to do; scripts print it and exit with code 2."""
+
+
+def lot(text):
+    """A number in [0, 1) that the text itself draws: the same on every machine, alike for equal texts."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -11,7 +11,8 @@ Text corpora: two that are on every machine that has Python, and your own file o
 
 names and python are split by a hash of the name or paragraph, and repeats are dropped: nothing held out is ever
 trained on. The tokens are made once and kept in data/cache (or $PALIMPSEST_CACHE); delete that whenever you like.
-load("toy", ...) is data/toy.py, which has the same attributes. Not here: tokenizers, see tokenizer.py.
+load("toy", ...) is data/toy.py, and digits and chat have files of their own, with the same attributes. Not here:
+tokenizers, see tokenizer.py.
 """
 import ast
 import difflib
@@ -36,7 +37,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import BadInput, toy
+from data import BadInput, chat, digits, lot, toy
 from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, from_json, named, to_json
 
 RECIPE = 1                                   # part of every cache key: raise it when the code below makes other tokens
@@ -91,15 +92,20 @@ class Corpus:
         return decode(self.encoding, ids)
 
 
-def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
-    """The corpus `data`: toy, names, python or a path, in tokens: auto, chars, bytes, bpe, a name like gpt2, or an
-    Encoding that is there already (a checkpoint's, to read other text with).
+def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None, sft=False):
+    """The corpus `data`: toy, digits, chat, names, python, a path. Tokens: auto, chars, bytes, bpe, a name like gpt2,
+    or an Encoding that is there already (a checkpoint's, to read other text with).
 
-    vocab_size is for bpe alone; cache is the folder to use for data/cache. Raises BadInput, one line, for all that
-    the user can mend.
+    vocab_size is for bpe alone; cache is the folder to use for data/cache; sft, for chats alone: questions are given.
+    Raises BadInput, one line, for all that the user can mend.
     """
-    if data == "toy":
-        return toy.ToyCorpus(block_size)
+    if data == "chat" or data.endswith(".jsonl"):
+        return chat.Answers(data, block_size, tokenizer, vocab_size) if sft else \
+            Corpus(**chat.stream(data, tokenizer, vocab_size), block_size=block_size)
+    if sft:
+        raise BadInput(f"--sft learns answers to questions, and {data} has none: give --data chat, or a .jsonl file")
+    if data in ("toy", "digits"):
+        return (toy.ToyCorpus if data == "toy" else digits.Digits)(block_size)
     if tokenizer == "auto":
         tokenizer = "chars" if data == "names" else "bpe"
     folder = cache_folder(data, tokenizer, vocab_size, cache)
@@ -165,11 +171,6 @@ def name_of(data):
 
 
 # ---- sources: each gives the train text, the val text and a few words about them
-
-def lot(text):
-    """A number in [0, 1) that the text itself draws: the same on every machine, alike for equal texts."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
 
 def fingerprint(lines):
     raw = "\n".join(lines).encode()
@@ -273,9 +274,9 @@ def paths_of(data):
     """The file, or the files below the folder in order of name."""
     root = Path(data).expanduser()
     if not data or not os.path.exists(root):                 # unlike root.exists(), never an error of its own
-        near = difflib.get_close_matches(data, ["toy", *SOURCES], n=1)
+        near = difflib.get_close_matches(data, ["toy", "digits", "chat", *SOURCES], n=1)
         raise BadInput(f"there is no data {data!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                       f"give toy, {', '.join(SOURCES)}, or the path of a text file or folder")
+                       f"give toy, digits, chat, {', '.join(SOURCES)}, or the path of a text file or folder")
     paths = [root] if root.is_file() else sorted(root.rglob("*")) if root.is_dir() else []
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     found = [path for path in shown if path.is_file() and path.stat().st_size]

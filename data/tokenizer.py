@@ -4,6 +4,7 @@ Text to ids and back. Every tokenizer is a `tiktoken.Encoding`, ours and the fam
     chars(text)             one token per distinct character of the text
     byte_level()            the 256 bytes: encodes anything, even what is not text
     words(["two", "old"])   word i has id i; a text is words between spaces (data/toy.py)
+    pixels(" .:#")          one character per grey level; a text breaks into lines of 8 (data/digits.py)
     bpe(text, vocab_size)   byte-pair encoding, trained here: join the commonest pair of neighbours, again and again
     named("gpt2")           whatever tiktoken knows
 
@@ -66,6 +67,11 @@ def byte_level():
 def words(vocabulary):
     """Word i has id i. Inside, each token carries the space before it; `encode` and `decode` hide the first one."""
     return build("words", ONE_WORD, [f" {word}".encode() for word in vocabulary])
+
+
+def pixels(levels):
+    """The i-th character is grey level i. A picture is read in lines of 8, whose ends are no tokens."""
+    return build("pixels", ONE_CHARACTER, [level.encode() for level in levels])
 
 
 def bpe(text, vocab_size, alphabet=ASCII):
@@ -153,6 +159,8 @@ def encode(encoding, text):
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(dtype)
     if encoding.name == "words":
         text = "".join(f" {word}" for word in text.split())
+    if encoding.name == "pixels":
+        text = text.replace("\n", "")
     if unknown := unknown_symbols(encoding, text):
         kind = "word" if encoding.name == "words" else "character"
         shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
@@ -188,6 +196,8 @@ def pieces(encoding, ids, gap="_"):
     if texts:
         texts[0] = texts[0].removeprefix(space)
         texts[-1] += utf8.decode(b"", final=True)
+    if encoding.name == "pixels":
+        texts = [text + "\n" * (i % 8 == 7 and i + 1 < len(texts)) for i, text in enumerate(texts)]
     return texts
 
 

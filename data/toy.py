@@ -144,7 +144,7 @@ def in_parts(f, *tensors, rows=256):
 class Toy:
     """The language as tables, and its exact answers: probabilities in float64, logarithms in nats.
 
-    `topic` (an int, or ids (n,)) asks for p( . | topic); without it the answer is for the mixture of topics, eq. (1).
+    `topic` (an int, or ids (n,)) asks for p( . | topic); n_topics, or None, for the mixture of topics, eq. (1).
     Tensors may come from any device; answers are on the CPU.
     """
 
@@ -189,7 +189,7 @@ class Toy:
         return (self._log_prior(topic, len(x)) + log_evidence).logsumexp(-1)            # (n,)
 
     def topic_posterior(self, x):
-        """p(k | x). x (n, L) -> (n, K)"""
+        """p(k | x), or p(k | evidence): words x (n, L), or a likelihood (n, L, V) as of `posterior`. -> (n, K)"""
         return (self.prior.log() + in_parts(self._log_evidence, x)).softmax(-1)         # (n, K)
 
     def predict(self, x, topic=None):
@@ -266,7 +266,9 @@ class Toy:
         yield f, log_past
 
     def _known(self, x):
-        """The evidence e_l(h) of known words x (n, L): L times (n, K, Q), made one by one to spare the memory."""
+        """The evidence e_l(h) of words x (n, L), or a likelihood: L times (n, K, Q), one by one to spare memory."""
+        if x.ndim == 3:
+            return (torch.tensordot(e, self.by_word, 1) for e in self._checked(x).unbind(1))
         if x.min() < 0 or x.max() >= self.V:
             raise ValueError(f"ids of words are 0 .. {self.V - 1}: a text with masks has no probability, but "
                              "posterior() takes them as flat evidence")
@@ -283,10 +285,8 @@ class Toy:
 
     def _log_prior(self, topic, n):
         """log p(k), or 0 for the given topic and -inf for the others. -> (n, K)"""
-        if topic is None:
-            return self.prior.log().expand(n, -1)                                       # (n, K)
-        topic = torch.as_tensor(topic).cpu().expand(n)                                  # (n,)
-        return torch.eye(self.n_topics, dtype=torch.double)[topic].log()                # (n, K)
+        topic = torch.as_tensor(self.n_topics if topic is None else topic).cpu().expand(n)      # (n,)
+        return torch.cat([torch.eye(self.n_topics), self.prior[None]])[topic].log()     # (n, K)
 
     def _checked(self, likelihood):
         """In float64, with 1 as the largest entry of each row (any factor will do). (n, L, V) -> (n, L, V)"""

@@ -122,8 +122,9 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def terminal(tmp_path):
     """Runs a script in a terminal of 24 lines and 40 columns; -> what the terminal got, exit code."""
-    def run(words, after=lambda seen, process: None, **env):
+    def run(words, after=lambda seen, process: None, typed="", **env):
         master, slave = pty.openpty()
+        os.write(master, typed.encode())                     # it waits there until somebody reads
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
         process = subprocess.Popen(**{**script(*words, **env), "text": False}, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)

@@ -12,6 +12,8 @@ N, L = 3, 3
 TEXTS = torch.tensor(list(product(range(N), repeat=L)))                                                 # (27, 3)
 P = torch.rand(len(TEXTS), generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 2        # (27,)
 P = P / P.sum()
+CLASS = torch.rand(len(TEXTS), 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64) ** 2   # (27, K)
+JOINT = torch.cat([P * (CLASS / CLASS.sum(-1, keepdim=True)).T, P[None]])      # (K + 1, 27) p(x, y); last: no class
 PROCESSES = {"mask": Absorbing(N), "uniform": Uniform(N), "hybrid .1": Hybrid(N, 0.1), "hybrid .7": Hybrid(N, 0.7)}
 
 
@@ -32,16 +34,38 @@ def q(process, z, t):
 
 def oracle(process, leave_one_out=True):
     """The exact denoiser of this world: the leave-one-out law, or p(x_l | z), for a test that shows the difference."""
-    def denoiser(z, t, at=None):
+    def denoiser(z, t, at=None, label=None):
+        weight = P if label is None else JOINT[label]                                                   # (27,)|(B, 27)
         e = evidence(process, z, t.double())                                                            # (B, 27, L)
         rows = []
         for l in range(L):
-            others = e[:, :, [k for k in range(L) if k != l or not leave_one_out]].prod(-1) * P         # (B, 27)
+            others = e[:, :, [k for k in range(L) if k != l or not leave_one_out]].prod(-1) * weight    # (B, 27)
             rows.append(torch.stack([others[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))       # (B, N)
         law = torch.stack(rows, 1)                                                                      # (B, L, N)
         log_p = (law / law.sum(-1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-300).log()             # (B, L, N)
         return log_p if at is None else log_p[at]
     return denoiser
+
+
+def classifier(process):
+    """The exact p(y | z), from ids, or from weights over symbols at one time for a text."""
+    def log_posterior(z, t):
+        if z.is_floating_point():
+            table = likelihood(process, torch.arange(process.V).expand(len(z), -1), t.double())         # (B, V, N)
+            e = torch.stack([(z @ table)[:, l, TEXTS[:, l]] for l in range(L)], -1)                     # (B, 27, L)
+        else:
+            e = evidence(process, z, t.double())                                                        # (B, 27, L)
+        joint = e.prod(-1) @ JOINT[:-1].T                                                               # (B, K)
+        return (joint / joint.sum(-1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-300).log()          # (B, K)
+    return log_posterior
+
+
+def left_to_right(z, t, at, label=None):
+    """The exact next-token law, as ar asks for it: of the last token of z = [start, x_0, ..]."""
+    x, l = z[:, 1:], z.shape[1] - 1
+    match = (TEXTS[None, :, :l] == x[:, None]).all(-1) * (P if label is None else JOINT[label])         # (B, 27)
+    law = torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1)                       # (B, N)
+    return law[at[:, -1]].log()
 
 
 def vandal(z, t, at=None):
