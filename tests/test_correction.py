@@ -59,8 +59,8 @@ def schedule(name, t, dt=1 / 16, eta=0.1):
 @pytest.mark.parametrize("nucleus", ["1.0", "0.9"])
 @pytest.mark.parametrize("name", ["mdlm", "forward-backward", "remdm-cap", "remdm-rescale", "remdm-loop"])
 def test_a_psi_step_is_that_of_remdms_public_code(name, nucleus):
-    """But for two things. Where eta exceeds 1 - alpha_s (cap, first text) ReMDM masks more than a coin of kappa can. And
-    where nothing is corrected its rows for words are never used: words are copied."""
+    """But for two things. Where eta exceeds 1 - alpha_s (cap, first text) ReMDM masks more than a coin of kappa can.
+    And where nothing is corrected its rows for words are never used: words are copied."""
     masked, x_theta = (Z == 11)[..., None], LOG_P.exp()                                                 # (B, L, 1|11)
     x_theta = x_theta if nucleus == "1.0" else torch.where(masked, their_nucleus(x_theta, 0.9), x_theta)
     s, t, k = schedule(name, T)
