@@ -22,8 +22,8 @@ Does x_theta guess p(x | z_k), as the paper writes it, or the leave-one-out law?
 the token's own evidence. So the leave-one-out law minimises (28), and p(x | z_k) in its place would count evidence
 twice. Put the evidence in first, by (4), and (27) is the mixture of q(z_j | z_k, x) over p(x | z_k): one model, in two
 ways of writing. Here x_theta is leave-one-out in all: bound, sampler, oracle. (So it is in the public code, except at
-k = 1, where x is drawn from x_theta itself.) To help training the paper adds lambda times a cross-entropy, which for
-x_theta itself would pull towards p(x | z_k); ours is that of (4), so that both parts of the loss have one minimiser.
+k = 1, where it is p(x | z_1) itself.) To help training the paper adds lambda times a cross-entropy, which for x_theta
+would pull towards p(x | z_k); ours is that of (4), so that both parts of the loss have one minimiser.
 """
 import math
 from functools import partial, reduce

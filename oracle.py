@@ -4,7 +4,8 @@ The exact denoiser of the toy language, called like a network: oracle(language, 
 What a network could at best learn, known without training. With it, a bound must equal the entropy, and a sampler in
 many steps must speak the language itself; whatever is missing is the fault of the loss or the sampler, since nothing
 else is left. The process says what each noisy token tells about its clean self (diffusion.py), and the language's
-forward-backward recursion (data/toy.py) what all *other* tokens together tell: the leave-one-out law.
+forward-backward recursion (data/toy.py) what all *other* tokens together tell: the leave-one-out law. sedd is given
+its score, (33).
 """
 from types import SimpleNamespace
 

@@ -44,7 +44,8 @@ class Clock:
         geometric    20^t / 10000^(1-t)      the noise grows by a factor: half of the times have next to none
 
     both counted from 0 at t = 0. (As published, the second has one token in 10,000 wrong there, and leaves that out of
-    the bound.) Masks go on to alpha(1) = 0; uniform noise stops at LAST, for the reason given above."""
+    the bound.) Masks go on to alpha(1) = 0; uniform noise stops at LAST, for the reason given above.
+    """
 
     def __init__(self, process, schedule):
         self.process, self.schedule, self.n_tokens, self.V = process, schedule, process.n_tokens, process.V
@@ -58,6 +59,14 @@ class Clock:
         ratio, stretch = math.log(20 / 1e-4), (1 - self.last) / (1 - LAST["geometric"])
         sigma = 1e-4 * torch.expm1(t * ratio)                            # 20^t / 10000^(1-t) less what it is at t = 0
         return -torch.expm1(-sigma) * stretch, (sigma + 1e-4) * ratio * torch.exp(-sigma) * stretch
+
+    def times(self, v):
+        """v, even in (0, 1), to times t, and dt/dv, their weight. What little noise does weighs 1/t in (32): so look
+        there more often, as uniform.py does. The second clock does so by itself."""
+        if self.schedule == "geometric":
+            return v, torch.ones_like(v)
+        t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                               # (B, 1)
+        return t, math.pi * (t * (1 - t)).sqrt()
 
     def alpha(self, t):
         return self.process.alpha(self.tau(t)[0])
@@ -111,7 +120,7 @@ def score_entropy(process, log_s, x, z, t):
         d = log_s - torch.where(r > 0, r, 1.0).log()                     # r is 0 for all but x where noise is masks
         return torch.where(r > 0, r * (d.expm1() - d), log_s.exp())
 
-    at_x = torch.where((x == z)[:, None], 0.0, entropy(log_s.gather(-1, x[:, None]), high))         # (N, 1)
+    at_x = entropy(log_s.gather(-1, x[:, None]), high)                                              # (N, 1) 0 at x = z
     terms = entropy(log_s, low).scatter(-1, z[:, None], 0.0).scatter(-1, x[:, None], at_x)          # (N, V)
     return rate[:, 0] * terms.sum(-1)                                                               # (N,)
 
@@ -200,15 +209,13 @@ class SEDD:
         return score_of_mean(self.process, x_theta, z, t).log() - self.scale(t)[..., None]          # (..., V)
 
     def nelbo(self, denoiser, x, frozen=None):
-        """One draw of the bound, at times as in uniform.py: t = sin^2(pi v / 2), weighted by dt/dv. -> (B, L) nats"""
-        v = stratified(len(x), x.device).double()                                                   # (B, 1)
-        t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                               # (B, 1)
+        """One draw of (32), and the term for what is left of x at t = 1. -> (B, L) nats"""
+        t, weight = self.process.times(stratified(len(x), x.device).double())                       # (B, 1) each
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
         at = open_to_change(self.process, z, frozen)                                                # (B, L)
         log_s = self.log_score(denoiser, z, t, at)                                                  # (N, V)
         nats = score_entropy(self.process, log_s, x[at], z[at], t.expand(x.shape)[at])              # (N,)
-        weight = (math.pi * (t * (1 - t)).sqrt()).to(nats.dtype).expand(x.shape)[at]                # (N,)
-        nats = weight * nats + self.process.prior_kl()                                              # (N,)
+        nats = nats * weight.to(nats.dtype).expand(x.shape)[at] + self.process.prior_kl()           # (N,)
         return torch.zeros(x.shape, dtype=nats.dtype, device=x.device).masked_scatter(at, nats)     # (B, L)
 
     loss = nelbo

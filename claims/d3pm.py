@@ -1,7 +1,7 @@
 """
 What finitely many steps cost: the bound of D3PM in T steps, above that of infinitely many (arXiv:2107.03006).
 
-    python -m claims.d3pm steps                 the toy language's exact denoiser, nothing is trained; two minutes
+    python -m claims.d3pm steps                 the toy language's exact denoiser, nothing is trained; a minute
     python -m claims.d3pm steps --texts 64000   half the standard errors
 
 The denoiser knows the language, so whatever the bound has above the entropy is the price of T: tokens that change in

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 import world
 from test_reference import LOG_P, T, Z
-from world import L, N, P, PROCESSES, TEXTS, numbers, surprise
+from world import L, N, P, PROCESSES, TEXTS, numbers, psi_law, surprise
 
 from correction import all_others, gibbs, remask, remdm_conf, self_correct, top_k
 from data import BadInput
 from diffusion import ancestral
 from masked import Absorbing
 from methods import SAMPLERS, make_method, make_sampler
+from psi import kappa
 from sample import Counted
 
 FIGURES = numpy.load(Path(__file__).parent / "masked_reference.npz")     # ReMDM: commit f830d65
@@ -31,6 +32,44 @@ def still(process, denoiser, z, frozen, steps, law):
 
 def exact_texts(n):
     return TEXTS[torch.multinomial(P, n, replacement=True)]                                             # (n, L)
+
+
+# ---- ReMDM's schedules, which are those of psi.py
+
+def their_nucleus(p, most):
+    """Without the word that crosses `most`, but for the first: public code of ReMDM, not ours."""
+    ranked, order = p.sort(-1, descending=True)
+    kept = (ranked.cumsum(-1) <= most) | (torch.arange(p.shape[-1]) == 0)
+    p = p * torch.zeros_like(kept).scatter(-1, order, kept)
+    return p / p.sum(-1, keepdim=True)
+
+
+def schedule(name, t, dt=1 / 16, eta=0.1):
+    """s, t, kappa of a step of 1/16 at time t, all (B, 1) on our clock, where alpha = 1 - t."""
+    s = t - dt
+    if name == "remdm-loop":                             # 0.9 of the text is there from t = .55 to .05: our PLATEAU
+        squeeze = lambda t: torch.where(t > 0.55, 1 - 0.9 * (1 - t) / 0.45, 0.1)
+        s, t = torch.where(t > 0.55, squeeze(s), 0.1), squeeze(t)
+        return s, t, torch.where(t > 0.1, 1.0, kappa("loop", eta, 1 - t, 1 - s))
+    if name == "forward-backward":                       # sigma = (alpha_s - alpha_t) / alpha_t
+        return s, t, 1 - (t - s) / (1 - t) / s
+    return s, t, torch.ones_like(t) if name == "mdlm" else kappa(name.removeprefix("remdm-"), eta, 1 - t, 1 - s)
+
+
+@pytest.mark.parametrize("nucleus", ["1.0", "0.9"])
+@pytest.mark.parametrize("name", ["mdlm", "forward-backward", "remdm-cap", "remdm-rescale", "remdm-loop"])
+def test_a_psi_step_is_that_of_remdms_public_code(name, nucleus):
+    """But for two things. Where eta exceeds 1 - alpha_s (cap, first text) ReMDM masks more than a coin of kappa can.
+    And where nothing is corrected its rows for words are never used: words are copied."""
+    masked, x_theta = (Z == 11)[..., None], LOG_P.exp()                                                 # (B, L, 1|11)
+    x_theta = x_theta if nucleus == "1.0" else torch.where(masked, their_nucleus(x_theta, 0.9), x_theta)
+    s, t, k = schedule(name, T)
+    law = psi_law(Absorbing(11), x_theta, Z, s, t, k[..., None])                                        # (B, L, 12)
+    rows = figure(f"remdm/{name}_p{nucleus}_q")
+    used = (Z == 11) | (k < 1)                                                                          # (B, L)
+    used = used & (k > 0) if name == "remdm-cap" else used
+    torch.testing.assert_close(law[used], (rows / rows.sum(-1, keepdim=True))[used], atol=1e-6, rtol=1e-5)
+    assert used.any(-1).sum() == (3 if name == "remdm-cap" else 4)
 
 
 # ---- ReMDM's confidence

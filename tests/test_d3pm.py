@@ -259,8 +259,8 @@ def test_any_other_denoiser_gives_more(transition):
 
 @each_transition
 def test_nelbo_is_an_unbiased_draw_of_the_bound(transition):
-    """With a wrong denoiser; the term at the end is in every draw, in full."""
-    method = made(transition, 5)
+    """With a wrong denoiser. The term at the end is in every draw, in full: 0.6 nats where bells are too narrow."""
+    method = made(transition, 64 if transition == "gaussian" else 5)
     exact = enumerated(method, world.vandal)
     torch.manual_seed(0)
     for i in (1, 14):

@@ -17,8 +17,8 @@ D3PM = dict(method="d3pm", diffusion_steps=6)
 FLAGS = [dict(D3PM), dict(D3PM, transition="uniform"), dict(D3PM, transition="gaussian"), dict(D3PM, aux=0.0),
          dict(D3PM, transition="uniform", dtype="bfloat16", aux=1.0), dict(D3PM, diffusion_steps=1),
          dict(method="sedd"), dict(method="sedd", transition="uniform"),
-         dict(method="sedd", noise_schedule="geometric"), dict(
-             method="sedd", transition="uniform", noise_schedule="geometric", dtype="bfloat16", dropout=0.2)]
+         dict(method="sedd", noise_schedule="geometric"),
+         dict(method="sedd", transition="uniform", noise_schedule="geometric", dtype="bfloat16", dropout=0.2)]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def sampled(capsys, **flags):
 def evaluated(capsys, **flags):
     """-> what evaluate.py says, with samples of the sampler that is asked for"""
     capsys.readouterr()
-    flags = {"steps": 4, **flags}
-    evaluate.main(evaluate.Config(max_texts=4, num_samples=2, draws=1, device="cpu", json=True, **flags))
+    flags = {"max_texts": 4, "num_samples": 2, "draws": 1, "steps": 4, **flags}
+    evaluate.main(evaluate.Config(**flags, json=True, device="cpu"))
     result = json.loads(capsys.readouterr().out)
     assert result["nats_per_token"] > 0 and not result["exact"]
     return result
@@ -95,7 +95,7 @@ def test_a_resumed_run_cannot_change_its_noise(name, value, other, capsys):
 @pytest.mark.parametrize("flags, says", [
     (["--method", "d3pm", "--transition", "nearest"], "--transition nearest needs --embedding FOLDER"),
     (["--method", "d3pm", "--transition", "nearest", "--embedding", "nowhere"], "there is no checkpoint nowhere"),
-    (["--method", "d3pm", "--transition", "nearest", "--embedding", "OTHER", "--data", "names"], "other tokens"),
+    (["--method", "d3pm", "--transition", "nearest", "--embedding", "OTHER", "--data", "names"], "tokens than names"),
     (["--method", "d3pm", "--transition", "gaussian", "--diffusion_steps", "100000"], "fewer --diffusion_steps"),
     (["--method", "sedd", "--transition", "gaussian"], "--transition gaussian is for d3pm"),
     (["--method", "d3pm", "--diffusion_steps", "0"], "must lie between 1 and 100000"),

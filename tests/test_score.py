@@ -114,6 +114,8 @@ def test_a_free_score_under_masks_pays_for_every_sum_but_one():
 def test_a_clock_runs_from_text_to_noise_and_its_derivatives_are_those_that_autograd_finds(process):
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     last = 0 if process.mask else {"loglinear": 1e-3, "geometric": math.exp(1e-4 - 20)}[process.schedule]
+    v = torch.linspace(0.01, 0.99, 25, dtype=torch.float64)[:, None].requires_grad_()
+    close(process.times(v)[1].detach(), torch.autograd.grad(process.times(v)[0].sum(), v)[0])
     close(process.alpha(ends), torch.tensor([[1.0], [last]], dtype=torch.float64), 1e-14)
     t = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)[:, None].requires_grad_()
     close(process.dalpha(t.detach()), torch.autograd.grad(process.alpha(t).sum(), t)[0], 1e-9)
@@ -197,7 +199,7 @@ def test_nelbo_is_an_unbiased_draw_of_the_bound(transition, schedule):
 
 @each_way
 def test_loss_and_gradient_are_finite_in_float32_and_near_those_of_float64_at_both_ends_of_time(transition, schedule):
-    """t from 1e-6 to 1 - 1e-6, for scores near the truth and far from it."""
+    """t from 1e-6 to 1 - 1e-6, for scores so near the truth that the loss is a small difference of large numbers."""
     process = SEDD(20, transition, schedule).process
     torch.manual_seed(0)
     ends = torch.logspace(-6, -0.5, 200, dtype=torch.float64)
@@ -206,12 +208,14 @@ def test_loss_and_gradient_are_finite_in_float32_and_near_those_of_float64_at_bo
     z = torch.where(torch.rand(400) < 0.5, x, torch.randint(20, (400,)))
     z = torch.full_like(x, 20) if transition == "absorbing" else z
     mean = torch.randn(400, 20).double().softmax(-1)
-    log_s = (score_of_mean(process, mean, z, t).log() + 0.1 * torch.randn(400, process.V)).scatter(-1, z[:, None], 0.0)
+    known = torch.where((t > 1 / 2)[:, None], mean, F.one_hot(x, 20).double() + 1e-9)
+    log_s = score_of_mean(process, known, z, t).log() + 0.03 * torch.randn(400, process.V)
+    log_s = log_s.scatter(-1, z[:, None], 0.0)
     short = log_s.float().requires_grad_()
     found, exact = score_entropy(process, short, x, z, t), score_entropy(process, short.double(), x, z, t)
     found.sum().backward()
     assert short.grad.isfinite().all()
-    assert ((found - exact).abs() <= 1e-3 * exact.abs() + 1e-3).all()
+    assert ((found - exact).abs() <= 2e-2 * exact.abs() + 1e-5).all()
 
 
 def test_the_network_is_asked_at_the_masks_alone_and_frozen_tokens_are_not_scored():
@@ -223,8 +227,27 @@ def test_the_network_is_asked_at_the_masks_alone_and_frozen_tokens_are_not_score
             assert torch.equal(at, (z == N if transition == "absorbing" else torch.ones_like(at)) & ~frozen)
             assert t.dtype == torch.float32 and t.shape == (400, 1)
             return lawless(method)(z, t, at)
-        nats = method.nelbo(denoiser, TEXTS[5].expand(400, -1), frozen)
-        assert (nats[:, 0] == 0).all() and (nats[:, 1:].sum(0) > 0).all()
+        for draw in (method.loss, method.nelbo):
+            nats = draw(denoiser, TEXTS[5].expand(400, -1), frozen)
+            assert (nats[:, 0] == 0).all() and (nats[:, 1:].sum(0) > 0).all()
+
+
+def test_what_is_left_at_the_end_is_charged_to_every_token_that_is_scored(monkeypatch):
+    """KL( alpha x + noise || noise ), written out for 5 symbols and for 50,000; masks leave nothing."""
+    for n in (5, 50_000):
+        law = torch.full((n,), (1 - 1e-3) / n, dtype=torch.float64)
+        law[3] += 1e-3
+        left = float((law * (law * n).log()).sum())
+        assert Clock(Uniform(n), "loglinear").prior_kl() == pytest.approx(left, rel=1e-6)
+    assert 0.0025 < Clock(Uniform(50_000), "loglinear").prior_kl() < 0.0035
+    assert Clock(Absorbing(n), "loglinear").prior_kl() == 0 and Clock(Uniform(n), "geometric").prior_kl() < 1e-8
+    method, frozen = SEDD(N, "uniform"), torch.tensor([True, False, False]).expand(5, -1)
+    torch.manual_seed(0)
+    before = method.nelbo(lawless(method), TEXTS[:5], frozen)
+    monkeypatch.setattr(Clock, "prior_kl", lambda self: 7.0)
+    torch.manual_seed(0)
+    more = method.nelbo(lawless(method), TEXTS[:5], frozen) - before
+    close(more, torch.tensor([0.0, 7, 7]).double().expand(5, -1), 1e-5)
 
 
 # ---- the samplers
