@@ -250,7 +250,7 @@ def test_an_infinite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(monk
 
 def test_a_gradient_that_is_not_finite_stops_it_too_before_it_is_saved(monkeypatch):
     """The loss of the step that ruins the weights may still be a number."""
-    def square_root_at_zero(self, denoiser, x):
+    def square_root_at_zero(self, denoiser, x, frozen=None):
         loss = denoiser(x, None)
         return loss + (loss * 0).sqrt()                      # 0, but its slope is infinite
     monkeypatch.setattr(train.checkpoint.make_method("mdlm", 2).__class__, "loss", square_root_at_zero)
