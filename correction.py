@@ -47,7 +47,7 @@ def remdm_conf(process, denoiser, z, frozen, steps, law=probabilities):
         alpha_t, alpha_s = process.alpha(t), process.alpha(s)
         opens = (z == process.mask) & (coin() < (alpha_s - alpha_t) / (1 - alpha_t))                # (B, L)
         again = coin() < remask(belief, z, process, ((1 - alpha_s) / alpha_t).expand(len(z), 1))    # (B, L)
-        again = again & (z != process.mask) & ~frozen                                               # (B, L)
+        again = again & (z != process.mask)                                                         # (B, L)
         if opens.any():
             z, c = opened(denoiser, process, z, t.float().expand(len(z), 1), opens, law)            # (B, L), (N,)
             belief = belief.masked_scatter(opens, c)                                                # (B, L)

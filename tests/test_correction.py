@@ -151,6 +151,11 @@ def test_gibbs_leaves_the_exact_law_alone_and_from_anywhere_finds_it(name):
 def test_the_word_itself_is_not_asked_about_itself(name):
     process, z = PROCESSES[name], torch.tensor([[0, 1, 2], [2, 1, 2]])
     at = torch.tensor([[True, False, False], [True, False, False]])
+
+    def seen(z, t, at):
+        assert (z[at] == process.mask).all() and (z[~at] < N).all()      # a masked network copies what it can see
+        return world.oracle(process)(z, t + 1e-7, at)
+    all_others(process, seen, z, at)
     laws = all_others(process, lambda z, t, at: world.oracle(process)(z, t + 1e-7, at), z, at)          # (2, N)
     torch.testing.assert_close(laws[0], laws[1], atol=1e-5, rtol=1e-5)
 
