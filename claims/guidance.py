@@ -21,7 +21,7 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     command: str = flag("", "what to measure; also the first word", choices=["toy", "digits"])
-    methods: str = flag("", "with commas between; empty: mdlm,udlm, and for digits d3pm in bands if it is there")
+    methods: str = flag("", "with commas between; empty: mdlm,udlm, and for digits d3pm in bands")
     strengths: str = flag("", "with commas between; empty: 0,1,2,3,5 for toy, 0,1,2 for digits")
     steps: str = flag("", "with commas between; empty: 8,32,256 for toy, 8,32,128 for digits")
     num_samples: int = flag(320, "samples at each point, of all classes alike", least=20)
@@ -39,7 +39,7 @@ from pathlib import Path
 
 import torch
 
-from bench import TWO_MINUTES, hardware
+from bench import TWO_MINUTES, hardware, names_of
 from claims.duo import keep, trained
 from data import BadInput
 from data.digits import png
@@ -47,20 +47,11 @@ from data.text import load
 from diffusion import ancestral
 from evaluate import mean_error, unigram_entropy
 from guidance import by_label
-from methods import METHODS
 from oracle import exact
 from sample import generate
 
 DIGITS = dict(data="digits", labels=True, batch_size=64, dropout=0.1, max_iters=2000)
 BANDS = {"d3pm": dict(transition="gaussian")}                # flags of a method beyond its name
-
-
-def names_of(config, default):
-    names = [name for name in config.methods.split(",") if name] or [name for name in default if name in METHODS]
-    for name in names:
-        if name not in METHODS:
-            raise BadInput(f"--methods {name} is none of {', '.join(METHODS)}")
-    return names
 
 
 def numbers(text, default, kind):
