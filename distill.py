@@ -66,6 +66,7 @@ from data import BadInput, tokenizer
 from diffusion import corrupt, step, stratified
 from duo import GaussianUniform
 from evaluate import quality, unit
+from learner import Learner
 from sample import generate
 from uniform import text_logits, unfrozen
 
@@ -156,7 +157,7 @@ class DCD:
 
 # ---- the run: train.py's loop, with a teacher that changes
 
-class Student(train.Learner):
+class Student(Learner):
     """train.py's learner, whose text comes with a teacher's guess at it in place of a bound."""
 
     def __init__(self, config, corpus, device, settings, teacher):
