@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from diffusion import categorical, probabilities
 from model import block_causal, causal, new_cache, read
+from positions import cross_entropy, nats_at
 
 
 def end_texts(z, frozen, lo, hi, stop, going, cache):
@@ -49,9 +50,7 @@ class AR:
     def nelbo(self, denoiser, x, frozen=None):
         """Eq. (9). Frozen tokens are read but not scored. -> (B, L) nats"""
         at = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen                    # (B, L)
-        logits = denoiser(self.shift(x), None, at=at)[:, :self.n_tokens]                            # (N, n_tokens)
-        nll = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), x[at], reduction="none")
-        return torch.zeros(x.shape, dtype=nll.dtype, device=x.device).masked_scatter(at, nll)       # (B, L)
+        return nats_at(denoiser, self.shift(x), None, at, cross_entropy, (x,), self.n_tokens, 1.0, frozen)  # (B, L)
 
     loss = nelbo
 

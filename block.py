@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from autoregressive import end_texts
 from data import BadInput
 from diffusion import ancestral, corrupt, probabilities, stratified
-from masked import MDLM, any_order, masked_bound
+from masked import MDLM, any_order, masked_weight
 from model import block_causal, new_cache, read
+from positions import like, moved
 
 
 def doubled(L, block, reach=None):
@@ -98,10 +99,11 @@ class BD3LM(MDLM):
         layout = {} if self.block == L else dict(positions=torch.cat([place, place[:-self.block]]),
                                                  mask_mod=doubled(L, self.block, reach))            # (2L - L',)
 
-        def given(z, t, at):
+        def given(z, t, at, **head):
             both = torch.cat([z, x[:, :-self.block]], 1)                                            # (B, 2L - L')
-            return denoiser(both, None, at=F.pad(at, (0, L - self.block)), **layout)     # (N, V) t: masks tell it
-        return given
+            at = moved(at, L, both.shape[1])                                                        # (B, 2L - L')
+            return denoiser(both, None, at=at, **layout, **head)                         # (N, V) t: masks tell it
+        return like(denoiser, given)
 
     def whole_blocks(self, L):
         if L % self.block:
@@ -115,7 +117,8 @@ class BD3LM(MDLM):
             return self.clipped(denoiser, x, frozen)[0]                                             # (B, L)
         z, k, n = self.any_order(x, frozen)                                                         # (B, L) each
         weight = 2 * n / (n + 1) if self.weighting == "simple" else n / k        # in a block of one, either is 1
-        return weight * self.cross_entropy(self.given_before(denoiser, x), x, z, None)              # (B, L)
+        share = (self.block + 1) / (2 * self.block)          # k is 1 .. L', evenly
+        return self.cross_entropy(self.given_before(denoiser, x), x, z, None, weight, frozen, share)    # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (16), whatever training does. -> (B, L) nats"""
@@ -136,8 +139,9 @@ class BD3LM(MDLM):
         u = 1 - (1 - u).sqrt() if simple else u                                                     # (B, K)
         t = (low + (high - low) * u).repeat_interleave(self.block, 1)                               # (B, L)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
-        ce = self.cross_entropy(self.given_before(denoiser, x), x, z, t)                            # (B, L)
-        return 3 / (2 * low + high) * ce if simple else masked_bound(self.process, ce, z, t), t
+        weight = 3 / (2 * low + high) if simple else masked_weight(self.process, t)                 # (B, L)
+        share = (2 * low + high) / 3 if simple else (low + high) / 2         # the mean of t
+        return self.cross_entropy(self.given_before(denoiser, x), x, z, t, weight, frozen, share), t
 
     @torch.no_grad()
     def search_clip(self, denoiser, x, batch_size):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from data import BadInput
 from diffusion import stratified
-from uniform import UDLM, mixture_bound, text_logits, unfrozen
+from uniform import UDLM, jump_weight, weighted_bound
 
 
 class Operator:
@@ -186,8 +186,8 @@ class Duo(UDLM):
         if frozen is not None:
             soft = given_clean(soft, x, frozen)                                                     # soft ids
         noise = 1 - self.gaussian.alpha(t)                                                          # (B, 1)
-        log_x_theta = text_logits(denoiser, soft, noise, self.n_tokens)                             # (B, L, V)
-        return unfrozen(mixture_bound(self.gaussian, log_x_theta, x, z, t), frozen)                 # (B, L)
+        weight = jump_weight(self.gaussian, x, z, t)                                                # (B, L)
+        return weighted_bound(self.gaussian, denoiser, soft, noise, x, z, t, weight, frozen)        # (B, L)
 
 
 def given_clean(soft, x, frozen):

@@ -18,9 +18,9 @@ is (2) with the number of masks drawn first: the same mean, but weights of at mo
 variance is infinite.
 """
 import torch
-import torch.nn.functional as F
 
 from diffusion import ancestral, categorical, corrupt, probabilities, stratified
+from positions import cross_entropy, nats_at
 
 
 class Absorbing:
@@ -45,10 +45,14 @@ class Absorbing:
         return torch.full_like(z, self.mask)                                                        # (B, L)
 
 
+def masked_weight(process, t):
+    """What a cross-entropy counts in (2): 1/t for the linear alpha. -> (B, 1|L)"""
+    return -process.dalpha(t) / process.b(t, process.mask)                                          # (B, 1|L)
+
+
 def masked_bound(process, cross_entropy, z, t):
     """Eq. (2) from -log x_theta(x), (B, L) nats, whatever it holds where nothing is masked. -> (B, L) nats"""
-    weight = -process.dalpha(t) / process.b(t, process.mask)                                        # (B, 1|L) 1/t
-    return torch.where(z == process.mask, weight * cross_entropy, 0.0)                              # (B, L)
+    return torch.where(z == process.mask, masked_weight(process, t) * cross_entropy, 0.0)           # (B, L)
 
 
 def any_order(process, x, u, frozen=None):
@@ -72,12 +76,13 @@ class MDLM:
         self.process, self.weighting = Absorbing(n_tokens), weighting
         self.n_tokens, self.vocab_size = n_tokens, n_tokens + 1
 
-    def cross_entropy(self, denoiser, x, z, t):
-        """-log x_theta(x) at the masks, 0 elsewhere: text is carried over. A mask is never predicted. -> (B, L)"""
+    def cross_entropy(self, denoiser, x, z, t, weight=None, frozen=None, share=1.0):
+        """-log x_theta(x) at the masks, 0 elsewhere: text is carried over. A mask is never predicted. -> (B, L)
+
+        weight: of each, from a loss that is averaged as positions.py says; share: of masks that it expects at most
+        """
         at = z == self.process.mask                                                                 # (B, L)
-        logits = denoiser(z, t, at=at)[:, :self.n_tokens]                                           # (N, n_tokens)
-        nll = F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, x[at], reduction="none")
-        return torch.zeros(x.shape, dtype=nll.dtype, device=x.device).masked_scatter(at, nll)       # (B, L)
+        return nats_at(denoiser, z, t, at, cross_entropy, (x,), self.n_tokens, weight, frozen, share)   # (B, L)
 
     def loss(self, denoiser, x, frozen=None):
         """What training minimises, (B, L). Simple is a surrogate: cross-entropy, times 3 to be of the size of a bound,
@@ -85,8 +90,13 @@ class MDLM:
         simple, t = self.weighting == "simple", stratified(len(x), x.device)                        # (B, 1)
         t = 1 - (1 - t).sqrt() if simple else t                                                     # (B, 1)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
-        ce = self.cross_entropy(denoiser, x, z, t)                                                  # (B, L)
-        return 3 * ce if simple else masked_bound(self.process, ce, z, t)                           # (B, L)
+        weight = 3.0 if simple else masked_weight(self.process, t)                                  # (B, 1)
+        return self.cross_entropy(denoiser, x, z, t, weight, frozen, share=self.masks(simple))      # (B, L)
+
+    def masks(self, simple):
+        """The share of masks that `loss` expects: the mean of 1 - alpha over its times."""
+        t = (torch.arange(1000) + 0.5) / 1000                                                       # (1000,)
+        return (1 - self.process.alpha(1 - (1 - t).sqrt() if simple else t)).mean().item()
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of eq. (6), with the time that goes with k masks for networks that ask for it. -> (B, L) nats"""

@@ -82,6 +82,11 @@ def modulate(h, shift, scale):
     return h if shift is None else h * (1 + scale) + shift
 
 
+def rows(h, at):
+    """The rows of h (B, L, D) at positions: a boolean (B, L), or numbers (N,) of the flattened text. -> (N, D)"""
+    return h if h is None or at is None else h[at] if at.dtype == torch.bool else h.flatten(0, 1)[at]
+
+
 class Cache:
     """Keys and values of the tokens that were read, of all layers. What a call reads goes in at `start`.
 
@@ -163,7 +168,7 @@ class Told:
 
     def __init__(self, denoiser, label):
         self.denoiser, self.label = denoiser, label
-        self.caches = getattr(denoiser, "caches", False)
+        self.caches, self.fuses, self.static = (getattr(denoiser, name, False) for name in ("caches", "fuses", "static"))
 
     def __call__(self, z, t, at=None, **layout):
         return self.denoiser(z, t, at=at, label=self.label.expand(len(z)), **layout)
@@ -216,7 +221,8 @@ class Transformer(nn.Module):
     mask_mod     the attention pattern; None lets everything look at everything
     """
 
-    caches = True                                            # it takes a Cache; an oracle does not
+    caches = fuses = True                                    # it takes a Cache, and a head; an oracle does not
+    static = False                                           # asked at numbers of positions, always as many
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0, dropout=0.0,
                  mask_mod=None, qk_norm=False):
@@ -262,15 +268,18 @@ class Transformer(nn.Module):
             label = torch.full((len(h),), self.label_embed.num_embeddings - 1, device=h.device)     # (B,)
         return c + F.silu(self.label_embed(label))[:, None]                                         # (B, 1|L, C)
 
-    def forward(self, z, noise=None, at=None, label=None, positions=None, mask_mod=None, cache=None):
-        """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order.
+    def forward(self, z, noise=None, at=None, label=None, positions=None, mask_mod=None, cache=None, head=None):
+        """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order;
+        with numbers (N,) of positions in the flattened text, their rows.
 
         noise (B, 1) or (B, L): the noise level in the unit that the method uses (time, for all of ours)
         positions (L,): where the tokens stand, if not one behind the other from 0, or from the cache's start, on
         mask_mod: the pattern of this call, if not the network's own
+        head: what to do with the last hidden states (N, D) in place of logits: head(h, weight, bias) (positions.py)
         """
         # A text that nobody asks about is not read: for models without a clock as good as a cache of its own.
-        if at is not None and cache is None and torch.is_tensor(z) and not (asked := at.any(-1)).all():
+        exact = at is not None and at.dtype == torch.bool
+        if exact and cache is None and torch.is_tensor(z) and not (asked := at.any(-1)).all():
             z, noise, at, label = (a if a is None or len(a) == 1 else a[asked] for a in (z, noise, at, label))
         h = self.embedding(z)                                                                       # (B, L, D)
         c = self.condition(h, noise, label)                                                         # (B, 1|L, C)
@@ -282,7 +291,9 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             h = block(h, c, rotary, mask_mod, cache and partial(cache.write, layer))                # (B, L, D)
         shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)  # (B, L, D)
-        if at is not None:                               # select, then score: the head is most of the cost at large V
-            h = h[at]                                                                               # (N, D)
-            shift, scale = (None, None) if c is None else (shift[at], scale[at])                    # (N, D)
-        return self.head(modulate(self.norm(h), shift, scale))                                      # (N|B L, V)
+        h, shift, scale = (rows(a, at) for a in (h, shift, scale))       # the head is most of the cost at large V
+        return self.scored(modulate(self.norm(h), shift, scale), head)                              # (N|B L, V)
+
+    def scored(self, h, head=None):
+        """Logits of hidden states (..., D), or what `head` makes of them."""
+        return self.head(h) if head is None else head(h, self.head.weight, self.head.bias)          # (..., V)

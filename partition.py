@@ -42,7 +42,8 @@ from einops import rearrange
 
 from diffusion import corrupt, stratified
 from masked import MDLM
-from model import Block, Transformer, attention, modulate, rotary_angles, rotate
+from model import Block, Transformer, attention, modulate, rotary_angles, rotate, rows
+from positions import like
 
 
 SPREAD = 64                                              # tokens by which a row may always be shorter than the longest
@@ -125,22 +126,22 @@ class Partition(Transformer):
         self.swap = GroupSwap(n_embd, n_head, qk_norm)
         self.decoder = nn.ModuleList(CrossBlock(n_embd, n_head, cond_dim, dropout, qk_norm) for _ in range(n_decoder))
 
-    def forward(self, z, noise=None, at=None, label=None, group=None):
+    def forward(self, z, noise=None, at=None, label=None, group=None, head=None):
         """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order.
 
-        noise (B, 1), label (B,): as in model.py, for networks with a condition
+        noise (B, 1), label (B,), head, and numbers for `at` in training: as in model.py
         """
         if group is None and at is not None:
-            return self.existing(z, noise, at, label)
+            return self.scored(self.existing(z, noise, at, label), head)
         group = (z == self.mask if group is None else group).byte()                                 # (B, L)
         seen = F.pad(group, (len(self.start), 0), value=2)                   # (B, S + L) start is in neither group
         places = torch.arange(z.shape[1], device=z.device)[None]                                    # (1, L)
         within = lambda b, head, q, k: group[b, q] == group[b, k]
         across = lambda b, head, q, k: group[b, q] != seen[b, k]
-        return self.logits(z, places, places, within, across, noise, label, slice(None) if at is None else at)
+        return self.scored(self.states(z, places, places, within, across, noise, label, at), head)      # (N|B L, V)
 
     def existing(self, z, noise, at, label):
-        """Encode the tokens of z that exist and decode the positions `at`. -> (N, V)
+        """Encode the tokens of z that exist and decode the positions `at`. -> (N, D)
 
         Rows that ask for nothing are left out, and rows much shorter than the longest go apart: little is padding.
         """
@@ -149,13 +150,13 @@ class Partition(Transformer):
         parts = [rows for rows in (short, asks & ~short) if rows.any()]
         pick = lambda rows: (z[rows], *(a if a is None else a[rows] for a in (noise, at, label)))
         if len(parts) == 0:
-            return self.head.weight.new_zeros(0, self.vocab_size)                                   # (0, V)
+            return self.head.weight.new_zeros(0, self.head.in_features)                             # (0, D)
         if len(parts) == 1:
-            return self.packed(*pick(parts[0]))                                                     # (N, V)
-        logits = torch.cat([self.existing(*pick(rows)) for rows in parts])                          # (N, V)
-        index = torch.arange(len(logits), device=z.device)                                          # (N,)
-        of = [index[rows[:, None].expand_as(at)[at]] for rows in parts]     # where each part's logits stand among all
-        return logits[torch.cat(of).argsort()]                                                      # (N, V)
+            return self.packed(*pick(parts[0]))                                                     # (N, D)
+        h = torch.cat([self.existing(*pick(rows)) for rows in parts])                               # (N, D)
+        index = torch.arange(len(h), device=z.device)                                               # (N,)
+        of = [index[rows[:, None].expand_as(at)[at]] for rows in parts]       # where each part's rows stand among all
+        return h[torch.cat(of).argsort()]                                                           # (N, D)
 
     def packed(self, z, noise, at, label):
         """`existing`, for rows that go together."""
@@ -165,10 +166,11 @@ class Partition(Transformer):
             within = lambda b, head, q, k: k < n[b].clamp(min=1)
             across = lambda b, head, q, k: k < n[b] + len(self.start)
         valid = torch.arange(asked.shape[1], device=z.device) < n_asked[:, None]                    # (B, Q)
-        return self.logits(z.gather(1, places), places, asked, within, across, noise, label, valid)
+        return self.states(z.gather(1, places), places, asked, within, across, noise, label, valid)     # (N, D)
 
-    def logits(self, tokens, places, asked, within, across, noise, label, rows):
-        """(23)-(25) for tokens (B, N) at `places` (1|B, N), asked at places (1|B, Q), of which `rows` get logits."""
+    def states(self, tokens, places, asked, within, across, noise, label, at):
+        """(23)-(25) for tokens (B, N) at `places` (1|B, N), asked at places (1|B, Q): what the head reads at those `at`
+        of them. -> (N, D), or (B, Q, D) for None"""
         h = self.embedding(tokens)                                                                  # (B, N, D)
         c = self.condition(h, noise, label)                                                         # (B, 1, C) or None
         rotary = tuple(a[:, None] for a in angles(places, self.head_size))                       # (1|B, 1, N, hd/2)
@@ -179,8 +181,9 @@ class Partition(Transformer):
         h = self.swap(query.to(h.dtype), view, across)                                              # (B, Q, D) (24)
         for block in self.decoder:
             h = block(h, c, view, across)                                                           # (B, Q, D) (25)
-        shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1)[rows].chunk(2, -1)
-        return self.head(modulate(self.norm(h[rows]), shift, scale))                                # (N|B L, V)
+        shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)
+        h, shift, scale = (rows(a, at) for a in (h, shift, scale))                                  # (N|B L, D) each
+        return modulate(self.norm(h), shift, scale)                                                 # (N|B L, D)
 
     def view(self, states, places, asked):
         """What (24) and (25) look at: `start`, at the places before 0, and the encoder's states."""
@@ -218,6 +221,6 @@ class PGM(MDLM):
         group = corrupt(self.process, x, t, frozen) == self.process.mask                            # (B, L) (20)
         free = torch.ones_like(group[:, :1]) if frozen is None else ~frozen.any(-1, keepdim=True)   # (B, 1)
         hidden = torch.where(group | free, self.process.mask, x)                                    # (B, L)
-        both = lambda z, t, at: denoiser(x, t, at=at, group=group)
-        ce = self.cross_entropy(both, x, hidden, t)                                                 # (B, L)
-        return weights(group, t, self.weighting) * ce / (1 + free.int())                            # (B, L)
+        both = like(denoiser, lambda z, t, at, **head: denoiser(x, t, at=at, group=group, **head))
+        weight = weights(group, t, self.weighting) / (1 + free.int())                               # (B, L)
+        return self.cross_entropy(both, x, hidden, t, weight, frozen)                               # (B, L)

@@ -19,7 +19,7 @@ every process: it asks where something moves. (`python -m claims.masked calls` c
 import torch
 
 from diffusion import corrupt, stratified
-from masked import MDLM, any_order, masked_bound
+from masked import MDLM, any_order, masked_bound, masked_weight
 
 OBJECTIVES = ["t-dse", "t-dce", "lambda-dce", "k-dce"]
 
@@ -36,9 +36,11 @@ class RADD(MDLM):
         u = stratified(len(x), x.device)                                                            # (B, 1)
         if self.objective == "k-dce":
             z, k, n = any_order(self.process, x, u, frozen)                                         # (B, L), (B, 1)
-            return n / k * self.cross_entropy(denoiser, x, z, u)                                    # (B, L)
+            return self.cross_entropy(denoiser, x, z, u, n / k, frozen, share=0.5)                  # (B, L)
         z = corrupt(self.process, x, u, frozen)                                                     # (B, L)
-        return written(self.objective, self.process, self.cross_entropy(denoiser, x, z, u), z, u)   # (B, L)
+        weight = masked_weight(self.process, u)                                                     # (B, 1)
+        nats = self.cross_entropy(denoiser, x, z, u, weight, frozen, share=0.5)                     # (B, L)
+        return nats + written(self.objective, self.process, 0.0, z, u)           # (B, L) and what is not in the CE
 
 
 def written(objective, process, cross_entropy, z, t):

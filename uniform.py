@@ -23,6 +23,7 @@ import math
 import torch
 
 from diffusion import ancestral, corrupt, probabilities, stratified
+from positions import nats_at, widened
 
 
 class Uniform:
@@ -80,16 +81,31 @@ class Hybrid:
 
 def mixture_bound(process, log_x_theta, x, z, t, weight=None):
     """Eq. (2) of this file. log_x_theta (B, L, N) -> (B, L) nats. weight (B, L) stands in for r/q_z to train on."""
+    u, kappa = noise_of(process, x, t)                                                              # (B, L) each
+    terms = mixture_terms(log_x_theta, x, z, kappa, u)                                              # (B, L)
+    return (jump_weight(process, x, z, t) if weight is None else weight) * terms                    # (B, L)
+
+
+def noise_of(process, x, t):
+    """u and kappa at every token. -> (B, L) each"""
     u = process.b(t, torch.zeros_like(x))                                                           # (B, L)
-    kappa = process.alpha(t) / u                                                                    # (B, L)
-    log_p = torch.log1p(kappa[..., None] * log_x_theta.exp())                                       # (B, L, N)
-    at_x = log_p.gather(-1, x[..., None])[..., 0]                                                   # (B, L)
-    text = z < process.n_tokens                                                                     # (B, L)
-    at_z = log_p.gather(-1, torch.where(text, z, 0)[..., None])[..., 0]                             # (B, L)
-    K = kappa * (torch.log1p(kappa) - at_x) + torch.log1p(kappa) - log_p.sum(-1)                    # (B, L)
-    d = torch.where(z == x, torch.log1p(kappa), 0.0) - at_z                                         # (B, L)
-    IS = torch.where(text, torch.expm1(d) - d, 0.0)                                                 # (B, L)
-    return (jump_weight(process, x, z, t) if weight is None else weight) * (u * K + IS)             # (B, L)
+    return u, process.alpha(t) / u
+
+
+def mixture_terms(log_x_theta, x, z, kappa, u):
+    """u K + [z is text] IS, before its weight. log_x_theta (..., N), the others (...) -> (...)"""
+    log_p = torch.log1p(kappa[..., None] * log_x_theta.exp())                                       # (..., N)
+    at_x = log_p.gather(-1, x[..., None])[..., 0]                                                   # (...)
+    text = z < log_p.shape[-1]                                                                      # (...)
+    at_z = log_p.gather(-1, torch.where(text, z, 0)[..., None])[..., 0]                             # (...)
+    K = kappa * (torch.log1p(kappa) - at_x) + torch.log1p(kappa) - log_p.sum(-1)                    # (...)
+    d = torch.where(z == x, torch.log1p(kappa), 0.0) - at_z                                         # (...)
+    return u * K + torch.where(text, torch.expm1(d) - d, 0.0)                                       # (...)
+
+
+def mixture_nats(logits, x, z, kappa, u):
+    """mixture_terms of logits (N, n_tokens). -> (N,)"""
+    return mixture_terms(widened(logits).log_softmax(-1), x, z, kappa, u)                           # (N,)
 
 
 def jump_weight(process, x, z, t):
@@ -101,13 +117,20 @@ def jump_weight(process, x, z, t):
 
 def text_logits(denoiser, z, t, n_tokens):
     """log x_theta at every position: each token may be wrong here, so each counts. -> (B, L, N)"""
-    logits = denoiser(z, t)[..., :n_tokens]                                                         # (B, L, N)
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)            # (B, L, N)
+    return widened(denoiser(z, t)[..., :n_tokens]).log_softmax(-1)                                  # (B, L, N)
 
 
 def unfrozen(term, frozen):
     """Given tokens are never scored."""
     return term if frozen is None else term.masked_fill(frozen, 0.0)                                # (B, L)
+
+
+def weighted_bound(process, denoiser, seen, noise, x, z, t, weight, frozen=None):
+    """weight * (u K + IS) of a network that sees `seen` at the noise level `noise`: z and t, or what stands for them.
+    Each token may be wrong here, so each is scored that is not given. -> (B, L) nats"""
+    at = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen                        # (B, L)
+    u, kappa = noise_of(process, x, t)                                                              # (B, L) each
+    return nats_at(denoiser, seen, noise, at, mixture_nats, (x, z, kappa, u), process.n_tokens, weight, frozen)
 
 
 def draw_bound(process, denoiser, x, frozen=None):
@@ -119,8 +142,8 @@ def draw_bound(process, denoiser, x, frozen=None):
     v = stratified(len(x), x.device)                                                                # (B, 1)
     t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)                                   # (B, 1)
     z = corrupt(process, x, t, frozen)                                                              # (B, L)
-    term = mixture_bound(process, text_logits(denoiser, z, t, process.n_tokens), x, z, t)           # (B, L)
-    return unfrozen(math.pi * (t * (1 - t)).sqrt() * term, frozen)                                  # (B, L)
+    weight = math.pi * (t * (1 - t)).sqrt() * jump_weight(process, x, z, t)                         # (B, L)
+    return weighted_bound(process, denoiser, z, t, x, z, t, weight, frozen)                         # (B, L)
 
 
 class UDLM:
@@ -168,9 +191,8 @@ class GIDD:
             return self.nelbo(denoiser, x, frozen)
         t = stratified(len(x), x.device)                                                            # (B, 1)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
-        log_x_theta = text_logits(denoiser, z, t, self.n_tokens)                                    # (B, L, N)
         weight = self.dynamic_weight(x, z, t)                                                       # (B, L)
-        return unfrozen(mixture_bound(self.process, log_x_theta, x, z, t, weight), frozen)          # (B, L)
+        return weighted_bound(self.process, denoiser, z, t, x, z, t, weight, frozen)                # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
         """-> (B, L) nats, an upper bound in the mean."""

@@ -1,0 +1,118 @@
+"""
+Fast forms, each beside the plain one. Optional: without this file everything works, and is slower, or needs more memory.
+"""
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+# ---- head and loss
+#
+# The loss of one position needs its V logits, and so does the gradient: dlogits = softmax - onehot, for a
+# cross-entropy. So a chunk of rows is scored, its gradients to hidden states and head are taken on the spot, and its
+# logits are forgotten: 3 matrix products, as in the plain form, and never more than a chunk in memory.
+
+
+def cross_entropy(logits, pull, x):
+    """-log softmax(logits)[x], (n,) nats, and pull times its gradient, which takes the place of the logits (n, V)."""
+    own, top = logits.gather(-1, x[:, None]), logits.amax(-1, keepdim=True)                         # (n, 1) each
+    e = logits.sub_(top).exp_()                                                                     # (n, V)
+    total = e.sum(-1, keepdim=True)                                                                 # (n, 1)
+    nats = (total.log() + top - own)[:, 0]                                                          # (n,)
+    if pull is None:
+        return nats, None
+    return nats, e.mul_(pull[:, None] / total).scatter_add_(-1, x[:, None], -pull[:, None])         # (n,), (n, V)
+
+
+def mixture_nats(logits, pull, x, z, kappa, u):
+    """u K + [z is text] IS of uniform.py, (n,) nats, and pull times its gradient (n, V).
+
+    With p = softmax(logits) and r_v = kappa / (1 + kappa p_v), the derivative of log(1 + kappa p_v), and d as there:
+        K  = const - kappa log(1 + kappa p_x) - sum_v log(1 + kappa p_v)    dK/dp_v  = -r_v (1 + kappa [v = x])
+        IS = e^d - 1 - d,  d = const - log(1 + kappa p_z)                   dIS/dp_v = [v = z] r_v (1 - e^d)
+    and through the softmax, for G_v = u dK/dp_v + dIS/dp_v:  dlogits_v = p_v (G_v - sum_w p_w G_w).
+    """
+    text, p = (z < logits.shape[-1])[:, None], logits.softmax(-1)                                   # (n, 1), (n, V)
+    x, z, kappa, u = x[:, None], torch.where(text, z[:, None], 0), kappa[:, None], u[:, None]       # (n, 1) each
+    log_p = torch.mul(p, kappa, out=logits).log1p_()                                                # (n, V)
+    at_x, at_z = log_p.gather(-1, x), log_p.gather(-1, z)                                           # (n, 1) each
+    K = kappa * (kappa.log1p() - at_x) + kappa.log1p() - log_p.sum(-1, keepdim=True)                # (n, 1)
+    d = torch.where(x == z, kappa.log1p(), 0.0) - at_z                                              # (n, 1)
+    nats = (u * K + torch.where(text, torch.expm1(d) - d, 0.0))[:, 0]                               # (n,)
+    if pull is None:
+        return nats, None
+    G = log_p.neg_().exp_().mul_(-u * kappa)                                                        # (n, V) -u r_v
+    G.scatter_add_(-1, x, -u * kappa ** 2 * (-at_x).exp())                                          # (n, V)
+    G.scatter_add_(-1, z, torch.where(text, -torch.expm1(d) * kappa * (-at_z).exp(), 0.0))          # (n, V)
+    mean = torch.linalg.vecdot(p, G)[:, None]                                                       # (n, 1)
+    return nats, G.sub_(mean).mul_(p).mul_(pull[:, None])                                           # (n,), (n, V)
+
+
+class HeadLoss(torch.autograd.Function):
+    """scale * rule(head(h)), with the gradients of sum(free * that), made along with it."""
+
+    @staticmethod
+    def forward(ctx, rule, n_tokens, grad, low, scale, free, h, weight, bias, *facts):
+        w, b, nats, dh = weight[:n_tokens].to(low), bias[:n_tokens].to(low), [], []                 # (n, D), (n,)
+        dw, db = (torch.zeros_like(a) if grad else None for a in (weight, bias))                    # (V, D), (V,)
+        pull = scale * free if grad else None                                                       # (N,)
+        for rows in parts(len(h), n_tokens, h.device):
+            part = h[rows].to(low)                                                                  # (m, D)
+            logits = F.linear(part, w, b)                                                           # (m, n)
+            logits = logits if logits.dtype == torch.float64 else logits.float()                    # (m, n)
+            own = (a[rows].to(logits.dtype) if a.is_floating_point() else a[rows] for a in facts)   # (m,) each
+            value, dlogits = rule(logits, pull[rows].to(logits.dtype) if grad else None, *own)      # (m,), (m, n)
+            nats.append(value * scale[rows].to(value.dtype))                                        # (m,)
+            if grad:
+                db[:n_tokens] += dlogits.sum(0)
+                dlogits = dlogits.to(low)                                                           # (m, n)
+                dh.append((dlogits @ w).to(h.dtype))                                                # (m, D)
+                if low == weight.dtype:
+                    dw[:n_tokens].addmm_(dlogits.T, part)
+                else:
+                    dw[:n_tokens] += dlogits.T @ part
+        if grad:
+            ctx.save_for_backward(free, torch.cat(dh), dw, db)
+        return torch.cat(nats)                                                                      # (N,)
+
+    @staticmethod
+    def backward(ctx, g):
+        """g (N,) should be free times one number; where it is not, that number is nan, and so is every gradient."""
+        free, dh, dw, db = ctx.saved_tensors
+        c = g / free if len(g) else torch.zeros_like(db[:1])                                        # (N,)
+        low, high = c.amin(), c.amax()                                                              # () each
+        c = torch.where(high - low <= 1e-4 * high.abs(), high, torch.nan).to(dw.dtype)              # ()
+        dw = dw * c if torch.compiler.is_compiling() else dw.mul_(c)         # in place: it is the largest of all
+        facts = len(ctx.needs_input_grad) - 9
+        return *[None] * 6, dh * c.to(dh.dtype), dw, db * c, *[None] * facts
+
+
+def parts(n, V, device):
+    """Slices of n rows of V logits, as many rows as stay in the cache of a CPU, or keep a GPU busy."""
+    rows = max(1, (2 ** 23 if device.type == "cpu" else 2 ** 27) // V)
+    return [slice(i, min(i + rows, n)) for i in range(0, max(1, n), rows)]
+
+
+def head_loss(h, weight, bias, rule, n_tokens, scale=None, free=None, facts=()):
+    """scale * rule(logits of the first n_tokens symbols, *facts), of hidden states h (N, D). -> (N,) nats
+
+    scale, free (N,), None for ones; facts (N,) each. What the caller does with the result must be a sum weighted by
+    `free` times any one number, or the gradients are nan.
+    """
+    grad = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
+    kind = h.device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+    ones = torch.ones(len(h), device=h.device)                                                      # (N,)
+    scale, free = (ones if a is None else a for a in (scale, free))                                 # (N,) each
+    with torch.autocast(kind, enabled=False):                # what is done in which precision is said above
+        return HeadLoss.apply(rule, n_tokens, grad, low, scale, free, h, weight, bias, *facts)      # (N,)
+
+
+def head_loss_plain(h, weight, bias, rule, n_tokens, scale=None, free=None, facts=()):
+    """The same by autograd, which holds (N, V) several times over, with the plain rule, rule(logits, *facts). Any use
+    may be made of the result: `free` is of none here."""
+    nats = rule(F.linear(h, weight, bias)[:, :n_tokens], *facts)                                    # (N,)
+    return nats if scale is None else nats * scale.to(nats.dtype)                                   # (N,)
+
+
+FAST = {rule.__name__: partial(head_loss, rule=rule) for rule in (cross_entropy, mixture_nats)}
