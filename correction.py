@@ -17,7 +17,7 @@ texts, and less varied ones. x_theta at t = 0 is p(x_l | all others), for masks 
 """
 import torch
 
-from diffusion import ancestral, categorical, probabilities
+from diffusion import ancestral, categorical, draw_at, probabilities
 from masked import highest
 
 T_CORRECT, PATIENCE = 0.1, 32                                # self-correct: temperature; rounds without a better text
@@ -25,9 +25,8 @@ T_CORRECT, PATIENCE = 0.1, 32                                # self-correct: tem
 
 def opened(denoiser, process, z, t, at, law):
     """Draw the tokens `at` (B, L) from x_theta. -> z (B, L), c: their probabilities (N,)"""
-    p = law(denoiser(z, t, at=at)[:, :process.n_tokens])                                            # (N, n_tokens)
-    new = categorical(p)                                                                            # (N,)
-    return z.masked_scatter(at, new), p.gather(-1, new[:, None])[:, 0]                              # (B, L), (N,)
+    new, c = draw_at(denoiser, z, t, at, law, process.n_tokens)                                     # (N,) each
+    return z.masked_scatter(at, new), c                                                             # (B, L), (N,)
 
 
 def remask(belief, z, process, room):

@@ -23,9 +23,12 @@ A process is any object with alpha(t), dalpha(t), b(t, v), db(t, v), draw_noise(
 text symbols: ids from there on are special.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+
+from positions import kernels
 
 
 def stratified(n, device="cpu"):
@@ -108,6 +111,17 @@ def categorical(p):
     return torch.searchsorted(cdf, u, right=True).minimum(last)[..., 0]                             # (...)
 
 
+def draw_at(denoiser, z, t, at, law, n_tokens, of=None):
+    """One draw from law(logits) at each position `at` (B, L), and the probability of the id `of` there, (N,), or of the
+    draw. -> ids (N,), p (N,)"""
+    if kernels and getattr(denoiser, "fuses", False):        # in place of its head: no (N, V) float64
+        return denoiser(z, t, at=at, head=partial(kernels.draw, law=law, categorical=categorical, n_tokens=n_tokens,
+                                                  of=of))
+    p = law(denoiser(z, t, at=at)[:, :n_tokens])                                                    # (N, n_tokens)
+    ids = categorical(p)                                                                            # (N,)
+    return ids, p.gather(-1, (ids if of is None else of)[:, None])[:, 0]                            # (N,), (N,)
+
+
 @torch.no_grad()
 def step(process, denoiser, z, frozen, s, t, law=probabilities):
     """One draw of eq. (3), from z_t to z_s, for any process; s and t (B, 1) or (B, L) float64. -> (B, L)
@@ -130,9 +144,9 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
     new = torch.where(to_text, z, process.draw_noise(s, z))                                         # (B, L)
     ask = moves & (to_text | (z < process.n_tokens))                                                # (B, L)
     if ask.any():
-        x_theta = law(denoiser(z, t.float(), at=ask)[:, :process.n_tokens])                         # (N, n_tokens)
-        new[ask] = torch.where(to_text[ask], categorical(x_theta), new[ask])                        # (N,)
-        own = x_theta.gather(-1, z[ask].clamp(max=process.n_tokens - 1)[:, None])[:, 0]             # (N,) x_theta(z)
+        of = z[ask].clamp(max=process.n_tokens - 1)                                                 # (N,)
+        word, own = draw_at(denoiser, z, t.float(), ask, law, process.n_tokens, of)                 # (N,), x_theta(z)
+        new[ask] = torch.where(to_text[ask], word, new[ask])                                        # (N,)
         own = torch.where(z[ask] < process.n_tokens, own, 0.0) * alpha_t.expand_as(z)[ask]          # (N,)
         moves[ask] = coin()[ask] * (own + b_z[ask]) < b_z[ask]                                      # (N,) eq. (5)
     return torch.where(moves, new, z)                                                               # (B, L)

@@ -44,7 +44,8 @@ class Config:
     num_samples: int = flag(256, "samples per line of the report", least=2)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
-    compile: bool = flag(False, "torch.compile the network")
+    compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
+        "", "default", "reduce-overhead", "max-autotune"], alone="default")
     log_interval: int = flag(10, "steps between looks at the loss", least=1)
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
 

@@ -4,9 +4,9 @@ The command line: one dataclass per script, one flag per field, and one line for
     @dataclass
     class Config:
         max_iters: int = flag(2000, "training steps", least=1)
-        compile: bool = flag(False, "torch.compile the network")
+        watch: bool = flag(False, "show the text")
 
-    config, given = parse(Config)    # reads --max_iters 10, --max-iters=10, --compile, --compile=False, --no-compile
+    config, given = parse(Config)    # reads --max_iters 10, --max-iters=10, --watch, --watch=False, --no-watch
     with one_line_errors(): ...      # BadInput, a full disk or Ctrl-C end the script with a sentence, not a traceback
 
 Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch: --help and typos are answered
@@ -20,14 +20,16 @@ import os
 import signal
 import sys
 from dataclasses import field, fields
+from functools import partial
 
 from data import BadInput
 
 
-def flag(default, help, choices=None, least=-math.inf, most=math.inf, **instead):
-    """One flag. A number must lie between least and most. instead: other defaults for some --data, or where a flag of
-    that name is given, as in toy=600, sft=700; the last one holds."""
-    about = {"help": help, "choices": choices, "range": (least, most), "instead": instead}
+def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None, **instead):
+    """One flag. A number must lie between least and most. alone: what a word means that is given without a value.
+    instead: other defaults for some --data, or where a flag of that name is given, as in toy=600, sft=700; the last
+    one holds."""
+    about = {"help": help, "choices": choices, "range": (least, most), "alone": alone, "instead": instead}
     return field(default=default, metadata=about)
 
 
@@ -37,6 +39,11 @@ def boolean(text):
     if text.lower() in ("false", "0", "no", "off"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def switched(alone, text):
+    """The value of a flag that can stand alone, and so be said to be True or False as well."""
+    return {"true": alone, "false": ""}.get(text.lower(), text)
 
 
 def nearest(word, words):
@@ -61,10 +68,13 @@ def parse(cls, argv=None):
     parser = Parser(description=sys.modules[cls.__module__].__doc__, argument_default=argparse.SUPPRESS,
                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(cls):
+        alone = f.metadata["alone"]
         extra = dict(type=boolean, nargs="?", const=True) if f.type is bool else dict(type=f.type)
+        extra = extra if alone is None else dict(type=partial(switched, alone), nargs="?", const=alone)
         parser.add_argument("--" + f.name, metavar=f.type.__name__, help=describe(f), **extra)
-        if f.type is bool:
-            parser.add_argument("--no_" + f.name, dest=f.name, action="store_false", help=argparse.SUPPRESS)
+        if f.type is bool or alone is not None:
+            parser.add_argument("--no_" + f.name, dest=f.name, action="store_const", help=argparse.SUPPRESS,
+                                const=False if f.type is bool else "")
     values, unknown = parser.parse_known_args([underscored(word) for word in argv])
     given = vars(values)
     if unknown:

@@ -1,6 +1,7 @@
 """
 Fast forms, each beside the plain one. Optional: without this file everything works, and is slower, or needs more memory.
 """
+import importlib.util
 from functools import partial
 
 import torch
@@ -116,3 +117,32 @@ def head_loss_plain(h, weight, bias, rule, n_tokens, scale=None, free=None, fact
 
 
 FAST = {rule.__name__: partial(head_loss, rule=rule) for rule in (cross_entropy, mixture_nats)}
+
+
+# ---- draw
+
+def draw(h, weight, bias, law, categorical, n_tokens, of=None):
+    """One draw from law(logits) per row of h (N, D), and the probability under it of the ids `of` (N,), or, for None,
+    of the draw. -> ids (N,), p (N,) float64. In chunks of rows; on a GPU, where the law is a softmax at some
+    temperature, by the kernels of draw.py."""
+    temperature = temperature_of(law)
+    if h.is_cuda and temperature and importlib.util.find_spec("triton"):
+        from draw import draw as in_tiles
+        return in_tiles(h, weight[:n_tokens], bias[:n_tokens], temperature, of)                     # (N,), (N,)
+    drawn = [draw_plain(h[rows], weight, bias, law, categorical, n_tokens, None if of is None else of[rows])
+             for rows in parts(len(h), n_tokens, h.device)]
+    return tuple(torch.cat(part) for part in zip(*drawn))
+
+
+def draw_plain(h, weight, bias, law, categorical, n_tokens, of=None):
+    """The same with (N, V) logits, and as many float64 numbers twice: the law and its sums."""
+    p = law(F.linear(h, weight, bias)[:, :n_tokens])                                                # (N, n_tokens)
+    ids = categorical(p)                                                                            # (N,)
+    return ids, p.gather(-1, (ids if of is None else of)[:, None])[:, 0]                            # (N,), (N,)
+
+
+def temperature_of(law):
+    """The temperature, if softmax(logits / temperature) is all that the law is, else None."""
+    options = {"temperature": 1.0, "top_p": 1.0, **getattr(law, "keywords", {})}
+    plain = getattr(law, "func", law).__name__ == "probabilities" and not getattr(law, "args", ())
+    return options["temperature"] if plain and options["top_p"] == 1 and options["temperature"] > 0 else None

@@ -17,6 +17,7 @@ from data import tokenizer
 from evaluate import estimate
 from model import Told
 from optim import learning_rate, make_optimizers
+from positions import compiled, like
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # set by torchrun
 
@@ -37,9 +38,10 @@ class Learner:
         self.model = checkpoint.network(config, self.method, len(self.classes)).to(device)
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
-        self.denoiser = torch.compile(self.model) if config.compile else self.model
+        self.model.static = bool(config.compile) or device.type == "cuda"        # no size that depends on the noise
+        self.denoiser = compiled(self.model, config.compile)
         if WORLD > 1:
-            self.denoiser = torch.nn.parallel.DistributedDataParallel(self.denoiser)
+            self.denoiser = like(self.model, torch.nn.parallel.DistributedDataParallel(self.denoiser))
         self.half = config.dtype == "bfloat16"
 
     def step(self, step):

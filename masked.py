@@ -19,7 +19,7 @@ variance is infinite.
 """
 import torch
 
-from diffusion import ancestral, categorical, corrupt, probabilities, stratified
+from diffusion import ancestral, corrupt, draw_at, probabilities, stratified
 from positions import cross_entropy, nats_at
 
 
@@ -138,7 +138,8 @@ def first_hitting(process, denoiser, z, frozen, steps, law=probabilities):
         k = transfer(n, left)                                                                       # (B, 1) open now
         tau = tau * torch.distributions.Beta((n - k + 1).clamp(min=1), k.clamp(min=1)).sample()     # (B, 1)
         at = highest(torch.rand(z.shape, device=z.device).masked_fill(~masked, -1), k)              # (B, L) where
-        z = z.masked_scatter(at, categorical(law(denoiser(z, tau.float(), at=at)[:, :process.n_tokens])))   # what
+        what, _ = draw_at(denoiser, z, tau.float(), at, law, process.n_tokens)                      # (N,)
+        z = z.masked_scatter(at, what)                                                              # (B, L)
         yield z
 
 
@@ -155,9 +156,7 @@ def confidence(process, denoiser, z, frozen, steps, law=probabilities):
         if not n.any():
             return
         t = n / z.shape[1]                                                                          # (B, 1)
-        p = law(denoiser(z, t, at=masked)[:, :process.n_tokens])                                    # (N, n_tokens)
-        drawn = categorical(p)                                                                      # (N,)
-        belief = p.gather(-1, drawn[:, None])[:, 0]                                                 # (N,)
-        score = torch.full(z.shape, -1.0, dtype=p.dtype, device=z.device).masked_scatter(masked, belief)  # (B, L)
+        drawn, belief = draw_at(denoiser, z, t, masked, law, process.n_tokens)                      # (N,) each
+        score = torch.full(z.shape, -1.0, dtype=belief.dtype, device=z.device).masked_scatter(masked, belief)
         z = torch.where(highest(score, transfer(n, left)), z.masked_scatter(masked, drawn), z)      # (B, L)
         yield z

@@ -87,6 +87,11 @@ def moved(at, L, width):
     return F.pad(at, (0, width - L)) if at.dtype == torch.bool else at // L * width + at % L
 
 
+def compiled(network, mode):
+    """The network by torch.compile in the mode of --compile, or as it is."""
+    return torch.compile(network, mode=None if mode in (True, "default") else mode) if mode else network
+
+
 def like(denoiser, call):
     """`call`, a denoiser made from another one, with what that one says that it can do."""
     call.fuses, call.static = getattr(denoiser, "fuses", False), getattr(denoiser, "static", False)

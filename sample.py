@@ -80,7 +80,7 @@ class Counted:
 
     def __init__(self, denoiser):
         self.denoiser, self.calls, self.texts, self.positions = denoiser, 0, 0, 0
-        self.caches = getattr(denoiser, "caches", False)
+        self.caches, self.fuses = (getattr(denoiser, name, False) for name in ("caches", "fuses"))
 
     def __call__(self, z, t, at=None, **layout):
         self.calls += 1

@@ -1,0 +1,170 @@
+"""
+What the fast forms of kernels.py are worth, each against its plain form, in one run, in turns.
+
+    python -m claims.kernels head       head and loss alone, and the whole training step: CPU time and peak memory
+
+Medians over `rounds`, in which the variants take turns, with the spread of the ratio to the first variant (its
+quartiles). Memory is the peak of a process of its own (Linux): with the weights for the step, above them for the head.
+"""
+import sys
+from dataclasses import dataclass
+
+from flags import flag, one_line_errors, parse
+
+
+@dataclass
+class Config:
+    command: str = flag("", "what to measure; also the first word", ["head"])
+    n_embd: int = flag(384, "width", least=8)
+    n_layer: int = flag(6, "blocks of the whole step", least=1)
+    vocab_size: int = flag(50258, "symbols, the mask included", least=3)
+    block_size: int = flag(256, "tokens per text", least=1)
+    batch_size: int = flag(4, "texts", least=1)
+    rounds: int = flag(7, "turns of each variant", least=1)
+    dtype: str = flag("float32", "of matrix products", ["float32", "bfloat16"])
+    method: str = flag("mdlm", "mdlm or udlm", ["mdlm", "udlm"])
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:] if sys.argv[1:2] == [] or sys.argv[1].startswith("-") else ["--command", *sys.argv[1:]]
+    CONFIG, GIVEN = parse(Config, words)
+
+import multiprocessing  # noqa: E402
+import resource
+import statistics
+import time
+
+import torch
+
+import bench
+import positions
+from data import BadInput
+from diffusion import corrupt, stratified
+from masked import masked_weight
+from methods import make_method
+from model import Transformer
+from uniform import jump_weight, mixture_bound, mixture_nats, noise_of
+
+
+# ---- what is compared
+
+def everywhere(method, denoiser, x):
+    """The plain loss of research code: logits and loss at all positions, and then most of them multiplied by 0."""
+    t = stratified(len(x), x.device)                                                                # (B, 1)
+    z = corrupt(method.process, x, t)                                                               # (B, L)
+    log_p = denoiser(z, t)[..., :method.n_tokens].float().log_softmax(-1)                           # (B, L, V)
+    if not hasattr(method.process, "mask"):
+        return mixture_bound(method.process, log_p, x, z, t)                                        # (B, L)
+    ce = -log_p.gather(-1, x[..., None])[..., 0]                                                    # (B, L)
+    return masked_weight(method.process, t) * ce * (z == method.process.mask)                       # (B, L)
+
+
+def selected(method, denoiser, x, fuses):
+    """The same loss where it counts."""
+    t = stratified(len(x), x.device)                                                                # (B, 1)
+    z = corrupt(method.process, x, t)                                                               # (B, L)
+    denoiser.fuses = fuses
+    if hasattr(method.process, "mask"):
+        return method.cross_entropy(denoiser, x, z, t, masked_weight(method.process, t), share=0.5)  # (B, L)
+    (u, kappa), at = noise_of(method.process, x, t), torch.ones_like(x, dtype=torch.bool)           # (B, L) each
+    weight = jump_weight(method.process, x, z, t)                                                   # (B, L)
+    return positions.nats_at(denoiser, z, t, at, mixture_nats, (x, z, kappa, u), method.n_tokens, weight)
+
+
+LOSSES = {"everywhere": everywhere, "selected, plain": lambda *a: selected(*a, fuses=False),
+          "selected, in chunks": lambda *a: selected(*a, fuses=True)}
+
+
+class HeadAlone(torch.nn.Module):
+    """A network whose body is nothing: hidden states that do not depend on the text, and the head."""
+
+    static = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.h = torch.nn.Parameter(torch.randn(config.batch_size, config.block_size, config.n_embd))
+        self.head = torch.nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, z, t, at=None, head=None):
+        h = self.h if at is None else self.h[at]                                                    # (N, D)
+        return self.head(h) if head is None else head(h, self.head.weight, self.head.bias)          # (N, V)
+
+
+def whole(config, method):
+    torch.manual_seed(0)
+    cond = 128 if method.uses_time else 0
+    return Transformer(config.vocab_size, config.n_layer, max(1, config.n_embd // 64), config.n_embd, cond)
+
+
+def stepper(config, alone, loss):
+    """-> a function that takes one step: loss, gradients, and for the whole network the optimizer."""
+    method = make_method(config.method, config.vocab_size - (config.method == "mdlm"))
+    torch.manual_seed(0)
+    net = HeadAlone(config) if alone else whole(config, method)
+    adam = None if alone else torch.optim.AdamW(net.parameters(), fused=True)
+    x = torch.randint(method.n_tokens, (config.batch_size, config.block_size))                      # (B, L)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            nats = LOSSES[loss](method, net, x).mean()                                              # ()
+        nats.backward()
+        if adam:
+            adam.step()
+        net.zero_grad(set_to_none=True)
+        return nats.item()
+    return step
+
+
+# ---- how
+
+def memory(config, alone, loss):
+    """MB at the peak of a step, of a process of its own: above the weights for the head alone, else with them."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak, (config, alone, loss))
+
+
+def peak(config, alone, loss):
+    torch.set_num_threads(1)
+    resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    before = resident()
+    step = stepper(config, alone, loss)
+    before = resident() if alone else before
+    step(), step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2 ** 20
+
+
+def in_turns(variants, rounds):
+    """name -> CPU seconds of each round; the first round, which touches fresh memory, is left out."""
+    seconds = {name: [] for name in variants}
+    for _ in range(rounds + 1):
+        for name, run in variants.items():
+            began = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - began)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def head(config):
+    print(f"{bench.hardware()}\n{config.method}, V = {config.vocab_size:,}, d = {config.n_embd}, {config.batch_size} "
+          f"texts of {config.block_size} tokens, {config.dtype}, {config.rounds} rounds")
+    for alone in (True, False):
+        what = "head and loss alone" if alone else f"whole step, {config.n_layer} layers"
+        print(f"{what:<30}{'CPU ms':>9}{'times faster (quartiles)':>28}{'peak MB':>10}{'share':>7}")
+        seconds = in_turns({name: stepper(config, alone, name) for name in LOSSES}, config.rounds)
+        first = seconds["everywhere"]
+        full = memory(config, alone, "everywhere")
+        for name, values in seconds.items():
+            ratios = sorted(a / b for a, b in zip(first, values))
+            low, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.25, 0.75))
+            peak = full if name == "everywhere" else memory(config, alone, name)
+            spread = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+            print(f"  {name:<28}{1000 * statistics.median(values):>9.0f}{spread:>28}{peak:>10.0f}{peak / max(1, full):>7.2f}",
+                  flush=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        torch.set_num_threads(1)
+        if not CONFIG.command:
+            raise BadInput("say what to measure: python -m claims.kernels head")
+        {"head": head}[CONFIG.command](CONFIG)

@@ -1,0 +1,92 @@
+"""Draws that never hold the logits: the law that the plain form draws, tails included, and the sampler through them."""
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from world import surprise
+
+import kernels
+from diffusion import categorical, probabilities, step
+from masked import MDLM
+from model import Transformer
+from uniform import UDLM
+
+ROOT, N = Path(__file__).parent.parent, 5
+DRAWS = {"in chunks": kernels.draw, "plain": kernels.draw_plain}
+
+
+@pytest.mark.parametrize("form", DRAWS)
+@pytest.mark.parametrize("law", [probabilities, partial(probabilities, temperature=0.5),
+                                 partial(probabilities, top_p=0.8)], ids=["softmax", "sharp", "nucleus"])
+def test_the_draw_has_the_law(form, law, monkeypatch):
+    """40,000 draws in two rows, in chunks of 1,000; the last symbol, a mask, is never drawn."""
+    monkeypatch.setattr(kernels, "parts", lambda n, V, device: [slice(i, i + 1000) for i in range(0, n, 1000)])
+    torch.manual_seed(1)
+    rows, weight, bias = torch.randn(2, 3), torch.randn(N + 1, 3), torch.randn(N + 1)
+    h = rows.repeat_interleave(20_000, 0)                                                               # (n, 3)
+    ids, p = DRAWS[form](h, weight, bias, law, categorical, N)
+    laws = law((rows @ weight.T + bias)[:, :N])                                                         # (2, N)
+    for part, of, true in zip(ids.chunk(2), p.chunk(2), laws):
+        assert surprise(part, true) < 4.5
+        torch.testing.assert_close(of, true[part], rtol=1e-5, atol=1e-9)
+    _, p = DRAWS[form](h[:4], weight, bias, law, categorical, N, torch.tensor([0, 1, 2, 3]))
+    torch.testing.assert_close(p, laws[0, :4], rtol=1e-5, atol=1e-9)
+
+
+def test_a_walk_in_chunks_draws_the_same_texts():
+    for method in (MDLM(N), UDLM(N)):
+        torch.manual_seed(2)
+        net = Transformer(method.vocab_size, n_layer=1, n_head=1, n_embd=8, cond_dim=4)
+        torch.nn.init.normal_(net.head.weight, std=2.0)
+        t, s = (torch.full((64, 1), value, dtype=torch.float64) for value in (0.9, 0.2))
+        z, nothing, texts = method.prior((64, 8)), torch.zeros(64, 8, dtype=torch.bool), []
+        for net.fuses in (True, False):
+            torch.manual_seed(3)
+            texts.append(step(method.process, net, z, nothing, s, t))
+        assert torch.equal(*texts) and not torch.equal(texts[0], z)
+
+
+INTERPRETED = """
+import sys, torch
+sys.path[:0] = {path!r}
+from world import surprise
+from draw import draw
+torch.set_num_threads(1); torch.manual_seed(0)
+def law_of(rows, weight, bias, temperature):
+    return ((rows.double() @ weight.double().T + bias.double()) / temperature).softmax(-1)
+# three tiles and a bit, a width that is no power of two, fp32 and fp16, temperatures
+for dtype, temperature, D in ((torch.float32, 1.0, 20), (torch.float16, 0.7, 32)):
+    rows, weight, bias = torch.randn(2, D).to(dtype), torch.randn(300, D).to(dtype), torch.randn(300)
+    ids, p = draw(rows.repeat_interleave(1500, 0), weight, bias, temperature)
+    for part, of, true in zip(ids.chunk(2), p.chunk(2), law_of(rows, weight, bias, temperature)):
+        groups = torch.arange(300) % 7                       # both the tile and the symbol in it are in each group
+        for group in (groups, torch.arange(300) // 128):
+            assert surprise(group[part], torch.zeros(int(group.max()) + 1).double().index_add(0, group, true)) < 4.5
+        assert ((of / true[part] - 1).abs() < (1e-4 if dtype == torch.float32 else 1e-2)).all()
+assert draw(rows[:0], weight, bias)[0].shape == (0,)
+assert (draw(rows, weight, bias, of=torch.tensor([299, 0]))[1] / law_of(rows, weight, bias, 1)[[0, 1], [299, 0]] - 1
+        ).abs().max() < 1e-2
+# tails: 1e-9 in another tile and 1e-9 in the same one; forced uniforms fall on either side of both
+weight, h = torch.zeros(130, 16), torch.zeros(4, 16)
+bias = torch.full((130,), -float("inf")); bias[3], bias[5], bias[129] = 0.0, -20.7232658, -20.7232658
+real = torch.rand
+torch.rand = lambda *shape, **kind: torch.tensor([[0.5, 1 - 0.5e-9, 0.5, 1 - 3e-9], [0.5, 0.5, 1 - 0.5e-9, 1 - 3e-9]]
+                                                 , dtype=torch.float64)[..., None]
+ids, p = draw(h, weight, bias)
+assert ids.tolist() == [3, 129, 5, 3], ids
+assert (p - torch.tensor([1, 1e-9, 1e-9, 1]).double()).abs().max() < 1e-8
+torch.rand = real
+print("exact")
+"""
+
+
+def test_the_triton_kernels_draw_the_law_and_see_its_tails():
+    """Interpreted, in a process of its own: Triton asks for that when it is imported."""
+    pytest.importorskip("triton")
+    run = subprocess.run([sys.executable, "-c", INTERPRETED.format(path=[str(ROOT), str(ROOT / "tests")])],
+                         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.stdout == "exact\n", run.stderr[-2000:]
