@@ -51,7 +51,7 @@ from model import Told
 from oracle import classifier as exact_classifier
 from oracle import exact
 from sample import Counted, generate
-from steering import end_of_text, law_of, sampler_of, steer
+from steering import compiled_by, end_of_text, law_of, sampler_of, steer
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)                            # levels of noise at which a classifier is examined
 
@@ -143,7 +143,7 @@ def answered(model, corpus, config, device):
     sampler = sampler_of(config, model.config.method, model.encoding)
     if hasattr(model.method, "stop"):                        # ar and bd3lm
         model.method.stop = end_of_text(model.encoding)
-    denoiser = Counted(model.denoiser)
+    denoiser = Counted(compiled_by(config, model))
     rows = chat.examine(model, denoiser, corpus, config, sampler, law_of(config), device)
     return {"answers": rows, "network_calls": denoiser.calls, "steps": config.steps, "sampler": config.sampler}
 
@@ -152,7 +152,7 @@ def draw(model, corpus, config, device):
     """Samples of the model, in batches, each as long as its training texts. -> (num_samples, L)"""
     torch.manual_seed(config.seed)
     law, sampler = law_of(config), sampler_of(config, model.config.method, model.encoding)
-    denoiser, sampler = steer(config, model, model.denoiser, sampler, device)
+    denoiser, sampler = steer(config, model, compiled_by(config, model), sampler, device)
     sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
     return torch.cat([generate(model.method, denoiser, n, corpus.block_size, config.steps, sampler, law, device)
                       for n in sizes])                                                                  # (n, L)

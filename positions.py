@@ -106,10 +106,10 @@ class Bucketed:
         self.network, self.compiled, self.graphs = network, compiled(network, mode), mode == "reduce-overhead"
 
     def __call__(self, z, t, at=None, **layout):
-        if at is None or layout:
+        if at is None or layout.keys() - {"label"}:
             return self.network(z, t, at=at, **layout)
         numbers = at.flatten().nonzero()[:, 0]                                                      # (N,)
         room = min(at.numel(), 1 << max(0, len(numbers) - 1).bit_length())
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()       # the logits of the last call are not needed any more
-        return self.compiled(z, t, at=F.pad(numbers, (0, room - len(numbers))))[:len(numbers)]      # (N, V)
+        return self.compiled(z, t, at=F.pad(numbers, (0, room - len(numbers))), **layout)[:len(numbers)]    # (N, V)

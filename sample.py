@@ -52,7 +52,7 @@ from decoding import windows
 from diffusion import ancestral, probabilities
 from oracle import exact
 from screen import Screen
-from steering import end_of_text, law_of, sampler_of, steer
+from steering import compiled_by, end_of_text, law_of, sampler_of, steer
 
 
 def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
@@ -171,7 +171,7 @@ def main(config):
         model.method.stop = end_of_text(encoding)
         model.method.window = window_of(config.window or L, model.method)
     torch.manual_seed(config.seed)
-    denoiser, began = Counted(model.denoiser), time.time()
+    denoiser, began = Counted(compiled_by(config, model)), time.time()
     if config.chat:
         screen = lambda: Screen() if config.watch and not config.json else None
         return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)

@@ -39,5 +39,7 @@ class Sampling:
     classifier: str = flag("", "folder of a classifier that guides a model without labels; toy: exact is exact")
     classifier_order: str = flag("first", "ask it once a step, or for each change", choices=["first", "exact"])
     candidates: int = flag(200, "ar with a classifier: words that it rates at each place", least=1)
+    compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
+        "", "default", "reduce-overhead", "max-autotune"], alone="default")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = flag(1337, "of all draws", least=0, most=10**9)

@@ -11,11 +11,24 @@ from data.toy import ToyCorpus
 from diffusion import probabilities
 from guidance import by_classifier, by_label, label_of, noise_read
 from methods import make_sampler
+from model import Transformer
 from oracle import classifier
+from positions import Bucketed
 
 
 def law_of(config):
     return partial(probabilities, temperature=config.temperature, top_p=config.top_p)
+
+
+def compiled_by(config, model):
+    """The denoiser of a checkpoint, through torch.compile if the flags say so."""
+    if not config.compile:
+        return model.denoiser
+    if (not isinstance(model.denoiser, Transformer) or model.config.method in ("ar", "bd3lm", "pgm")
+            or config.cache != "none"):
+        raise BadInput("--compile is for networks that read whole texts: not for the exact denoiser, nor for ar, bd3lm "
+                       "and pgm, which read a part of it, nor for --cache")
+    return Bucketed(model.denoiser, config.compile)
 
 
 def end_of_text(encoding):

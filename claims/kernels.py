@@ -30,7 +30,6 @@ if __name__ == "__main__":
     CONFIG, GIVEN = parse(Config, words)
 
 import multiprocessing  # noqa: E402
-import resource
 import statistics
 import time
 
@@ -125,12 +124,16 @@ def memory(config, alone, loss):
 
 def peak(config, alone, loss):
     torch.set_num_threads(1)
-    resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-    before = resident()
+    before = held("VmRSS")
     step = stepper(config, alone, loss)
-    before = resident() if alone else before
+    before = held("VmRSS") if alone else before
     step(), step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2 ** 20
+    return held("VmHWM") - before
+
+
+def held(what):
+    """MB of this process: VmRSS now, VmHWM at most so far. (getrusage would count the parent's, too.)"""
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) / 1024
 
 
 def in_turns(variants, rounds):

@@ -6,6 +6,8 @@ from torch._dynamo.utils import counters
 from learner import per_token
 from methods import make_method
 from model import Transformer
+from positions import Bucketed
+from sample import generate
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +47,21 @@ def test_a_training_step_is_one_graph_and_stays_that_whatever_is_drawn(name):
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(steps(method, net, compiled), plain, rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["mdlm", "udlm"])
+def test_sampling_compiles_once_for_each_power_of_two_and_draws_the_same_texts(name):
+    method = make_method(name, 11)
+    net, texts = network(method).eval(), []
+    bucketed = Bucketed(net, "default")
+    bucketed.compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for denoiser in (net, bucketed, bucketed):
+        torch.manual_seed(5)
+        texts.append(generate(method, denoiser, 4, 8, 16))                                              # (B, L)
+        shapes = counters["stats"]["unique_graphs"]
+    assert torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
+    assert 2 <= shapes <= 6                                  # of 1, 2, 4, 8, 16, 32 positions
+    torch.manual_seed(6)
+    for steps in (1, 3, 50):
+        generate(method, bucketed, 4, 8, steps)
+    assert counters["stats"]["unique_graphs"] <= 6 and not counters["graph_break"]

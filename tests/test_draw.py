@@ -61,7 +61,7 @@ def law_of(rows, weight, bias, temperature):
 # three tiles and a bit, a width that is no power of two, fp32 and fp16, temperatures
 for dtype, temperature, D in ((torch.float32, 1.0, 20), (torch.float16, 0.7, 32)):
     rows, weight, bias = torch.randn(2, D).to(dtype), torch.randn(300, D).to(dtype), torch.randn(300)
-    ids, p = draw(rows.repeat_interleave(1500, 0), weight, bias, temperature)
+    ids, p = draw(rows.repeat_interleave(400, 0), weight, bias, temperature)
     for part, of, true in zip(ids.chunk(2), p.chunk(2), law_of(rows, weight, bias, temperature)):
         groups = torch.arange(300) % 7                       # both the tile and the symbol in it are in each group
         for group in (groups, torch.arange(300) // 128):
