@@ -112,11 +112,11 @@ def categorical(p):
 
 
 def draw_at(denoiser, z, t, at, law, n_tokens, of=None):
-    """One draw from law(logits) at each position `at` (B, L), and the probability of the id `of` there, (N,), or of the
-    draw. -> ids (N,), p (N,)"""
+    """One draw from law(logits) at each position `at` (B, L), and the probability there of the id `of`, (N,), or, for
+    None, of the draw. -> ids (N,), p (N,)"""
     if kernels and getattr(denoiser, "fuses", False):        # in place of its head: no (N, V) float64
-        return denoiser(z, t, at=at, head=partial(kernels.draw, law=law, categorical=categorical, n_tokens=n_tokens,
-                                                  of=of))
+        head = partial(kernels.draw, law=law, categorical=categorical, n_tokens=n_tokens, of=of)
+        return denoiser(z, t, at=at, head=head)
     p = law(denoiser(z, t, at=at)[:, :n_tokens])                                                    # (N, n_tokens)
     ids = categorical(p)                                                                            # (N,)
     return ids, p.gather(-1, (ids if of is None else of)[:, None])[:, 0]                            # (N,), (N,)

@@ -4,13 +4,14 @@ Head, posterior and draw in one pass: hidden states go in, ids come out, and no 
 To draw from softmax(h W' / temperature) over V symbols, split them into tiles of C. A tile's logits are made, summed
 up as m = max, s = sum exp(logit - m), and forgotten; then
 
-    which tile       p(tile) ~ s e^m,                    V / C numbers a row
-    which symbol     p(v | tile) ~ exp(logit_v)          the logits of that one tile, made once more: C / V of the work
+    which tile       p(tile) ~ s e^m                     V / C numbers a row
+    which symbol     p(v | tile) ~ exp(logit_v)          the logits of that one tile, once more: C / V of the work
 
-One draw, two uniforms, and the exact law p(tile) p(v | tile). Tails: a uniform in float32 has 24 bits, so a race of V of
-them never sees what is rarer than 6e-8, and at V = 128,000 most words are rarer; here each uniform has 53 bits, and
-both sums that it is compared with are kept in float64. (FlashSampling, arXiv:2603.15854, races with one number for
-each of the V symbols.) Triton, for GPUs; TRITON_INTERPRET=1 runs it anywhere, slowly. `kernels.draw` is the plain form.
+One draw, two uniforms, and the exact law p(tile) p(v | tile). Tails: a uniform in float32 has 24 bits, so that a race
+of V of them never sees what is rarer than 6e-8, and at V = 128,000 most words are rarer. Here each uniform has 53
+bits, and both sums that it is compared with are in float64. (FlashSampling, arXiv:2603.15854, races with one number
+for each of the V symbols.) Triton, for GPUs; TRITON_INTERPRET=1 runs it anywhere, slowly. `kernels.draw_plain` is the
+plain form.
 """
 import torch
 import triton
@@ -30,7 +31,7 @@ def tile_sums(h, w, bias, top, total, N, V, tiles, invtemp, D: tl.constexpr, R: 
     for start in range(0, D, K):
         inside = start + k < D                                                                      # (K,)
         a = tl.load(h + row[:, None] * D + start + k, mask=(row < N)[:, None] & inside, other=0.0)  # (R, K)
-        b = tl.load(w + symbol[:, None].to(tl.int64) * D + start + k, mask=(symbol < V)[:, None] & inside, other=0.0)
+        b = tl.load(w + symbol[:, None] * D + start + k, mask=(symbol < V)[:, None] & inside, other=0.0)    # (C, K)
         logits = tl.dot(a, tl.trans(b), logits, input_precision="ieee" if EXACT else "tf32")        # (R, C)
     logits = (logits + tl.load(bias + symbol, mask=symbol < V, other=0.0).to(tl.float32)) * invtemp     # (R, C)
     logits = tl.where(symbol < V, logits, float("-inf"))                                            # (R, C)
@@ -56,7 +57,7 @@ def symbol_of(h, w, bias, tile_of, uniform, ids, V, invtemp, D: tl.constexpr, C:
     logits = tl.where(symbol < V, logits, float("-inf"))                                            # (C,)
     p = tl.exp((logits - tl.max(logits, 0)).to(tl.float64))                                         # (C,)
     cdf = tl.cumsum(p, 0)                                                                           # (C,)
-    u = tl.load(uniform + row) * tl.sum(p, 0)                                                       # () below the total
+    u = tl.load(uniform + row) * tl.sum(p, 0)                                                       # () not above all
     last = tl.max(tl.where(p > 0, tl.arange(0, C), 0), 0)                # rounding may reach the total: stay on mass
     tl.store(ids + row, tile * C + tl.minimum(tl.sum((cdf <= u).to(tl.int64), 0), last))
 

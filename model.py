@@ -168,7 +168,8 @@ class Told:
 
     def __init__(self, denoiser, label):
         self.denoiser, self.label = denoiser, label
-        self.caches, self.fuses, self.static = (getattr(denoiser, name, False) for name in ("caches", "fuses", "static"))
+        for can in ("caches", "fuses", "static"):
+            setattr(self, can, getattr(denoiser, can, False))
 
     def __call__(self, z, t, at=None, **layout):
         return self.denoiser(z, t, at=at, label=self.label.expand(len(z)), **layout)

@@ -169,8 +169,8 @@ class Partition(Transformer):
         return self.states(z.gather(1, places), places, asked, within, across, noise, label, valid)     # (N, D)
 
     def states(self, tokens, places, asked, within, across, noise, label, at):
-        """(23)-(25) for tokens (B, N) at `places` (1|B, N), asked at places (1|B, Q): what the head reads at those `at`
-        of them. -> (N, D), or (B, Q, D) for None"""
+        """(23)-(25) for tokens (B, N) at `places` (1|B, N), asked at places (1|B, Q): what the head reads at those of
+        them that `at` says. -> (N, D), or (B, Q, D) for None"""
         h = self.embedding(tokens)                                                                  # (B, N, D)
         c = self.condition(h, noise, label)                                                         # (B, 1, C) or None
         rotary = tuple(a[:, None] for a in angles(places, self.head_size))                       # (1|B, 1, N, hd/2)

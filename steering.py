@@ -26,8 +26,8 @@ def compiled_by(config, model):
         return model.denoiser
     if (not isinstance(model.denoiser, Transformer) or model.config.method in ("ar", "bd3lm", "pgm")
             or config.cache != "none"):
-        raise BadInput("--compile is for networks that read whole texts: not for the exact denoiser, nor for ar, bd3lm "
-                       "and pgm, which read a part of it, nor for --cache")
+        raise BadInput("--compile is for networks that read whole texts: not for ar, bd3lm and pgm, not for the exact "
+                       "denoiser, and not with --cache")
     return Bucketed(model.denoiser, config.compile)
 
 

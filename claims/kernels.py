@@ -160,9 +160,8 @@ def head(config):
             ratios = sorted(a / b for a, b in zip(first, values))
             low, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.25, 0.75))
             peak = full if name == "everywhere" else memory(config, alone, name)
-            spread = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
-            print(f"  {name:<28}{1000 * statistics.median(values):>9.0f}{spread:>28}{peak:>10.0f}{peak / max(1, full):>7.2f}",
-                  flush=True)
+            spread, ms = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})", 1000 * statistics.median(values)
+            print(f"  {name:<28}{ms:>9.0f}{spread:>28}{peak:>10.0f}{peak / max(1, full):>7.2f}", flush=True)
 
 
 if __name__ == "__main__":

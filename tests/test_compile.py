@@ -1,4 +1,4 @@
-"""Through torch.compile: one graph a training step, whatever the noise draws, and a handful of them for all sampling."""
+"""Through torch.compile: one graph a training step, whatever the noise draws, and a handful for all sampling."""
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +43,8 @@ def steps(method, net, denoiser, half=False, n=3):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = per_token(method.loss(denoiser, x), None)                                            # ()
         loss.backward()
-    return {"loss": loss.detach(), **{name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}}
+    grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), **grads}
 
 
 @pytest.mark.parametrize("name, backend, half", [

@@ -1,4 +1,4 @@
-"""Draws that never hold the logits: the law that the plain form draws, tails included, and the sampler through them."""
+"""Draws that never hold all logits: the law of the plain form, tails included, and the sampler through them."""
 import os
 import subprocess
 import sys

@@ -57,7 +57,8 @@ def test_the_network_is_the_published_one_in_the_training_pass():
 def test_the_network_is_the_published_one_on_packed_tokens_in_any_order_and_with_padding():
     net, x, clean = published(), figure("pgm_dit/x"), figure("pgm_dit/clean_positions")
     asked, nothing = figure("pgm_dit/noisy_positions"), (None, None, None)
-    close(net.head(net.states(x.gather(1, clean), clean, asked, None, None, *nothing)), figure("pgm_dit/inference_logits"))
+    states = net.states(x.gather(1, clean), clean, asked, None, None, *nothing)
+    close(net.head(states), figure("pgm_dit/inference_logits"))
     short = figure("pgm_dit/padded_concrete_lengths")
     real = lambda b, head, q, k: k < short[b]
     padded = figure("pgm_dit/padded_x"), figure("pgm_dit/padded_clean_positions"), torch.tensor([[1, 4, 5, 7]])
