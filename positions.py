@@ -100,7 +100,7 @@ def like(denoiser, call):
 
 class Bucketed:
     """A compiled network for samplers. They ask at any number of positions; it is asked at the next power of two, the
-    last ones for nothing, so that few shapes occur, each compiled once. The mean waste is a third of the head."""
+    last ones for nothing, so that few shapes occur, each compiled once. Less than half of the rows are wasted."""
 
     def __init__(self, network, mode):
         self.network, self.compiled, self.graphs = network, compiled(network, mode), mode == "reduce-overhead"

@@ -2,6 +2,7 @@
 What the fast forms of kernels.py are worth, each against its plain form, in one run, in turns.
 
     python -m claims.kernels head       head and loss alone, and the whole training step: CPU time and peak memory
+    python -m claims.kernels draw       a draw at every position: head, law and inverse CDF
 
 Medians over `rounds`, in which the variants take turns, with the spread of the ratio to the first variant (its
 quartiles). Memory is the peak of a process of its own (Linux): with the weights for the step, above them for the head.
@@ -14,7 +15,7 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    command: str = flag("", "what to measure; also the first word", ["head"])
+    command: str = flag("", "what to measure; also the first word", ["head", "draw"])
     n_embd: int = flag(384, "width", least=8)
     n_layer: int = flag(6, "blocks of the whole step", least=1)
     vocab_size: int = flag(50258, "symbols, the mask included", least=3)
@@ -36,9 +37,10 @@ import time
 import torch
 
 import bench
+import kernels
 import positions
 from data import BadInput
-from diffusion import corrupt, stratified
+from diffusion import categorical, corrupt, probabilities, stratified
 from masked import masked_weight
 from methods import make_method
 from model import Transformer
@@ -114,18 +116,28 @@ def stepper(config, alone, loss):
     return step
 
 
+DRAWS = {"all rows at once": kernels.draw_plain, "in chunks": kernels.draw}
+
+
+def drawer(config, alone, name):
+    torch.manual_seed(0)
+    h = torch.randn(config.batch_size * config.block_size, config.n_embd)                           # (N, D)
+    weight, bias = torch.randn(config.vocab_size, config.n_embd) / 8, torch.zeros(config.vocab_size)
+    return lambda: DRAWS[name](h, weight, bias, probabilities, categorical, config.vocab_size)
+
+
 # ---- how
 
-def memory(config, alone, loss):
-    """MB at the peak of a step, of a process of its own: above the weights for the head alone, else with them."""
+def memory(*what):
+    """MB at the peak of a step, of a process of its own: with the weights for the whole step, else above them."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak, (config, alone, loss))
+        return pool.apply(peak, what)
 
 
-def peak(config, alone, loss):
+def peak(make, config, alone, name):
     torch.set_num_threads(1)
     before = held("VmRSS")
-    step = stepper(config, alone, loss)
+    step = make(config, alone, name)
     before = held("VmRSS") if alone else before
     step(), step()
     return held("VmHWM") - before
@@ -150,23 +162,34 @@ def in_turns(variants, rounds):
 def head(config):
     print(f"{bench.hardware()}\n{config.method}, V = {config.vocab_size:,}, d = {config.n_embd}, {config.batch_size} "
           f"texts of {config.block_size} tokens, {config.dtype}, {config.rounds} rounds")
-    for alone in (True, False):
-        what = "head and loss alone" if alone else f"whole step, {config.n_layer} layers"
-        print(f"{what:<30}{'CPU ms':>9}{'times faster (quartiles)':>28}{'peak MB':>10}{'share':>7}")
-        seconds = in_turns({name: stepper(config, alone, name) for name in LOSSES}, config.rounds)
-        first = seconds["everywhere"]
-        full = memory(config, alone, "everywhere")
-        for name, values in seconds.items():
-            ratios = sorted(a / b for a, b in zip(first, values))
-            low, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.25, 0.75))
-            peak = full if name == "everywhere" else memory(config, alone, name)
-            spread, ms = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})", 1000 * statistics.median(values)
-            print(f"  {name:<28}{ms:>9.0f}{spread:>28}{peak:>10.0f}{peak / max(1, full):>7.2f}", flush=True)
+    table(config, "head and loss alone", LOSSES, stepper, True)
+    table(config, f"whole step, {config.n_layer} layers", LOSSES, stepper, False)
+
+
+def draw(config):
+    print(f"{bench.hardware()}\nV = {config.vocab_size:,}, d = {config.n_embd}, "
+          f"{config.batch_size * config.block_size} rows, {config.rounds} rounds")
+    table(config, "head, law and draw", DRAWS, drawer, True)
+
+
+def table(config, what, names, make, alone):
+    """A row for each of the names: time, how much less than the first one's, memory. make(config, alone, name) -> step
+    """
+    print(f"{what:<30}{'CPU ms':>9}{'times faster (quartiles)':>28}{'peak MB':>10}{'share':>7}")
+    seconds = in_turns({name: make(config, alone, name) for name in names}, config.rounds)
+    first, full = next(iter(seconds.values())), None
+    for name, values in seconds.items():
+        ratios = sorted(a / b for a, b in zip(first, values))
+        low, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.25, 0.75))
+        mb = memory(make, config, alone, name)
+        full = full or max(1, mb)
+        spread, ms = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})", 1000 * statistics.median(values)
+        print(f"  {name:<28}{ms:>9.0f}{spread:>28}{mb:>10.0f}{mb / full:>7.2f}", flush=True)
 
 
 if __name__ == "__main__":
     with one_line_errors():
         torch.set_num_threads(1)
         if not CONFIG.command:
-            raise BadInput("say what to measure: python -m claims.kernels head")
-        {"head": head}[CONFIG.command](CONFIG)
+            raise BadInput("say what to measure: python -m claims.kernels head or draw")
+        {"head": head, "draw": draw}[CONFIG.command](CONFIG)

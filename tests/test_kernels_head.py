@@ -98,6 +98,17 @@ def network(method):
     return net
 
 
+def test_without_a_promise_any_use_may_be_made_of_the_loss(exactly):
+    method, grads = make_method("mdlm", 11), []
+    net, x, odd = network(method), torch.randint(11, (4, 8)), torch.rand(4, 8)                          # (B, L) each
+    z = torch.where(torch.rand(4, 8) < 0.5, 11, x)                                                      # (B, L)
+    for net.fuses in (True, False):
+        net.zero_grad()
+        (method.cross_entropy(net, x, z, None) * odd).sum().backward()
+        grads.append(net.head.weight.grad.clone())
+    assert grads[0].isfinite().all() and torch.equal(*grads)
+
+
 def trained(method, net, frozen, fuses=True, static=False, share=None):
     """-> the loss of a batch, and the gradients of all weights"""
     net.fuses, net.static = fuses, static
