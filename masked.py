@@ -91,9 +91,9 @@ class MDLM:
         t = 1 - (1 - t).sqrt() if simple else t                                                     # (B, 1)
         z = corrupt(self.process, x, t, frozen)                                                     # (B, L)
         weight = 3.0 if simple else masked_weight(self.process, t)                                  # (B, 1)
-        return self.cross_entropy(denoiser, x, z, t, weight, frozen, share=self.masks(simple))      # (B, L)
+        return self.cross_entropy(denoiser, x, z, t, weight, frozen, share=self.share_masked(simple))      # (B, L)
 
-    def masks(self, simple):
+    def share_masked(self, simple):
         """The share of masks that `loss` expects: the mean of 1 - alpha over its times."""
         t = (torch.arange(1000) + 0.5) / 1000                                                       # (1000,)
         return (1 - self.process.alpha(1 - (1 - t).sqrt() if simple else t)).mean().item()
