@@ -17,6 +17,8 @@ found to vary least; it is no bound unless low, high = 0, 1, and `nelbo` never u
 whose share of masks lies outside of the interval, and so never trains on a block that is all masks, from which every
 sampling starts. Here nothing is redrawn: at rates of .45 to .95, three in ten blocks of four are all masks.
 """
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -27,6 +29,7 @@ from masked import MDLM, any_order, masked_bound
 from model import block_causal, new_cache, read
 
 
+@lru_cache                                                   # the same object for the same pattern
 def doubled(L, block, reach=None):
     """Eq. (17) as a pattern of attention on [z ; x], L tokens each; None for a single block, which sees all of itself.
 

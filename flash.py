@@ -41,9 +41,11 @@ import torch
 import triton
 import triton.language as tl
 
-from tiles import planned
+from tiles import plan
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"        # read when the kernels below are made
+DTYPES = (torch.float16, torch.float32) if INTERPRET else (torch.float16, torch.float32, torch.bfloat16)
+HEADS = range(16, 129, 2)
 LOWEST = tl.constexpr(-1e30)                                 # below every score, and yet LOWEST - LOWEST is 0
 
 
@@ -148,8 +150,9 @@ def forward(Q, K, V, O, LSE, ANGLES_Q, ANGLES_K, SPAN, ORDER, MASK, qb, qh, ql, 
         p, c = tl.exp2(s - larger[:, None]), tl.exp2(m - larger)                              # (BM, BN), (BM,)
         m, l = larger, l * c + tl.sum(p, 1)                                                   # (BM,) each
         a = tl.dot(p.to(v.dtype), v, a * c[:, None], input_precision=PRECISION)               # (BM, 2 HALF)
-    o = a / tl.where(l > 0, l, 1.0)[:, None]                                                  # (BM, 2 HALF)
-    lse = tl.where(l > 0, m + tl.log2(l), float("inf"))      # nothing to look at: every p comes back as 0
+    some = l > 0                                             # else there was nothing to look at
+    l = tl.where(some, l, 1.0)                                                                # (BM,)
+    o, lse = a / l[:, None], tl.where(some, m + tl.log2(l), float("inf"))    # inf: every p of (50) comes back as 0
     tl.store(LSE + (b * H + h) * Lq + query, lse, mask=query < Lq)
     store(O + (b * Lq * H + h) * HEAD, ANGLES_Q, o.to(q.dtype), row, H * HEAD, Lq, False, HEAD, HALF, BM)
 
@@ -240,20 +243,20 @@ def blocks(head_size, dtype):
     return (128, 64, 8, 3), (128, 64, 8, 2), (64, 128, 8, 2)
 
 
-def launch(kernel, size, owners, tensors, angles, tables, mask, q, k, v, numbers):
-    BM, BN, warps, stages = size
-    pattern, step_b, step_h, first = numbers
-    (B, H, Lq, d), Lk = q.shape, k.shape[2]
-    span, order = tables
-    aq, ak = angles or (tensors[0], tensors[0])              # no tables: any pointer, never followed
-    half = max(8, triton.next_power_of_2(d // 2))
+def launch(kernel, size, tensors, angles, tables, mask, q, k, v, numbers):
+    """One program for each tile of what the kernel owns, in each head of each text."""
+    (B, H, Lq, d), Lk, (BM, BN, warps, stages) = q.shape, k.shape[2], size
+    (pattern, step_b, step_h, first), (span, order) = numbers, tables
+    programs = B * H * (triton.cdiv(Lk, BN) if kernel is backward_kv else triton.cdiv(Lq, BM))
+    of_q, of_k = angles or (tensors[0], tensors[0])          # no angles: any pointer, never followed
     exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     with torch.cuda.device_of(q):                            # the GPU of the tensors may not be the current one
-        kernel[(triton.cdiv(Lq if owners == "queries" else Lk, BM if owners == "queries" else BN) * B * H,)](
-            q, k, v, *tensors, aq, ak, span, order, mask, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            step_b, step_h, int(len(aq) > 1 and bool(angles)), order.shape[-1], first, H, Lq, Lk,
+        kernel[(programs,)](
+            q, k, v, *tensors, of_q, of_k, span, order, mask, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            step_b, step_h, int(bool(angles) and len(of_q) > 1), order.shape[-1], first, H, Lq, Lk,
             math.log2(math.e) / math.sqrt(d), PATTERN=pattern, ROTARY=bool(angles),
-            PRECISION="ieee" if exact else "tf32", HEAD=d, HALF=half, BM=BM, BN=BN, num_warps=warps, num_stages=stages)
+            PRECISION="ieee" if exact else "tf32", HEAD=d, HALF=max(8, triton.next_power_of_2(d // 2)),
+            BM=BM, BN=BN, num_warps=warps, num_stages=stages)
 
 
 def rows_first(x):
@@ -268,7 +271,7 @@ def operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, angles: list[tor
     """(47), one opaque operator for torch.compile. -> o, and lse in units of log 2"""
     o, lse = rows_first(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     mask, span, order, *_ = tables
-    launch(forward, blocks(q.shape[-1], q.dtype)[0], "queries", (o, lse), angles, (span, order), mask, q, k, v, numbers)
+    launch(forward, blocks(q.shape[-1], q.dtype)[0], (o, lse), angles, (span, order), mask, q, k, v, numbers)
     return o, lse
 
 
@@ -286,8 +289,8 @@ def gradient(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     do = do.transpose(1, 2).contiguous().transpose(1, 2)                                            # (B, H, Lq, d)
     mask, *of_queries, span, order = tables
     _, by_queries, by_keys = blocks(q.shape[-1], q.dtype)
-    launch(backward_q, by_queries, "queries", (o, do, lse, delta, dq), angles, of_queries, mask, q, k, v, numbers)
-    launch(backward_kv, by_keys, "keys", (do, lse, delta, dk, dv), angles, (span, order), mask, q, k, v, numbers)
+    launch(backward_q, by_queries, (o, do, lse, delta, dq), angles, of_queries, mask, q, k, v, numbers)
+    launch(backward_kv, by_keys, (do, lse, delta, dk, dv), angles, (span, order), mask, q, k, v, numbers)
     return dq, dk, dv
 
 
@@ -311,23 +314,24 @@ def differentiate(ctx, do, _):
 operator.register_autograd(differentiate, setup_context=keep)
 
 
+def side_by_side(cos, sin):
+    """(L, d/2) or (1|B, 1, L, d/2) each -> (1|B, L, d), as the kernels read them"""
+    return torch.cat([cos, sin], -1).float().view(-1, cos.shape[-2], 2 * cos.shape[-1])
+
+
 def flash(q, k, v, mask_mod=None, first=0, rotary=None):
     """softmax(q k' / sqrt(d)) v where mask_mod allows it. (B, H, Lq, d), twice (B, H, Lk, d) -> (B, H, Lq, d)
 
     first: the place of the first query among the keys, as in model.attention
-    rotary: (cos, sin) for the queries and (cos, sin) for the keys, (L, d/2) or (1|B, 1, L, d/2) each: q and k come
-        unturned, and their gradients leave so
+    rotary: cos, sin of the queries, cos, sin of the keys, (L, d/2) or (1|B, 1, L, d/2) each: q and k come unturned
     """
     (B, H, Lq, d), Lk = q.shape, k.shape[2]
-    if d % 2 or not 16 <= d <= 128:
-        raise ValueError(f"heads of size {d}: they must be even, and 16 to 128")
-    if v.dtype not in (torch.float16, torch.bfloat16, torch.float32) or INTERPRET and v.dtype == torch.bfloat16:
-        raise ValueError(f"{v.dtype}{' in the interpreter, which gets it wrong' * INTERPRET}")
+    if d not in HEADS or v.dtype not in DTYPES:
+        raise ValueError(f"flash attention takes even heads of 16 to 128 in {DTYPES}, not {d} in {v.dtype}")
     q, k, v = (a if a.stride(-1) == 1 else a.contiguous() for a in (q.to(v.dtype), k.to(v.dtype), v))
-    both = lambda cos, sin: torch.cat([cos, sin], -1).float().expand(-1, 1, -1, -1).contiguous() if cos.dim() > 2 else \
-        torch.cat([cos, sin], -1).float()[None]                                                     # (1|B, 1, L, d)
-    angles = [both(*rotary[:2]), both(*rotary[2:])] if rotary else []
+    angles = [side_by_side(*pair) for pair in (rotary[:2], rotary[2:])] if rotary else []           # (1|B, L, d) each
+    angles = [a.expand(max(map(len, angles)), -1, -1).contiguous() for a in angles]
     _, by_queries, by_keys = blocks(d, v.dtype)
-    pattern = planned(mask_mod, B, H, Lq, Lk, first, q.device, by_queries[:2], by_keys[:2])
+    pattern = plan(mask_mod, B, H, Lq, Lk, first, q.device, by_queries[:2], by_keys[:2])
     return operator(q, k, v, angles, [pattern.mask, *pattern.of_queries, *pattern.of_keys],
                     [*pattern[:3], first])[0]                                                       # (B, H, Lq, d)

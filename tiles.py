@@ -7,10 +7,10 @@ pair has to be asked. So a pattern is looked at once, in full (L x L bytes for a
 to visit, and the mask, unless the pattern lets all look at all, or at what is not behind them, which the kernel knows
 by itself. What a predicate is shows in its values, not in its name: block_causal(1, L) is causal.
 
-Plans are kept for as long as their predicate lives. Predicates that are the same in each call should be the same object
-(model.py and block.py see to that); one made anew for each batch, as for two groups of tokens, is looked at anew.
+The last few plans are kept. A predicate that is the same in each call should be the same object (model.py and block.py
+see to that); one made anew for each batch, as for two groups of tokens, is looked at anew.
 """
-import weakref
+import functools
 from typing import NamedTuple
 
 import torch
@@ -61,9 +61,11 @@ def visits(mask, rows, cols, pattern):
     return span.int().contiguous(), order.int().contiguous()
 
 
+@torch.compiler.assume_constant_result                       # what a compiled network looks at, too, is seen once
+@functools.lru_cache(maxsize=8)
 def plan(mask_mod, B, H, Lq, Lk, first, device, queries_by, keys_by):
     """queries_by, keys_by: (queries, keys) in a tile of the kernels that own queries, and of those that own keys."""
-    mask = values(mask_mod, B, H, Lq, Lk, first, device)                                            # (1|B, 1|H, Lq, Lk)
+    mask = values(mask_mod or everything, B, H, Lq, Lk, first, device)                              # (1|B, 1|H, Lq, Lk)
     (Zb, Zh), mask = mask.shape[:2], mask.flatten(0, 1)                                             # (Z, Lq, Lk)
     square = torch.ones_like(mask[0])                                                               # (Lq, Lk)
     pattern = FULL if mask.all() else CAUSAL if (mask == square.tril(first)).all() else LISTED
@@ -72,15 +74,3 @@ def plan(mask_mod, B, H, Lq, Lk, first, device, queries_by, keys_by):
     of_queries, of_keys = visits(mask, *queries_by, pattern), visits(mask.mT, *keys_by[::-1], pattern)
     kept = mask.to(torch.uint8).contiguous() if pattern == LISTED else mask.new_zeros(1, dtype=torch.uint8)
     return Plan(pattern, Zh if Zb > 1 else 0, int(Zh > 1), kept, of_queries, of_keys)
-
-
-PLANS = weakref.WeakKeyDictionary()                          # predicate -> shapes -> plan; gone with the predicate
-
-
-@torch.compiler.assume_constant_result
-def planned(mask_mod, *shape):
-    """`plan`, once for each predicate and shape. None looks at everything."""
-    of_this = PLANS.setdefault(mask_mod or everything, {})
-    if shape not in of_this:
-        of_this[shape] = plan(mask_mod or everything, *shape)
-    return of_this[shape]

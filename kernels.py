@@ -1,0 +1,89 @@
+"""
+Fast forms, each beside the plain one. Optional: without this file everything works, and is slower, or needs more memory.
+"""
+import functools
+import os
+from contextlib import suppress
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from data import BadInput
+from tiles import values
+
+flash = None
+if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+    with suppress(ModuleNotFoundError):                      # Triton comes with PyTorch for GPUs; elsewhere by pip
+        import flash
+
+# ---- attention
+#
+# Who computes attention:
+#     sdpa     the plain form, model.attention: PyTorch's fused kernels, a mask written out where the pattern needs one
+#     flex     FlexAttention, compiled: visits no empty tile. On CPUs it has no gradient, and is not used
+#     triton   flash.py: visits no empty tile either, and turns queries and keys while it loads them
+#     auto     on a GPU, flex where gradients are wanted through a pattern that is neither full nor causal; else sdpa
+# flex compiles anew for each shape. Training has one; sampling, where texts grow, has many: there auto takes sdpa.
+
+WAYS = ("auto", "sdpa", "flex", "triton")
+chosen = "auto"
+
+
+def attend_by(way, device):
+    """From now on attention goes this way. BadInput where it cannot, on this device."""
+    global chosen
+    if way == "flex" and device.type != "cuda":
+        raise BadInput("--attention flex needs a GPU: elsewhere FlexAttention has no gradient. Take auto")
+    if way == "triton" and flash is None:
+        raise BadInput("--attention triton needs a GPU, and Triton (pip install triton). Take auto")
+    chosen = way
+
+
+def way(q, v, mask_mod, dropout, first, causal):
+    """Who computes this call, sdpa, flex or triton. q (B, H, Lq, hd), v (B, H, Lk, hd)"""
+    if dropout or q.shape[2] < 16 or chosen == "sdpa":       # only sdpa drops; a few new tokens have nothing to skip
+        return "sdpa"
+    if chosen == "triton":
+        here = v.is_cuda or flash.INTERPRET
+        return "triton" if here and v.dtype in flash.DTYPES and v.shape[3] in flash.HEADS else "sdpa"
+    if mask_mod is None or chosen == "flex":
+        return "sdpa" if mask_mod is None else "flex"
+    square = mask_mod is causal and first == 0 and q.shape[2] == v.shape[2]      # a library kernel knows this one
+    return "flex" if v.is_cuda and not square and q.shape[2] >= 128 and torch.is_grad_enabled() else "sdpa"
+
+
+def attention(causal, rotate):
+    """Decorates the plain form, whose signature stays: each call then goes the way that suits it."""
+    def decorate(plain):
+        @functools.wraps(plain)
+        def faster(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
+            by = way(q, v, mask_mod, dropout, first, causal)
+            if by == "triton":
+                return flash.flash(q, k, v, mask_mod, first, rotary)                                # (B, H, Lq, hd)
+            if by == "flex":
+                q, k = (rotate(q, *rotary[:2]), rotate(k, *rotary[2:])) if rotary else (q, k)       # (B, H, ., hd)
+                return flex(q.to(v.dtype), k.to(v.dtype), v, mask_mod, first)                       # (B, H, Lq, hd)
+            return plain(q, k, v, mask_mod, dropout, first, rotary)                                 # (B, H, Lq, hd)
+        return faster
+    return decorate
+
+
+@functools.lru_cache
+def compiled_flex():
+    return torch.compile(flex_attention)                     # without compiling, it writes all scores out
+
+
+@torch.compiler.assume_constant_result
+@functools.lru_cache(maxsize=8)
+def block_mask(mask_mod, B, H, Lq, Lk, first, device):
+    """FlexAttention's tiles of this predicate; one for all texts, or heads, where the predicate has one for all."""
+    of_b, of_h = values(mask_mod, B, H, 1, 1, first, device).shape[:2]
+    moved = lambda b, h, query, key: mask_mod(b, h, first + query, key)
+    return create_block_mask(moved, B if of_b > 1 else None, H if of_h > 1 else None, Lq, Lk, device=device)
+
+
+def flex(q, k, v, mask_mod, first=0):
+    """FlexAttention where mask_mod allows it. (B, H, Lq, hd), twice (B, H, Lk, hd) -> (B, H, Lq, hd)"""
+    tiles = block_mask(mask_mod, *q.shape[:3], k.shape[2], first, q.device)
+    call = flex_attention if torch.compiler.is_compiling() else compiled_flex()
+    return call(q, k, v, block_mask=tiles)                                                          # (B, H, Lq, hd)
