@@ -233,14 +233,16 @@ def backward_kv(Q, K, V, DO, LSE, DELTA, DK, DV, ANGLES_Q, ANGLES_K, SPAN, ORDER
 # ---- the operator
 
 def blocks(head_size, dtype):
-    """Tiles that fit a Hopper or Ampere chip. -> (BM, BN, warps, stages) of forward, backward_q and backward_kv"""
+    """Tiles whose numbers fit in the registers of Ampere and Hopper chips (fewer in float32, whose products in full
+    precision take other units). -> (BM, BN, warps, stages) of forward, backward_q and backward_kv
+    """
     if INTERPRET:                                            # it pays for each tile
         return ((128, 64, 4, 1),) * 3
     if dtype == torch.float32:
-        return ((64, 32, 4, 2),) * 2 + ((32, 64, 4, 2),)
+        return (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)
     if head_size <= 64:
         return (128, 64, 4, 3), (128, 64, 8, 3), (64, 128, 8, 3)
-    return (128, 64, 8, 3), (128, 64, 8, 2), (64, 128, 8, 2)
+    return (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2)
 
 
 def launch(kernel, size, tensors, angles, tables, mask, q, k, v, numbers):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from data import BadInput
-from tiles import values
+from tiles import once, values
 
 flash = None
 if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
@@ -73,8 +73,7 @@ def compiled_flex():
     return torch.compile(flex_attention)                     # without compiling, it writes all scores out
 
 
-@torch.compiler.assume_constant_result
-@functools.lru_cache(maxsize=8)
+@once
 def block_mask(mask_mod, B, H, Lq, Lk, first, device):
     """FlexAttention's tiles of this predicate; one for all texts, or heads, where the predicate has one for all."""
     of_b, of_h = values(mask_mod, B, H, 1, 1, first, device).shape[:2]

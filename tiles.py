@@ -29,6 +29,16 @@ class Plan(NamedTuple):
     of_keys: tuple                                           # the same for those who own keys, and visit queries
 
 
+def once(look):
+    """Keep the last few answers; to a compiled network they are constants."""
+    kept = functools.lru_cache(maxsize=8)(look)
+
+    def answer(*args):
+        return kept(*args)
+    answer._dynamo_marked_constant = True                    # torch.compiler.assume_constant_result takes 2 s to load
+    return answer
+
+
 def everything(batch, head, query, key):
     return query + key >= 0
 
@@ -61,8 +71,7 @@ def visits(mask, rows, cols, pattern):
     return span.int().contiguous(), order.int().contiguous()
 
 
-@torch.compiler.assume_constant_result                       # what a compiled network looks at, too, is seen once
-@functools.lru_cache(maxsize=8)
+@once
 def plan(mask_mod, B, H, Lq, Lk, first, device, queries_by, keys_by):
     """queries_by, keys_by: (queries, keys) in a tile of the kernels that own queries, and of those that own keys."""
     mask = values(mask_mod or everything, B, H, Lq, Lk, first, device)                              # (1|B, 1|H, Lq, Lk)
