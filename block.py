@@ -29,7 +29,7 @@ from masked import MDLM, any_order, masked_bound
 from model import block_causal, new_cache, read
 
 
-@lru_cache                                                   # the same object for the same pattern
+@lru_cache
 def doubled(L, block, reach=None):
     """Eq. (17) as a pattern of attention on [z ; x], L tokens each; None for a single block, which sees all of itself.
 
@@ -39,6 +39,7 @@ def doubled(L, block, reach=None):
         back = query % L // block - key % L // block         # blocks from the query back to the key
         own = (back == 0) & ((query >= L) == (key >= L))
         return own | (back > 0) & (back * block <= (L if reach is None else reach)) & (key >= L)
+    mask_mod.lasts = True
     return None if block == L else mask_mod
 
 

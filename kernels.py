@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from data import BadInput
 from tiles import once, values
@@ -23,7 +23,9 @@ if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
 #     flex     FlexAttention, compiled: visits no empty tile. On CPUs it has no gradient, and is not used
 #     triton   flash.py: visits no empty tile either, and turns queries and keys while it loads them
 #     auto     on a GPU, flex where gradients are wanted through a pattern that is neither full nor causal; else sdpa
-# flex compiles anew for each shape. Training has one; sampling, where texts grow, has many: there auto takes sdpa.
+# flex compiles anew for each shape. Training has one; sampling, where texts grow, has many: there auto takes sdpa. And
+# looking at a pattern costs as much as using it once: auto skips tiles only for predicates that last (`lasts`), being
+# the same object in each call; PGM's groups are new in each batch.
 
 WAYS = ("auto", "sdpa", "flex", "triton")
 chosen = "auto"
@@ -43,13 +45,17 @@ def way(q, v, mask_mod, dropout, first, causal):
     """Who computes this call, sdpa, flex or triton. q (B, H, Lq, hd), v (B, H, Lk, hd)"""
     if dropout or q.shape[2] < 16 or chosen == "sdpa":       # only sdpa drops; a few new tokens have nothing to skip
         return "sdpa"
+    lasts = mask_mod is None or getattr(mask_mod, "lasts", False)
+    if not lasts and torch.compiler.is_compiling():          # a graph cannot hold what each batch makes anew
+        return "sdpa"
     if chosen == "triton":
         here = v.is_cuda or flash.INTERPRET
         return "triton" if here and v.dtype in flash.DTYPES and v.shape[3] in flash.HEADS else "sdpa"
     if mask_mod is None or chosen == "flex":
         return "sdpa" if mask_mod is None else "flex"
     square = mask_mod is causal and first == 0 and q.shape[2] == v.shape[2]      # a library kernel knows this one
-    return "flex" if v.is_cuda and not square and q.shape[2] >= 128 and torch.is_grad_enabled() else "sdpa"
+    pays = v.is_cuda and lasts and q.shape[2] >= 128 and torch.is_grad_enabled()
+    return "flex" if pays and not square else "sdpa"
 
 
 def attention(causal, rotate):
@@ -74,15 +80,23 @@ def compiled_flex():
 
 
 @once
-def block_mask(mask_mod, B, H, Lq, Lk, first, device):
-    """FlexAttention's tiles of this predicate; one for all texts, or heads, where the predicate has one for all."""
-    of_b, of_h = values(mask_mod, B, H, 1, 1, first, device).shape[:2]
-    moved = lambda b, h, query, key: mask_mod(b, h, first + query, key)
-    return create_block_mask(moved, B if of_b > 1 else None, H if of_h > 1 else None, Lq, Lk, device=device)
+def flex_tiles(mask_mod, B, H, Lq, Lk, device):
+    """The tensors of FlexAttention's BlockMask; one for all texts, or heads, where the predicate has one for all."""
+    of_b, of_h = values(mask_mod, B, H, 1, 1, 0, device).shape[:2]
+    tiles = create_block_mask(mask_mod, B if of_b > 1 else None, H if of_h > 1 else None, Lq, Lk, device=device)
+    return (tiles.kv_num_blocks, tiles.kv_indices, tiles.full_kv_num_blocks, tiles.full_kv_indices,
+            tiles.q_num_blocks, tiles.q_indices, tiles.full_q_num_blocks, tiles.full_q_indices)
+
+
+@functools.lru_cache(maxsize=8)
+def moved(mask_mod, first):
+    """The predicate for queries that start at place `first`."""
+    return lambda b, h, query, key: mask_mod(b, h, first + query, key)
 
 
 def flex(q, k, v, mask_mod, first=0):
     """FlexAttention where mask_mod allows it. (B, H, Lq, hd), twice (B, H, Lk, hd) -> (B, H, Lq, hd)"""
-    tiles = block_mask(mask_mod, *q.shape[:3], k.shape[2], first, q.device)
+    mask_mod, (B, H, Lq, _), Lk = moved(mask_mod, first) if first else mask_mod, q.shape, k.shape[2]
+    tiles = BlockMask((Lq, Lk), *flex_tiles(mask_mod, B, H, Lq, Lk, q.device), mask_mod=mask_mod)
     call = flex_attention if torch.compiler.is_compiling() else compiled_flex()
     return call(q, k, v, block_mask=tiles)                                                          # (B, H, Lq, hd)

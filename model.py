@@ -31,12 +31,16 @@ def causal(batch, head, query, key):
     return query >= key
 
 
-@lru_cache                                               # one object for each pattern: who knows it, knows it again
+causal.lasts = True                                      # the same object in each call: worth knowing (kernels.py)
+
+
+@lru_cache
 def block_causal(block, reach):
     """Look at your own block of tokens, and at `reach` tokens before it, a multiple of the block."""
     def mask_mod(batch, head, query, key):
         back = query // block - key // block
         return (back >= 0) & (back * block <= reach)
+    mask_mod.lasts = True
     return mask_mod
 
 
