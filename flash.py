@@ -4,26 +4,26 @@ Flash attention, forward and backward, as three Triton kernels (arXiv:2205.14135
 Attention weighs the values v_j by how well the keys k_j meet the query q_i, d features each, among the keys that i may
 look at:
 
-    o_i = sum_j p_ij v_j,   p_ij = exp(s_ij - lse_i),   s_ij = q_i . k_j / sqrt(d),   lse_i = log sum_j exp s_ij    (47)
+    o_i = sum_j p_ij v_j,   p_ij = exp(s_ij - lse_i),   s_ij = q_i . k_j / sqrt(d),   lse_i = log sum_j exp s_ij   (47)
 
 Written out, s and p are L x L numbers that go to memory and back. A tile of 64 x 128 of them stays on the chip: keys
-come by tile after tile, and m, l and a hold what was seen so far, relative to the largest score m. When a tile S brings
+come by tile after tile, and m, l and a hold what was seen so far, relative to the largest score m. When a tile S has
 a larger one, the old sums shrink to it:
 
-    m' = max(m, max_j S_ij),   c = exp(m - m'),   l' = c l + sum_j exp(S_ij - m'),   a' = c a + sum_j exp(S_ij - m') v_j
-    at the end   o = a / l,   lse = m + log l                                                                       (48)
+    m' = max(m, max_j S_ij),  c = exp(m - m'),  l' = c l + sum_j exp(S_ij - m'),  a' = c a + sum_j exp(S_ij - m') v_j
+    at the end   o = a / l,   lse = m + log l                                                                      (48)
 
-At most lse is kept, one number a query: from it every p_ij comes back where the gradient needs it. With do = dloss/do,
+Of all this only o and lse are kept: from lse, one number a query, every p_ij comes back where the gradient needs it. With do = dloss/do,
 
-    dv_j = sum_i p_ij do_i                                                                                          (49)
+    dv_j = sum_i p_ij do_i                                                                                         (49)
     ds_ij = p_ij (do_i . v_j - delta_i),   delta_i = do_i . o_i       the softmax: sum_j p_ij (do_i . v_j) = do_i . o_i
-    dq_i = sum_j ds_ij k_j / sqrt(d),   dk_j = sum_i ds_ij q_i / sqrt(d)                                            (50)
+    dq_i = sum_j ds_ij k_j / sqrt(d),   dk_j = sum_i ds_ij q_i / sqrt(d)                                           (50)
 
 One kernel owns queries and sums dq over keys, another owns keys and sums dk and dv over queries. Each number has one
 owner: no two programs add to the same place, and the result is the same in every run.
 
 Rotary positions are taken in: q_i = R_i q^_i and k_j = R_j k^_j turn when they are loaded, and since a turn keeps
-lengths, what comes out turns back:                    dq^_i = R_i' dq_i,   dk^_j = R_j' dk_j                       (51)
+lengths, what comes out turns back:                    dq^_i = R_i' dq_i,   dk^_j = R_j' dk_j                      (51)
 
 A pattern is any predicate mask_mod(batch, head, query, key). `plan` looks at it once, tile by tile: *empty* tiles are
 never visited, *whole* ones need no mask, only in the others each pair is asked. If it lets all look at all, or at what
@@ -112,7 +112,7 @@ def allowed(mask, query, key, first, Lq, Lk, PATTERN: tl.constexpr):
 
 @triton.jit
 def whose(span, order, pattern_b, pattern_h, tiles, width, H):
-    """This program's tile, text and head, and its line of the plan. Later tiles first: under CAUSAL they are longer."""
+    """This program's tile, text and head, and its line of the plan. Later tiles first: under CAUSAL these are long."""
     pid = tl.program_id(0)
     tile, bh = tiles - 1 - pid % tiles, pid // tiles
     b, h = bh // H, bh % H
@@ -232,14 +232,16 @@ def backward_kv(Q, K, V, DO, LSE, DELTA, DK, DV, ANGLES_Q, ANGLES_K, SPAN, ORDER
 
 # ---- the operator
 
-def blocks(head_size, dtype):
-    """Tiles whose numbers fit in the registers of Ampere and Hopper chips (fewer in float32, whose products in full
-    precision take other units). -> (BM, BN, warps, stages) of forward, backward_q and backward_kv
+def blocks(head_size, dtype, device):
+    """Tiles whose numbers fit in a Hopper chip's registers and shared memory (fewer in float32, whose products in full
+    precision take other units), or in those of a smaller one. -> (BM, BN, warps, stages) of the three kernels
     """
     if INTERPRET:                                            # it pays for each tile
         return ((128, 64, 4, 1),) * 3
     if dtype == torch.float32:
         return (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)
+    if torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 200_000:
+        return ((64, 32, 4, 2),) * 3
     if head_size <= 64:
         return (128, 64, 4, 3), (128, 64, 8, 3), (64, 128, 8, 3)
     return (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2)
@@ -273,7 +275,8 @@ def operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, angles: list[tor
     """(47), one opaque operator for torch.compile. -> o, and lse in units of log 2"""
     o, lse = rows_first(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     mask, span, order, *_ = tables
-    launch(forward, blocks(q.shape[-1], q.dtype)[0], (o, lse), angles, (span, order), mask, q, k, v, numbers)
+    by_queries, *_ = blocks(q.shape[-1], q.dtype, q.device)
+    launch(forward, by_queries, (o, lse), angles, (span, order), mask, q, k, v, numbers)
     return o, lse
 
 
@@ -290,7 +293,7 @@ def gradient(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     dq, dk, dv, delta = rows_first(q), rows_first(k), rows_first(v), torch.empty_like(lse)
     do = do.transpose(1, 2).contiguous().transpose(1, 2)                                            # (B, H, Lq, d)
     mask, *of_queries, span, order = tables
-    _, by_queries, by_keys = blocks(q.shape[-1], q.dtype)
+    _, by_queries, by_keys = blocks(q.shape[-1], q.dtype, q.device)
     launch(backward_q, by_queries, (o, do, lse, delta, dq), angles, of_queries, mask, q, k, v, numbers)
     launch(backward_kv, by_keys, (do, lse, delta, dk, dv), angles, (span, order), mask, q, k, v, numbers)
     return dq, dk, dv
@@ -310,7 +313,8 @@ def keep(ctx, inputs, output):
 def differentiate(ctx, do, _):
     q, k, v, o, lse, *rest = ctx.saved_tensors
     angles, tables = rest[:ctx.n_angles], rest[ctx.n_angles:]
-    return *gradient(do, q, k, v, o, lse, angles, tables, ctx.numbers), [None] * len(angles), [None] * len(tables), None
+    none = [None] * len(angles), [None] * len(tables), None
+    return *gradient(do, q, k, v, o, lse, angles, tables, ctx.numbers), *none
 
 
 operator.register_autograd(differentiate, setup_context=keep)
@@ -333,7 +337,7 @@ def flash(q, k, v, mask_mod=None, first=0, rotary=None):
     q, k, v = (a if a.stride(-1) == 1 else a.contiguous() for a in (q.to(v.dtype), k.to(v.dtype), v))
     angles = [side_by_side(*pair) for pair in (rotary[:2], rotary[2:])] if rotary else []           # (1|B, L, d) each
     angles = [a.expand(max(map(len, angles)), -1, -1).contiguous() for a in angles]
-    _, by_queries, by_keys = blocks(d, v.dtype)
+    _, by_queries, by_keys = blocks(d, v.dtype, q.device)
     pattern = plan(mask_mod, B, H, Lq, Lk, first, q.device, by_queries[:2], by_keys[:2])
     return operator(q, k, v, angles, [pattern.mask, *pattern.of_queries, *pattern.of_keys],
                     [*pattern[:3], first])[0]                                                       # (B, H, Lq, d)

@@ -1,5 +1,5 @@
 """
-Fast forms, each beside the plain one. Optional: without this file everything works, and is slower, or needs more memory.
+Fast forms, each beside its plain one. Optional: without this file everything works, slower or in more memory.
 """
 import functools
 import os

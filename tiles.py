@@ -1,11 +1,11 @@
 """
 Which tiles of an attention pattern have to be looked at: what flash.py visits. No Triton here.
 
-A pattern is any predicate mask_mod(batch, head, query, key). Cut into tiles of some queries by some keys, most patterns
-are *empty* in many, which are never visited, and *whole* in most others, where no mask is needed; only in the rest each
-pair has to be asked. So a pattern is looked at once, in full (L x L bytes for a moment), and a plan is kept: the tiles
-to visit, and the mask, unless the pattern lets all look at all, or at what is not behind them, which the kernel knows
-by itself. What a predicate is shows in its values, not in its name: block_causal(1, L) is causal.
+A pattern is any predicate mask_mod(batch, head, query, key). Cut into tiles of some queries by some keys, it is often
+*empty* in many, which are never visited, and *whole* in most others, where no mask is needed; only in the rest each
+pair has to be asked. So a pattern is looked at once, in full (L x L numbers for a moment), and a plan is kept: the
+tiles to visit, and the mask, unless the pattern lets all look at all, or at what is not behind them, which the kernel
+knows by itself. What a predicate is shows in its values, not in its name: block_causal(1, L) is causal.
 
 The last few plans are kept. A predicate that is the same in each call should be the same object (model.py and block.py
 see to that); one made anew for each batch, as for two groups of tokens, is looked at anew.
@@ -48,15 +48,15 @@ def values(mask_mod, B, H, Lq, Lk, first, device):
     index = lambda n: torch.arange(n, device=device)
     query, key = first + index(Lq)[:, None], index(Lk)                                              # (Lq, 1), (Lk,)
     mask = torch.as_tensor(mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], query, key), device=device)
-    return mask.expand(torch.broadcast_shapes(mask.shape, (1, 1, Lq, Lk)))                          # (1|B, 1|H, Lq, Lk)
+    return mask.expand(torch.broadcast_shapes(mask.shape, (1, 1, Lq, Lk)))                         # (1|B, 1|H, Lq, Lk)
 
 
 def visits(mask, rows, cols, pattern):
     """What each tile of `rows` rows has to visit, tiles of `cols` columns. mask (Z, R, C) bool
 
     -> span (Z, n, 4): visits lo .. hi - 1, of which lo' .. hi' - 1 are to whole tiles; order (Z, n, m): the tile of
-    each visit, where the pattern is LISTED. Elsewhere visit j is to tile j. A tile that reaches over the last column is
-    never whole: what lies beyond must be masked.
+    each visit, where the pattern is LISTED. Elsewhere visit j is to tile j. A tile that reaches over the last column
+    is never whole: what lies beyond must be masked.
     """
     padded = F.pad(mask, (0, -mask.shape[2] % cols, 0, -mask.shape[1] % rows))                      # (Z, n r, m c)
     pairs = padded.unflatten(2, (-1, cols)).unflatten(1, (-1, rows)).sum((2, 4))                    # (Z, n, m)
@@ -74,7 +74,7 @@ def visits(mask, rows, cols, pattern):
 @once
 def plan(mask_mod, B, H, Lq, Lk, first, device, queries_by, keys_by):
     """queries_by, keys_by: (queries, keys) in a tile of the kernels that own queries, and of those that own keys."""
-    mask = values(mask_mod or everything, B, H, Lq, Lk, first, device)                              # (1|B, 1|H, Lq, Lk)
+    mask = values(mask_mod or everything, B, H, Lq, Lk, first, device)                             # (1|B, 1|H, Lq, Lk)
     (Zb, Zh), mask = mask.shape[:2], mask.flatten(0, 1)                                             # (Z, Lq, Lk)
     square = torch.ones_like(mask[0])                                                               # (Lq, Lk)
     pattern = FULL if mask.all() else CAUSAL if (mask == square.tril(first)).all() else LISTED
