@@ -13,7 +13,8 @@ a larger one, the old sums shrink to it:
     m' = max(m, max_j S_ij),  c = exp(m - m'),  l' = c l + sum_j exp(S_ij - m'),  a' = c a + sum_j exp(S_ij - m') v_j
     at the end   o = a / l,   lse = m + log l                                                                      (48)
 
-Of all this only o and lse are kept: from lse, one number a query, every p_ij comes back where the gradient needs it. With do = dloss/do,
+Only o and lse are kept: from lse, one number a query, every p_ij comes back where the gradient needs it. With do the
+gradient of the loss in o,
 
     dv_j = sum_i p_ij do_i                                                                                         (49)
     ds_ij = p_ij (do_i . v_j - delta_i),   delta_i = do_i . o_i       the softmax: sum_j p_ij (do_i . v_j) = do_i . o_i
