@@ -235,12 +235,13 @@ def backward_kv(Q, K, V, DO, LSE, DELTA, DK, DV, ANGLES_Q, ANGLES_K, SPAN, ORDER
 
 def blocks(head_size, dtype, device):
     """Tiles whose numbers fit in a Hopper chip's registers and shared memory (fewer in float32, whose products in full
-    precision take other units), or in those of a smaller one. -> (BM, BN, warps, stages) of the three kernels
+    precision take other units), or in those of a smaller one. -> (BM, BN, warps, stages) of the three kernels. The
+    first two follow one plan, and so have the same tiles.
     """
     if INTERPRET:                                            # it pays for each tile
         return ((128, 64, 4, 1),) * 3
     if dtype == torch.float32:
-        return (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)
+        return (64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)
     if torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 200_000:
         return ((64, 32, 4, 2),) * 3
     if head_size <= 64:

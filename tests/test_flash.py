@@ -1,5 +1,6 @@
 """Flash attention against its formula in float64, values and gradients. Triton's interpreter needs no GPU."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,17 @@ def test_empty_tiles_are_never_read():
     assert all(g[:, :, :128].isfinite().all() for g in (dq, dk, dv))
     lo_hi = plan(far, 1, 1, 200, 256, 0, q.device, blocks[0][:2], blocks[2][:2]).of_queries[0][0, :, :2]
     assert (lo_hi[:, 1] - lo_hi[:, 0]).sum() * blocks[0][1] == 128 * len(lo_hi)
+
+
+@pytest.mark.parametrize("memory", [232_448, 101_376])           # what a Hopper chip shares, and a smaller one
+def test_forward_and_backward_follow_one_plan_on_every_chip(memory, monkeypatch):
+    monkeypatch.setattr(flash, "INTERPRET", False)
+    properties = SimpleNamespace(shared_memory_per_block_optin=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for head_size in flash.HEADS:
+            of_forward, of_queries, of_keys = flash.blocks(head_size, dtype, "cuda")
+            assert of_forward[:2] == of_queries[:2] and min(of_keys) > 0
 
 
 def test_what_it_cannot_do_is_refused_in_words():
