@@ -17,6 +17,8 @@ found to vary least; it is no bound unless low, high = 0, 1, and `nelbo` never u
 whose share of masks lies outside of the interval, and so never trains on a block that is all masks, from which every
 sampling starts. Here nothing is redrawn: at rates of .45 to .95, three in ten blocks of four are all masks.
 """
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -28,6 +30,7 @@ from model import block_causal, new_cache, read
 from positions import like, moved
 
 
+@lru_cache
 def doubled(L, block, reach=None):
     """Eq. (17) as a pattern of attention on [z ; x], L tokens each; None for a single block, which sees all of itself.
 
@@ -37,6 +40,7 @@ def doubled(L, block, reach=None):
         back = query % L // block - key % L // block         # blocks from the query back to the key
         own = (back == 0) & ((query >= L) == (key >= L))
         return own | (back > 0) & (back * block <= (L if reach is None else reach)) & (key >= L)
+    mask_mod.lasts = True
     return None if block == L else mask_mod
 
 

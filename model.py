@@ -13,12 +13,17 @@ A Cache holds the keys and values of what was read before: only new tokens go th
 No loss here (see the method files) and no sampling (diffusion.py).
 """
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange
+
+try:
+    import kernels
+except ModuleNotFoundError:                              # an optional file: without it, all is plain
+    kernels = None
 
 
 def causal(batch, head, query, key):
@@ -26,19 +31,41 @@ def causal(batch, head, query, key):
     return query >= key
 
 
+causal.lasts = True                                      # the same object in each call: worth knowing (kernels.py)
+
+
+@lru_cache
 def block_causal(block, reach):
     """Look at your own block of tokens, and at `reach` tokens before it, a multiple of the block."""
     def mask_mod(batch, head, query, key):
         back = query // block - key // block
         return (back >= 0) & (back * block <= reach)
+    mask_mod.lasts = True
     return mask_mod
 
 
-def attention(q, k, v, mask_mod=None, dropout=0.0, first=0):
+def rotary_angles(positions, head_size):
+    """Rotary positions (arXiv:2104.09864): pair i of a head turns by position / 10000^(2i / hd). -> 2 x (L, hd/2)"""
+    speed = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device) / head_size)        # (hd/2,)
+    angle = positions.float()[:, None] * speed                                                      # (L, hd/2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn the pairs (x1, x2) of x = [x1 ; x2], split in halves, not interleaved. (B, H, L, hd) -> same"""
+    x1, x2 = x.chunk(2, -1)                                                                   # (B, H, L, hd/2) each
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).to(x.dtype)
+
+
+@kernels.attention(causal, rotate) if kernels else lambda plain: plain
+def attention(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
     """softmax(q k' / sqrt(hd)) v where mask_mod allows it, everywhere for None. (B, H, Lq, hd) -> (B, H, Lq, hd)
 
-    first: the place of the first query among the keys; after a cache, behind all that it holds.
+    first: the place of the first query among the keys; after a cache, behind all that it holds
+    rotary: cos, sin of the queries and cos, sin of the keys, if these come unturned
     """
+    if rotary:
+        q, k = rotate(q, *rotary[:2]), rotate(k, *rotary[2:])                                       # (B, H, L, hd)
     if mask_mod is causal and q.shape[2] == 1:
         mask_mod = None                                  # the newest token looks at all that is there
     if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs faster than the library here
@@ -55,19 +82,6 @@ def dense(mask_mod, q, k, first=0):
     (B, H, Lq, _), Lk, index = q.shape, k.shape[2], lambda n: torch.arange(n, device=q.device)
     mask = mask_mod(index(B)[:, None, None, None], index(H)[:, None, None], first + index(Lq)[:, None], index(Lk))
     return torch.as_tensor(mask, device=q.device).expand(B, H, Lq, Lk)                              # (B, H, Lq, Lk)
-
-
-def rotary_angles(positions, head_size):
-    """Rotary positions (arXiv:2104.09864): pair i of a head turns by position / 10000^(2i / hd). -> 2 x (L, hd/2)"""
-    speed = 10000.0 ** (-torch.arange(0, head_size, 2, device=positions.device) / head_size)        # (hd/2,)
-    angle = positions.float()[:, None] * speed                                                      # (L, hd/2)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x, cos, sin):
-    """Turn the pairs (x1, x2) of x = [x1 ; x2], split in halves, not interleaved. (B, H, L, hd) -> same"""
-    x1, x2 = x.chunk(2, -1)                                                                   # (B, H, L, hd/2) each
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).to(x.dtype)
 
 
 def noise_features(noise):
@@ -197,10 +211,12 @@ class Block(nn.Module):
         q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)  # (B, H, L, hd)
         if self.qk_norm:                                 # scores of a bounded size: larger learning rates are safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                         # (B, H, L, hd)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)                                               # (B, H, L, hd)
-        k, v = remember(k, v) if remember else (k, v)                                               # (B, H, Lk, hd)
+        turns = (*rotary, *rotary)
+        if remember:                                     # a cache holds its keys as they are turned
+            q, k, turns = rotate(q, *rotary), rotate(k, *rotary), None                              # (B, H, L, hd)
+            k, v = remember(k, v)                                                                   # (B, H, Lk, hd)
         dropout, first = self.dropout if self.training else 0.0, k.shape[2] - q.shape[2]
-        y = attention(q, k, v, mask_mod, dropout, first)                                            # (B, H, L, hd)
+        y = attention(q, k, v, mask_mod, dropout, first, turns)                                     # (B, H, L, hd)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))                                       # (B, L, D)
 
     def forward(self, h, c, rotary, mask_mod, remember=None):

@@ -42,7 +42,7 @@ from einops import rearrange
 
 from diffusion import corrupt, stratified
 from masked import MDLM
-from model import Block, Transformer, attention, modulate, rotary_angles, rotate, rows
+from model import Block, Transformer, attention, modulate, rotary_angles, rows
 from positions import like
 
 
@@ -60,8 +60,8 @@ class View(NamedTuple):
         q, k, v = (rearrange(a, "b l (h d) -> b h l d", h=n_head) for a in (q, k, v))               # (B, H, Q|N, hd)
         if qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])                         # (B, H, Q|N, hd)
-        q, k = rotate(q, *self.rotary_q), rotate(k, *self.rotary_k)                                 # (B, H, Q|N, hd)
-        return rearrange(attention(q, k, v, mask_mod, dropout), "b h l d -> b l (h d)")             # (B, Q, D)
+        y = attention(q, k, v, mask_mod, dropout, rotary=(*self.rotary_q, *self.rotary_k))          # (B, H, Q, hd)
+        return rearrange(y, "b h l d -> b l (h d)")                                                 # (B, Q, D)
 
 
 class GroupSwap(nn.Module):

@@ -76,6 +76,8 @@ class Config:
     dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
         "", "default", "reduce-overhead", "max-autotune"], alone="default")
+    attention: str = flag("auto", "who computes it: PyTorch, FlexAttention (GPUs), our Triton kernel (GPUs), or the "
+                          "best for each call", choices=["auto", "sdpa", "flex", "triton"])
     log_interval: int = flag(10, "steps between looks at the loss", least=1)
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
@@ -98,6 +100,7 @@ import checkpoint
 from data import BadInput, text, tokenizer
 from interrupt import Stop, look
 from learner import Learner
+from model import kernels
 from optim import learning_rate
 from report import final, report
 
@@ -187,6 +190,10 @@ def equip(config, state, make):
     """Device, folder, text and precision for make(config, corpus, device); `state` is what to go on from, or None."""
     here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
     device = checkpoint.device_of(here if config.device == "auto" else config.device)
+    if kernels:
+        kernels.attend_by(config.attention, device)
+    elif config.attention not in ("auto", "sdpa"):
+        raise BadInput(f"--attention {config.attention} needs the file kernels.py, which is not here")
     folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
     corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state), config.vocab_size,
                        sft=config.sft)

@@ -76,10 +76,10 @@ def test_the_network_packs_as_the_published_sampler_does_by_hand():
 def seen_masks(monkeypatch, run):
     """Which keys each query may look at, layer by layer, in the network calls that run() makes."""
     seen, plain = [], model.attention
-    def spy(q, k, v, mask_mod=None, dropout=0.0, first=0):
+    def spy(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
         everything = torch.ones(len(q), q.shape[2], k.shape[2], dtype=torch.bool)
         seen.append(everything if mask_mod is None else model.dense(mask_mod, q, k)[:, 0])
-        return plain(q, k, v, mask_mod, dropout, first)
+        return plain(q, k, v, mask_mod, dropout, first, rotary)
     for module in (model, partition):
         monkeypatch.setattr(module, "attention", spy)
     run()
