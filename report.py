@@ -6,9 +6,11 @@ import math
 import torch
 from tqdm import tqdm
 
-from evaluate import by_noise, entropy_of, league, show_by_noise, unit
+from bounds import league, unit
+from evaluate import by_noise, entropy_of
 from model import Told
 from sample import generate
+from tables import show_by_noise
 
 
 def report(learner, step, folder):
