@@ -46,6 +46,7 @@ class Config(Sampling):
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
 import math  # noqa: E402
+from importlib.util import find_spec
 
 import torch
 
@@ -62,7 +63,7 @@ from oracle import exact
 from quality import mauve_of, quality, variety
 from sample import Counted, generate
 from steering import end_of_text, law_of, sampler_of, steer
-from tables import keep, show, show_by_noise, show_more
+from tables import keep, show, show_by_noise
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)                            # levels of noise at which a classifier is examined
 
@@ -87,9 +88,9 @@ def draw(model, corpus, config, device):
                       for n in sizes])                                                                  # (n, L)
 
 
-def measure(model, corpus, judge, config, device):
-    """Everything that is known about the model, as a dict of plain numbers."""
-    x, frozen, label, told = held_out(model, corpus, config, device)                                    # (n, L) ..
+def measure(model, corpus, held, config):
+    """The bound on the texts of `held_out`, and toy: beside the entropy. -> dict of plain numbers"""
+    x, frozen, label, told = held                                                                       # (n, L) ..
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told)
     mean, error = mean_error(nats / scored)
     result = {**figures(nats, scored, x, corpus, frozen), "method": model.config.method, "data": corpus.about,
@@ -102,10 +103,6 @@ def measure(model, corpus, judge, config, device):
             -corpus.language.log_prob(x.cpu(), topic) / x.shape[1])                  # of just these texts
         result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
                    "gap_error": math.hypot(error, entropy_error)}
-    if config.num_samples and hasattr(corpus, "sft"):
-        result |= answered(model, corpus, config, device)
-    elif config.num_samples:
-        result |= rate(model, corpus, judge, x, label, config, device)
     return result
 
 
@@ -121,6 +118,7 @@ def rate(model, corpus, judge, x, label, config, device):
     if config.mauve:
         texts = ([corpus.text(row) for row in a.tolist()] for a in sets)
         result["mauve"], result["mauve_error"] = mauve_of(judge, *texts, config.batch_size, config.seed)
+        result["mauve_texts"] = few
     return result
 
 
@@ -195,16 +193,29 @@ def zero_shot(model, name, config, device):
 
 
 def more(model, config, device):
-    """What else the flags ask for: [(name, how to measure it)], in order; their files are read now."""
-    passages = passages_of(config.lambada) if config.lambada else None
-    questions = questions_of(config.choices) if config.choices else None
+    """What else the flags ask for: [(name, how to measure it)]; files of questions are read now."""
     sets = list(dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))))
-    tasks = [(name, lambda name=name: zero_shot(model, name, config, device)) for name in sets]
+    tasks = [(name, lambda name=name: {"zero_shot": {name: zero_shot(model, name, config, device)}}) for name in sets]
     if config.ends and end_of_text(model.encoding) is None:
         raise BadInput(f"--ends: the tokens of {config.out_dir} have no end of text")
     common = config.draws, config.seed, device, config.ends
-    tasks += [("lambada: last words", lambda: last_words(model, passages, *common))] if passages else []
-    return tasks + ([("choices", lambda: multiple_choice(model, questions, *common))] if questions else [])
+    if config.lambada:
+        passages = passages_of(config.lambada)
+        tasks.append(("last words", lambda: {"last_words": last_words(model, passages, *common)}))
+    if config.choices:
+        questions = questions_of(config.choices)
+        tasks.append(("choices", lambda: {"choices": multiple_choice(model, questions, *common)}))
+    return tasks
+
+
+def judged(config, model, device):
+    """The judge, or None; BadInput if what it is to do cannot be done here."""
+    judge = judge_of(config.judge, model, device)
+    if config.mauve and not hasattr(judge, "states"):
+        raise BadInput("--mauve needs a --judge of transformers, such as gpt2-large, to look at texts")
+    if config.mauve and find_spec("mauve") is None:
+        raise BadInput("--mauve needs a package that is not here: pip install mauve-text")
+    return judge
 
 
 def main(config):
@@ -224,23 +235,26 @@ def main(config):
     config = chat.settled(config, model.config.method)
     sampler = sampler_of(config, model.config.method, model.encoding)
     steer(config, model, model.denoiser, sampler, device)    # or BadInput, now
-    judge = judge_of(config.judge, model, device)
-    if config.mauve and not hasattr(judge, "states"):
-        raise BadInput("--mauve needs a --judge of transformers, such as gpt2-large, to look at texts")
-    tasks = more(model, config, device)
+    judge, others, exactly = judged(config, model, device), more(model, config, device), model.config.method == "ar"
     corpus = corpus_of(model, config.data)
-    result, failed = measure(model, corpus, judge, config, device), []
-    if not config.json:
-        show(result, corpus, config)
-    for name, task in [("", None), *tasks]:                  # what is there is kept, whatever fails after it
+    held = held_out(model, corpus, config, device)
+    tasks = [("bound", lambda: measure(model, corpus, held, config))]
+    if config.num_samples:
+        tasks.append(("samples", lambda: answered(model, corpus, config, device) if hasattr(corpus, "sft") else
+                      rate(model, corpus, judge, *held[::2], config, device)))
+    result, failed = {}, []
+    for name, task in [*tasks, *others]:                     # each is shown and kept, whatever fails after it
         try:
-            if task:
-                result.setdefault("more", {})[name] = found = task()
-                if not config.json:
-                    show_more(name, found, result["exact"])
+            found = task()
+            if not config.json:
+                show(found, corpus, config, exactly)
+            for key, value in found.items():
+                result[key] = {**result.get(key, {}), **value} if key == "zero_shot" else value
             keep(config, model.step, result)
+        except BrokenPipeError:
+            raise
         except (BadInput, OSError) as error:
-            failed.append(f"{name}: " * bool(name) + f"{getattr(error, 'strerror', None) or error}")
+            failed.append(f"{name}: {getattr(error, 'strerror', None) or error}")
     if config.json:
         print(as_json(result))
     if failed:

@@ -18,7 +18,6 @@ from collections import Counter
 import torch
 
 from bounds import mean_error, perplexity, pooled
-from data import BadInput
 
 
 def unigram_entropy(x):
@@ -86,8 +85,8 @@ def distinct(texts, n):
 
 def self_bleu(texts, longest=4):
     """BLEU of each text (a list of words) with all others as references: the geometric mean of the shares of its 1- to
-    4-grams that stand in one of them, as often; times exp(1 - r/c) where the text has c words and the other one that is
-    nearest in length r > c. A share of 0 of m counts as 0.1/m (NLTK's first smoothing). -> (n,)"""
+    4-grams that stand in one of them, as often; times exp(1 - r/c) where the text has c words, and r > c those of the
+    other one nearest in length. A share of 0 of m counts as 0.1/m (NLTK's first smoothing). -> (n,)"""
     logs = torch.zeros(len(texts), dtype=torch.float64)                                                 # (n,)
     for n in range(1, longest + 1):
         counts, most = [ngrams(words, n) for words in texts], {}
@@ -116,10 +115,8 @@ def variety(x, corpus):
 def mauve_of(judge, ours, theirs, batch_size, seed, again=10):
     """MAUVE of samples and held-out texts, equally many: p and q are their last hidden states. -> value, its standard
     error, from `again` sets of texts drawn with replacement from these"""
-    try:
-        from mauve import compute_mauve
-    except ImportError:
-        raise BadInput("--mauve needs a package that is not here: pip install mauve-text") from None
+    from mauve import compute_mauve
+
     p, q = (judge.states(texts, batch_size) for texts in (ours, theirs))                                # (n, D) each
     measure = lambda p, q, seed: float(compute_mauve(p_features=p.numpy(), q_features=q.numpy(), seed=seed,
                                                      verbose=False).mauve)

@@ -8,22 +8,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from bounds import unit
-from checkpoint import as_json, beside
-from data import BadInput
+from checkpoint import as_json
+from data import BadInput, beside
 
 
-def show(r, corpus, config):
-    print(r["data"])
-    print(f"{r['method']}, step {r['step']}: {'exact' if r['exact'] else 'bound'} on held-out text "
-          f"{unit(r['nats_per_token'], r['standard_error'], corpus.bytes_per_token)} "
-          f"({r['texts']:,} texts of {corpus.block_size} tokens, {r['draws']} noise draws each)")
-    told = f"perplexity {'' if r['exact'] else 'at most '}{r['perplexity']:.2f} +- {r['perplexity_error']:.2f}"
-    if "bits_per_character" in r:
-        told += f", {r['bits_per_character']:.3f} +- {r['bits_per_character_error']:.3f} bits/character"
-    print(f"{told}, over {r['tokens']:,} tokens")
-    if "gap" in r:
-        print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
-              f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
+def show(r, corpus, config, exact):
+    """Whatever of it is in the dict r."""
+    bound = "" if exact else "at most "
+    if "nats_per_token" in r:
+        show_bound(r, corpus, bound)
     if "answers" in r:
         print(f"\n{r['sampler']:<16}{'held-out questions':>20}{'right':>9}{'right choice of 4':>20}"
               f"{'of training':>14}{'right':>9}")
@@ -37,25 +30,37 @@ def show(r, corpus, config):
         for (what, mean, error), (_, other, other_error) in zip(r["samples"], r["held_out"]):
             print(f"{what:<58}{mean:>10.3f} +- {error:.3f}{other:>12.3f} +- {other_error:.3f}")
     if "mauve" in r:
-        print(f"{'MAUVE':<58}{r['mauve']:>10.3f} +- {r['mauve_error']:.3f}")
+        print(f"{'MAUVE, of ' + str(r['mauve_texts']) + ' texts':<58}{r['mauve']:>10.3f} +- {r['mauve_error']:.3f}")
+    for name, row in r.get("zero_shot", {}).items():
+        told = f"perplexity {bound}{row['perplexity']:.2f} +- {row['perplexity_error']:.2f}"
+        if "bits_per_byte" in row:
+            told += f", {row['bits_per_byte']:.3f} +- {row['bits_per_byte_error']:.3f} bits/byte"
+        print(f"\n{name}, {row['split']}: {told} ({row['texts']:,} texts, {row['tokens']:,} tokens, "
+              f"{row['draws']} draws)")
+    if "last_words" in r:
+        row = r["last_words"]
+        print(f"\nlast words: {row['accuracy']:.1%} +- {row['accuracy_error']:.1%} found; perplexity of a word {bound}"
+              f"{row['perplexity']:.2f} +- {row['perplexity_error']:.2f} ({row['passages']:,} passages, "
+              f"{row['draws']} draws)")
+    if "choices" in r:
+        row = r["choices"]
+        print(f"\nchoices: {row['accuracy']:.1%} +- {row['accuracy_error']:.1%} right, per byte "
+              f"{row['accuracy_per_byte']:.1%} +- {row['accuracy_per_byte_error']:.1%}, by chance {row['chance']:.1%} "
+              f"({row['questions']:,} questions, {row['draws']} draws)")
 
 
-def show_more(name, r, exact):
-    """One line for each of `more`."""
-    bound = "" if exact else "at most "
-    if "tokens" in r:
-        told = f"perplexity {bound}{r['perplexity']:.2f} +- {r['perplexity_error']:.2f}"
-        if "bits_per_byte" in r:
-            told += f", {r['bits_per_byte']:.3f} +- {r['bits_per_byte_error']:.3f} bits/byte"
-        told += f" ({r['split']}, {r['texts']:,} texts, {r['tokens']:,} tokens, {r['draws']} draws)"
-    elif "passages" in r:
-        told = f"{r['accuracy']:.1%} +- {r['accuracy_error']:.1%} found; perplexity of a word {bound}" \
-               f"{r['perplexity']:.2f} +- {r['perplexity_error']:.2f} ({r['passages']:,} passages, {r['draws']} draws)"
-    else:
-        told = f"{r['accuracy']:.1%} +- {r['accuracy_error']:.1%} right, per byte {r['accuracy_per_byte']:.1%} +- " \
-               f"{r['accuracy_per_byte_error']:.1%}, by chance {r['chance']:.1%} ({r['questions']:,} questions, " \
-               f"{r['draws']} draws)"
-    print(f"{name}: {told}", flush=True)
+def show_bound(r, corpus, bound):
+    print(r["data"])
+    print(f"{r['method']}, step {r['step']}: {'bound' if bound else 'exact'} on held-out text "
+          f"{unit(r['nats_per_token'], r['standard_error'], corpus.bytes_per_token)} "
+          f"({r['texts']:,} texts of {corpus.block_size} tokens, {r['draws']} noise draws each)")
+    told = f"perplexity {bound}{r['perplexity']:.2f} +- {r['perplexity_error']:.2f}"
+    if "bits_per_character" in r:
+        told += f", {r['bits_per_character']:.3f} +- {r['bits_per_character_error']:.3f} bits/character"
+    print(f"{told}, over {r['tokens']:,} tokens")
+    if "gap" in r:
+        print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
+              f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
 
 
 def show_by_noise(rows):
@@ -68,18 +73,20 @@ def show_by_noise(rows):
 
 
 def keep(config, step, result):
-    """The result into evaluation.json beside the checkpoint, under the step and the flags; others in it stay."""
+    """The result into evaluation.json beside the checkpoint, under its step and flags; what else is there stays."""
     if config.oracle:
         return
-    folder = Path(config.out_dir) if Path(config.out_dir).is_dir() else Path(config.out_dir).parent
+    where = Path(config.out_dir)
+    folder = where if where.is_dir() else where.parent if where.exists() else Path("out", where.name)
     path, apart = folder / "evaluation.json", ("out_dir", "json", "device")
     key = " ".join([f"step {step}", *(f"--{f.name} {getattr(config, f.name)}" for f in fields(config)
-                                             if f.name not in apart and getattr(config, f.name) != f.default)])
+                                      if f.name not in apart and getattr(config, f.name) != f.default)])
     try:
+        folder.mkdir(parents=True, exist_ok=True)            # of a model that is not from here
         with FileLock(folder / ".evaluation.lock"):
             known = json.loads(path.read_text("utf-8")) if path.exists() else {}
             with beside(path) as file:
                 file.write(json.dumps({**known, key: json.loads(as_json(result))}, indent=1).encode())
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON object: move it away"
-        raise BadInput(f"cannot add to {path} ({reason}): what was in it stays") from None
+        raise BadInput(f"cannot add to {path} ({reason}); what was in it stays") from None
