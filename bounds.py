@@ -5,7 +5,7 @@ What a model says of text that it did not write: bounds, perplexities, bits; the
     perplexity    exp(nats/token), all nats over all tokens: long texts count more, as in the papers' tables
     bits/byte     nats/token / ln 2 / (bytes per token); bits/char likewise. The only ones that do not depend on tokens
     last word     LAMBADA (arXiv:1606.06031): all before the word is given. It is found if all of its tokens are the
-                  likeliest in one pass (SDTT, 2410.21035), for ar one after the other; and -log p(word | the rest)
+                  likeliest in one pass (SDTT, 2410.21035), for ar one after the other; and -log p(word | before)
     choices       the choice of least -log p(choice | prompt), on the same noise for all; and of the least per byte
 
 The exponential of a bound's mean is a bound on the perplexity. The error of exp(m) is exp(m) times that of m. How the
@@ -142,10 +142,12 @@ def ending(model, prompt, rest, ends=False):
 
 @torch.no_grad()
 def fill(model, x, frozen):
-    """The likeliest tokens where x (1, L) is not frozen: all in one pass, for ar from left to right. -> (1, L)"""
+    """The likeliest tokens where x (1, L) is not frozen: all in one pass, for ar from left to right. Noise that is words
+    says at t = 1 that the given ones tell nothing: there each is then redrawn, given all others as text. -> (1, L)"""
+    name, greedy = model.config.method, partial(probabilities, temperature=0.0)
+    again = dict(tail="gibbs", rounds=4 * int((~frozen).sum())) if name in ("udlm", "gidd", "duo") else {}
     z = torch.where(frozen, x, model.method.prior(x.shape, x.device))                                   # (1, L)
-    greedy = partial(probabilities, temperature=0.0)
-    *_, z = model.method.sample(model.denoiser, z, frozen, 1, make_sampler("ancestral", model.config.method), greedy)
+    *_, z = model.method.sample(model.denoiser, z, frozen, 1, make_sampler("ancestral", name, **again), greedy)
     return z
 
 

@@ -29,9 +29,14 @@ if __name__ == "__main__":
 
 import json  # noqa: E402
 import math
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 from data import BadInput, beside
+
+
+PANELS = {"loss": "training loss, nats/token", "bound": "held-out bound, nats/token", "bits": "held-out, bits/byte"}
 
 
 def read(out_dir):
@@ -83,54 +88,16 @@ def entropy(about):
 
 
 def curves(rows, share):
-    """What is drawn of one run: {panel: [(step, value, error or None)]}, and the line of what is known exactly"""
+    """What is drawn of one run, {panel: [(step, value, error or None)]}; and {panel: the exact value, or None}"""
     about = next((row for row in rows if "method" in row), {})
-    losses = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
-    bounds = [(row["step"], row["val_bound"], row.get("val_se")) for row in rows if row.get("val_bound") is not None]
-    soft = [(step, value, None) for (step, _), value in zip(losses, smoothed([y for _, y in losses], share))]
-    drawn = {"loss": soft, "raw": [(step, value, None) for step, value in losses], "bound": bounds, "bits": []}
-    floor = {"bound": entropy(about)}
-    if about.get("bytes_per_token"):
-        bits = 1 / math.log(2) / about["bytes_per_token"]
-        drawn["bits"] = [(step, value * bits, error and error * bits) for step, value, error in bounds]
-        floor["bits"] = floor["bound"] and floor["bound"] * bits
-    return drawn, floor
-
-
-PANELS = {"loss": "training loss, nats/token", "bound": "held-out, nats/token", "bits": "held-out, bits/byte"}
-
-
-def figure(runs, share):
-    """A matplotlib figure. runs: {name: rows}"""
-    import matplotlib
-    matplotlib.use("Agg")                                    # to a file: no window
-    from matplotlib import pyplot
-
-    drawn = {name: curves(rows, share) for name, rows in runs.items()}
-    panels = [panel for panel in PANELS if any(points[panel] for points, _ in drawn.values())]
-    picture, axes = pyplot.subplots(len(panels), 2, figsize=(11, 0.6 + 3 * len(panels)), squeeze=False, sharex="col",
-                                    sharey="row", layout="constrained")
-    for column in (0, 1):
-        for panel, ax in zip(panels, axes[:, column]):
-            for i, (name, (points, floor)) in enumerate(drawn.items()):
-                seconds, colour = clock(runs[name]), f"C{i % 10}"
-                style = dict(color=colour, linestyle=["-", "--", ":", "-."][i // 10 % 4])
-                place = lambda step: step if column == 0 else at(seconds, step)
-                line(ax, points[panel], place, style, label=name, marker="o" if panel != "loss" else None)
-                if panel == "loss" and share:
-                    ax.plot([place(step) for step, *_ in points["raw"]], [y for _, y, _ in points["raw"]],
-                            color=colour, alpha=0.2, linewidth=0.7)
-                if floor.get(panel):
-                    ax.axhline(floor[panel], color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
-            ax.grid(alpha=0.3)
-        axes[-1, column].set_xlabel(["steps", "seconds of training"][column])
-    for panel, ax in zip(panels, axes[:, 0]):
-        ax.set_ylabel(PANELS[panel])
-    if any(floor.get("bound") for _, floor in drawn.values()):
-        axes[panels.index("bound"), 0].plot([], [], color="grey", linewidth=0.8, linestyle=(0, (1, 2)),
-                                            label="exact entropy") if "bound" in panels else None
-    axes[min(1, len(panels) - 1), 0].legend(fontsize="small")
-    return picture
+    raw = [(row["step"], row["loss"], None) for row in rows if row.get("loss") is not None]
+    soft = [(step, value, None) for (step, *_), value in zip(raw, smoothed([y for _, y, _ in raw], share))]
+    bound = [(row["step"], row["val_bound"], row.get("val_se")) for row in rows if row.get("val_bound") is not None]
+    bits = 1 / math.log(2) / about["bytes_per_token"] if about.get("bytes_per_token") else None
+    floor = entropy(about)
+    return ({"raw": raw, "loss": soft, "bound": bound,
+             "bits": [(step, y * bits, error and error * bits) for step, y, error in bound] if bits else []},
+            {"bound": floor, "bits": floor and bits and floor * bits})
 
 
 def at(seconds, step):
@@ -138,15 +105,41 @@ def at(seconds, step):
     return seconds[max(known for known in seconds if known <= step)]
 
 
-def line(ax, points, place, style, **more):
-    """A curve, and a band of two standard errors where they are known."""
-    if points:
-        x, y = [place(step) for step, *_ in points], [value for _, value, _ in points]
-        ax.plot(x, y, markersize=3, linewidth=1.4, **style, **more)
-        errors = [2 * (error or 0.0) for *_, error in points]
-        if any(errors):
-            ax.fill_between(x, [a - e for a, e in zip(y, errors)], [a + e for a, e in zip(y, errors)],
-                            color=style["color"], alpha=0.2, linewidth=0)
+def line(ax, points, x_of, colour, **style):
+    """A curve, and a band of two standard errors where they are known. points: [(step, value, error or None)]"""
+    x, y, error = ([x_of(step) for step, *_ in points], [y for _, y, _ in points], [2 * (e or 0) for *_, e in points])
+    ax.plot(x, y, color=colour, **style)
+    if any(error):
+        ax.fill_between(x, [a - e for a, e in zip(y, error)], [a + e for a, e in zip(y, error)], color=colour,
+                        alpha=0.2, linewidth=0)
+
+
+def figure(runs, share):
+    """A matplotlib figure: a row for each panel that has data, over steps and over seconds. runs: {name: rows}"""
+    from matplotlib.figure import Figure                     # without pyplot: no window, whatever the machine
+
+    drawn = {name: curves(rows, share) for name, rows in runs.items()}
+    panels = [panel for panel in PANELS if any(points[panel] for points, _ in drawn.values())]
+    picture = Figure(figsize=(11, 0.6 + 2.8 * len(panels)), layout="constrained")
+    axes = picture.subplots(len(panels), 2, squeeze=False, sharex="col", sharey="row")
+    for (row, panel), column in product(enumerate(panels), (0, 1)):
+        ax = axes[row, column]
+        for i, (name, (points, floor)) in enumerate(drawn.items()):
+            seconds, colour = clock(runs[name]), f"C{i % 10}"
+            x_of = (lambda step: step) if column == 0 else partial(at, seconds)
+            if panel == "loss" and share:
+                line(ax, points["raw"], x_of, colour, alpha=0.2, linewidth=0.7)
+            line(ax, points[panel], x_of, colour, label=name, marker="" if panel == "loss" else ".")
+            if floor.get(panel) is not None:
+                ax.axhline(floor[panel], color=colour, linewidth=0.9, linestyle=":", label=f"{name}, exact entropy")
+        ax.grid(alpha=0.3)
+        ax.tick_params(labelleft=column == 0)
+        if column == 0:
+            ax.set_ylabel(PANELS[panel])
+            ax.legend(fontsize="small")
+    for ax, what in zip(axes[-1], ("steps", "training time, seconds")):
+        ax.set_xlabel(what)
+    return picture
 
 
 def main(config):
@@ -155,10 +148,11 @@ def main(config):
         raise BadInput("give the folders of one run or more: python plot.py out/python-mdlm")
     runs = {folder: read(folder) for folder in folders}
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+        picture = figure(runs, config.smooth)
+    except ModuleNotFoundError as error:
+        if error.name.split(".")[0] != "matplotlib":
+            raise
         raise BadInput("plot.py draws with a package that is not here: pip install matplotlib") from None
-    picture = figure(runs, config.smooth)
     with beside(config.png) as file:
         picture.savefig(file, format="png", dpi=150)
     print(f"{config.png}: " + ", ".join(f"{name} to step {rows[-1]['step']}" for name, rows in runs.items()))

@@ -50,7 +50,7 @@ def test_self_bleu_is_one_for_repeats_and_small_for_strangers():
 
 def test_self_bleu_clips_counts_by_one_reference_and_punishes_brevity():
     """a a b c against "a b c d" and "a a x y z": a twice in the second, b, c once in the first, so 4 of 4 words; pairs
-    ab, bc, aa: 3 of 3; triples abc in the first, aab in none: 1 of 2; the only quadruple: 0 of 1. Nearest length: 4."""
+    ab, bc, aa: 3 of 3; triples abc in the first, aab in none: 1 of 2; the quadruple: 0 of 1. Nearest length: 4."""
     texts = [text.split() for text in ("a a b c", "a b c d", "a a x y z")]
     assert self_bleu(texts)[0].item() == pytest.approx((4 / 4 * 3 / 3 * 1 / 2 * 0.1 / 1) ** (1 / 4))
     short = [text.split() for text in ("a b", "a b c d")]
@@ -139,7 +139,7 @@ def test_a_run_is_judged_from_the_command_line_with_the_entropy_beside_it(transf
     fit("out", data="abc.txt", tokenizer="chars")
     evaluate.main(evaluate.Config(out_dir="out", judge="tiny", max_texts=4, num_samples=3, draws=1, device="cpu"))
     table = capsys.readouterr().out
-    order = ["entropy of the tokens", "-log p by tiny", "generative perplexity by tiny", "mean over texts", "distinct-1"]
+    order = ["entropy of the tokens", "-log p by tiny", "generative perplexity by tiny", "mean over texts", "self-BLEU"]
     assert [table.index(what) for what in order] == sorted(table.index(what) for what in order)
 
 
