@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from chat import worth
 from data import BadInput
 from data.ngram import witten_bell
 from data.tokenizer import encode
@@ -142,13 +141,20 @@ def ending(model, prompt, rest, ends=False):
 
 @torch.no_grad()
 def fill(model, x, frozen):
-    """The likeliest tokens where x (1, L) is not frozen: all in one pass, for ar from left to right. Noise that is words
-    says at t = 1 that the given ones tell nothing: there each is then redrawn, given all others as text. -> (1, L)"""
+    """The likeliest tokens where x (1, L) is not frozen: all in one pass, for ar from left to right. Where noise is
+    words, the network at t = 1 believes none, not even given ones: there each is redrawn, given all others. -> (1, L)
+    """
     name, greedy = model.config.method, partial(probabilities, temperature=0.0)
     again = dict(tail="gibbs", rounds=4 * int((~frozen).sum())) if name in ("udlm", "gidd", "duo") else {}
     z = torch.where(frozen, x, model.method.prior(x.shape, x.device))                                   # (1, L)
     *_, z = model.method.sample(model.denoiser, z, frozen, 1, make_sampler("ancestral", name, **again), greedy)
     return z
+
+
+def conditional(model, x, frozen, draws, seed):
+    """-log p of what is not frozen given the rest, by bound, from one seed for all texts. x, frozen (1, L) -> nats"""
+    n = 1 if model.config.method == "ar" else draws          # which draws nothing
+    return nats_of(model.method, model.denoiser, x.expand(n, -1), 1, n, frozen.expand(n, -1), seed)[0].mean().item()
 
 
 def last_words(model, passages, draws, seed, device, ends=False):
@@ -160,7 +166,7 @@ def last_words(model, passages, draws, seed, device, ends=False):
         x, frozen = (a.to(device) for a in ending(model, before, word, ends))                           # (1, L) each
         torch.manual_seed(seed)
         right.append(torch.equal(fill(model, x, frozen), x))
-        nats.append(worth(model.method, model.denoiser, x, frozen, draws)[0].item())
+        nats.append(conditional(model, x, frozen, draws, seed))
     (share, share_error), (mean, error) = (mean_error(torch.tensor(row, dtype=torch.float64)) for row in (right, nats))
     value, value_error = perplexity(mean, error)
     return {"passages": len(right), "draws": draws, "accuracy": share, "accuracy_error": share_error,
@@ -175,8 +181,7 @@ def multiple_choice(model, questions, draws, seed, device, ends=False):
         nats = []
         for choice in choices:
             x, frozen = (a.to(device) for a in ending(model, prompt, choice, ends))                     # (1, L) each
-            torch.manual_seed(seed)                          # the same noise for each choice
-            nats.append(worth(model.method, model.denoiser, x, frozen, draws)[0].item())
+            nats.append(conditional(model, x, frozen, draws, seed))
         per_byte = [n / len(choice.strip().encode()) for n, choice in zip(nats, choices)]
         right.append(min(range(len(nats)), key=nats.__getitem__) == answer)
         right_per_byte.append(min(range(len(nats)), key=per_byte.__getitem__) == answer)

@@ -131,7 +131,7 @@ def figure(runs, share):
                 line(ax, points["raw"], x_of, colour, alpha=0.2, linewidth=0.7)
             line(ax, points[panel], x_of, colour, label=name, marker="" if panel == "loss" else ".")
             if floor.get(panel) is not None:
-                ax.axhline(floor[panel], color=colour, linewidth=0.9, linestyle=":", label=f"{name}, exact entropy")
+                ax.axhline(floor[panel], color=colour, linewidth=0.9, linestyle=":", label=f"{name}: exact entropy")
         ax.grid(alpha=0.3)
         ax.tick_params(labelleft=column == 0)
         if column == 0:

@@ -139,7 +139,7 @@ def test_a_run_is_judged_from_the_command_line_with_the_entropy_beside_it(transf
     fit("out", data="abc.txt", tokenizer="chars")
     evaluate.main(evaluate.Config(out_dir="out", judge="tiny", max_texts=4, num_samples=3, draws=1, device="cpu"))
     table = capsys.readouterr().out
-    order = ["entropy of the tokens", "-log p by tiny", "generative perplexity by tiny", "mean over texts", "self-BLEU"]
+    order = ["entropy of the tokens", "-log p by tiny", "perplexity by tiny", "mean over texts", "self-BLEU"]
     assert [table.index(what) for what in order] == sorted(table.index(what) for what in order)
 
 
