@@ -30,33 +30,45 @@ from steering import end_of_text
 # ---- the bound on many texts
 
 @torch.no_grad()
-def nats_of(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None):
+def nats_of(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None, counted=None):
     """The mean of method.nelbo over `draws` draws of noise for each of the texts x (n, L). -> (n,) nats/text, (n,)
     tokens of it that were scored
 
     A seed fixes the noise, so that two models, or one at two times, are compared on the same noise.
+    counted (n, L): the tokens that count, where texts are filled up; the rest is noised, and not scored.
     """
     torch.manual_seed(seed)
     device = x.device
-    scored = torch.full((len(x),), x.shape[1], device=device) if frozen is None else (~frozen).sum(-1)  # (n,)
+    counts = counted if counted is not None else ~frozen if frozen is not None else torch.ones_like(x)  # (n, L)
     total = torch.zeros(len(x), dtype=torch.float64, device=device)                                     # (n,)
     for _ in range(draws):
         order = torch.randperm(len(x)).to(device)        # (n,) any text may meet any stratum of time
         for rows in order.split(batch_size):                                                            # (b,)
             given = None if frozen is None else frozen[rows]                                            # (b, L)
             told = denoiser if label is None else Told(denoiser, label[rows])
-            total[rows] += method.nelbo(told, x[rows], given).double().sum(-1) / draws                  # (b,)
-    return total, scored
+            nats = method.nelbo(told, x[rows], given).double()                                          # (b, L)
+            nats = nats if counted is None else nats.masked_fill(~counted[rows], 0)                     # (b, L)
+            total[rows] += nats.sum(-1) / draws                                                         # (b,)
+    return total, counts.sum(-1)
+
+
+def counted_in(corpus, x):
+    """Which tokens of its texts (n, L) count, if not all: what fills a text up is noised but not scored."""
+    return corpus.scored(x) if hasattr(corpus, "scored") else None
 
 
 def mean_error(values):
     return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
-def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None):
-    """The mean over texts of their nats/token, and its standard error, which counts texts and noise alike."""
-    nats, scored = nats_of(method, denoiser, x, draws, batch_size, frozen, seed, label)                 # (n,) each
-    return mean_error(nats / scored)
+def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None, counted=None):
+    """The mean of nats/token and its standard error, which counts texts and noise alike: see `average`."""
+    return average(*nats_of(method, denoiser, x, draws, batch_size, frozen, seed, label, counted), counted)
+
+
+def average(nats, scored, counted=None):
+    """Of texts (n,): the mean over texts of nats/token; or over all tokens alike, where texts are filled up."""
+    return mean_error(nats / scored) if counted is None else pooled(nats, scored)
 
 
 def pooled(nats, scored):
@@ -88,13 +100,14 @@ def bytes_per_character(encoding, ids):
     return size / max(1, letters)
 
 
-def figures(nats, scored, x, corpus, frozen=None):
+def figures(nats, scored, x, corpus, frozen=None, counted=None):
     """The papers' figures of texts x (n, L), from the nats and scored tokens of each (n,). -> dict of plain numbers"""
     rate, error = pooled(nats, scored)
     value, value_error = perplexity(rate, error)
     result = {"texts": len(x), "tokens": int(scored.sum()), "perplexity": value, "perplexity_error": value_error}
     if corpus.encoding.name not in ("words", "pixels"):
-        ratio = bytes_per_character(corpus.encoding, x if frozen is None else x[~frozen])
+        ratio = bytes_per_character(corpus.encoding, x[counted] if counted is not None else
+                                    x[~frozen] if frozen is not None else x)
         bits, bits_error = (a / math.log(2) / corpus.bytes_per_token for a in (rate, error))
         result |= {"bits_per_byte": bits, "bits_per_byte_error": bits_error, "bits_per_character": bits * ratio,
                    "bits_per_character_error": bits_error * ratio}

@@ -5,7 +5,7 @@ How good is a model? The bound on held-out text with its standard error, and the
     python evaluate.py --out_dir out/toy-mdlm            toy: also the exact entropy, and the distance to it
     python evaluate.py --judge out/python-ar             samples are rated by an ar model of this code
     python evaluate.py --judge gpt2-large --mauve        ... or by a causal model of transformers, also for MAUVE
-    python evaluate.py --zero_shot ptb,wikitext2,lm1b    perplexity on text that it was not trained on
+    python evaluate.py --zero_shot ptb,wikitext-2        perplexity on text that it was not trained on
     python evaluate.py --lambada test.jsonl --choices quiz.jsonl     last words, and multiple choice, by bound
     python evaluate.py --oracle udlm --steps 8           the exact denoiser: what the sampler alone does wrong
     python evaluate.py --oracle mdlm --label sea --guidance 3    guided samples: are they of the class, are they good?
@@ -19,7 +19,7 @@ language, by the judge elsewhere) and the entropy of the tokens within a text. A
 repeating itself; then the second falls too. The figures are in bounds.py, quality.py and judge.py, the conventions in
 docs/evaluation.md. All that is measured is kept in evaluation.json, beside the checkpoint.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from flags import flag, one_line_errors, parse
 from sampling import Sampling
@@ -51,7 +51,8 @@ from importlib.util import find_spec
 import torch
 
 import chat
-from bounds import figures, last_words, mean_error, multiple_choice, nats_of, passages_of, questions_of
+from bounds import (average, counted_in, figures, last_words, mean_error, multiple_choice, nats_of, passages_of,
+                    questions_of)
 from checkpoint import as_json, device_of, restore
 from classifier import examine
 from data import BadInput, text
@@ -91,9 +92,11 @@ def draw(model, corpus, config, device):
 def measure(model, corpus, held, config):
     """The bound on the texts of `held_out`, and toy: beside the entropy. -> dict of plain numbers"""
     x, frozen, label, told = held                                                                       # (n, L) ..
-    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told)
-    mean, error = mean_error(nats / scored)
-    result = {**figures(nats, scored, x, corpus, frozen), "method": model.config.method, "data": corpus.about,
+    counted = counted_in(corpus, x)                                                                     # (n, L)
+    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told,
+                           counted)                                                                     # (n,) each
+    mean, error = average(nats, scored, counted)
+    result = {**figures(nats, scored, x, corpus, frozen, counted), "method": model.config.method, "data": corpus.about,
               "split": config.split, "step": model.step, "draws": config.draws, "exact": model.config.method == "ar",
               "nats_per_token": mean, "standard_error": error,
               "bits_per_byte": mean / math.log(2) / corpus.bytes_per_token}
@@ -187,8 +190,10 @@ def zero_shot(model, name, config, device):
     corpus = text.load(name, model.config.block_size, model.encoding)
     x, frozen, _ = windows_of(corpus, config)                                                           # (n, L)
     x, frozen = x.to(device), None if frozen is None else frozen.to(device)
-    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed)
-    return {**figures(nats, scored, x, corpus, frozen), "draws": config.draws, "split": config.split,
+    counted = counted_in(corpus, x)                                                                     # (n, L)
+    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed,
+                           counted=counted)                                                             # (n,) each
+    return {**figures(nats, scored, x, corpus, frozen, counted), "draws": config.draws, "split": config.split,
             "data": corpus.about}
 
 

@@ -72,7 +72,7 @@ def scalars(path, first):
         if not writers:
             writers.append(SummaryWriter(path, purge_step=first + (first > 0)))
         for name, value in values.items():
-            if isinstance(value, float):
+            if step and isinstance(value, float):        # the line of step 0 says what the run is
                 writers[0].add_scalar(name, value, step)
         writers[0].flush()
     return write

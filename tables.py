@@ -76,7 +76,7 @@ def keep(config, step, result):
     """The result into evaluation.json beside the checkpoint, under its step and flags; what else is there stays."""
     if config.oracle:
         return
-    where = Path(config.out_dir)
+    where = Path(getattr(config, "init_from", "") or config.out_dir)
     folder = where if where.is_dir() else where.parent if where.exists() else Path("out", where.name)
     path, apart = folder / "evaluation.json", ("out_dir", "json", "device")
     key = " ".join([f"step {step}", *(f"--{f.name} {getattr(config, f.name)}" for f in fields(config)

@@ -256,3 +256,18 @@ def test_texts_of_many_tokens_count_more_in_a_perplexity():
     assert scored.tolist() == [8, 6, 4, 2, 1, 1] and pooled(nats, scored)[0] == pytest.approx(nats.sum().item() / 22)
     assert bounds.estimate(make_method("ar", LANGUAGE.V), exact("ar").denoiser, x, frozen=frozen)[0] == pytest.approx(
         (nats / scored).mean().item())
+
+
+def test_what_fills_a_text_up_is_noised_and_not_scored_and_all_other_tokens_count_alike():
+    """Five words to a text of eight: by the exact next-word law the first five words cost what they cost alone."""
+    x = LANGUAGE.sample(6, 8, torch.Generator().manual_seed(0))
+    counted = torch.arange(8) < torch.tensor([[5], [5], [5], [8], [8], [1]])
+    corpus = SimpleNamespace(encoding=ToyCorpus(8).encoding, scored=lambda x: counted)
+    given = make_method("ar", LANGUAGE.V), exact("ar").denoiser, x
+    nats, scored = nats_of(*given, counted=bounds.counted_in(corpus, x))
+    exactly = [-LANGUAGE.log_prob(row[None, :n]).item() for row, n in zip(x, counted.sum(-1).tolist())]
+    assert nats.tolist() == pytest.approx(exactly) and scored.tolist() == [5, 5, 5, 8, 8, 1]
+    mean, error = bounds.estimate(*given, counted=counted)
+    assert mean == pytest.approx(sum(exactly) / 32) and error == pytest.approx(pooled(nats, scored)[1])
+    assert figures(nats, scored, x, corpus, counted=counted)["perplexity"] == pytest.approx(math.exp(mean))
+    assert bounds.counted_in(ToyCorpus(8), x) is None
