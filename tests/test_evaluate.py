@@ -120,20 +120,21 @@ def test_the_exact_denoiser_gives_last_words_their_exact_probability_and_finds_t
 
 
 def test_the_exact_denoiser_chooses_what_is_likelier_and_per_byte_what_is_likelier_for_its_length():
-    x, passages = texts_of(16)
-    others, _ = texts_of(16, seed=9)
-    questions, likelier = [], []
-    for i, (row, other) in enumerate(zip(x, others)):
-        words = [LANGUAGE.words[j] for j in row.tolist()]
-        choices = [" ".join(words[-2:]), " ".join(LANGUAGE.words[j] for j in other[-2:].tolist())]
-        pair = torch.stack([row, torch.cat([row[:-2], other[-2:]])])                                    # (2, L)
-        nats = -(LANGUAGE.log_prob(pair) - LANGUAGE.log_prob(row[None, :-2]))                           # (2,)
-        likelier.append((nats.argmin().item() == i % 2,
-                         (nats / torch.tensor([len(choice) for choice in choices])).argmin().item() == i % 2))
-        questions.append((" ".join(words[:-2]), choices, i % 2))
+    """Two words as they were drawn, against the one likeliest next word."""
+    x, _ = texts_of(16)
+    questions, plain, per_byte = [], 0, 0
+    for row in x:
+        next_words = torch.cat([row[:-2].expand(LANGUAGE.V, -1), torch.arange(LANGUAGE.V)[:, None]], 1)      # (V, L-1)
+        ends = [row[-2:], LANGUAGE.log_prob(next_words).argmax()[None]]
+        choices = [" ".join(LANGUAGE.words[j] for j in end.tolist()) for end in ends]
+        nats = [-(LANGUAGE.log_prob(torch.cat([row[:-2], end])[None]) - LANGUAGE.log_prob(row[None, :-2])).item()
+                for end in ends]
+        plain += nats[0] < nats[1]
+        per_byte += nats[0] / len(choices[0]) < nats[1] / len(choices[1])
+        questions.append((" ".join(LANGUAGE.words[j] for j in row[:-2].tolist()), choices, 0))
     result = multiple_choice(exact("ar"), questions, 1, 1, "cpu")
-    assert result["accuracy"] == sum(a for a, _ in likelier) / 16 and 0 < result["accuracy"] < 1
-    assert result["accuracy_per_byte"] == sum(b for _, b in likelier) / 16 and result["chance"] == 0.5
+    assert result["accuracy"] == plain / 16 and result["accuracy_per_byte"] == per_byte / 16 and plain != per_byte
+    assert result["chance"] == 0.5 and result["questions"] == 16
 
 
 GOOD = '{"text": "one two"}\n'

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from runs import cache, complaint, disk_of, elsewhere, fit, metrics, tiny  # noqa: F401
 
 import plot
 import train
 from data import BadInput
+from data.digits import png
 from flags import parse
 
 ABOUT = dict(step=0, method="mdlm", data="poem.txt", block_size=8, labels=False, bytes_per_token=2.0)
@@ -207,3 +209,12 @@ def test_a_line_of_metrics_says_what_the_run_is():
     first = json.loads(Path("out/metrics.jsonl").read_text().splitlines()[0])
     assert first == dict(step=0, method="udlm", data="toy", block_size=8, labels=False,
                          bytes_per_token=pytest.approx(4.6, abs=0.3))
+
+
+def test_a_full_disk_leaves_the_old_image_of_sample_py_whole():
+    Path("7.png").write_bytes(b"old")
+    with disk_of(10), pytest.raises(OSError) as failed:
+        png("7.png", torch.zeros(4, 64, dtype=torch.long))
+    assert failed.value.filename == "7.png" and Path("7.png").read_bytes() == b"old" and not Path("7.tmp").exists()
+    png("7.png", torch.zeros(4, 64, dtype=torch.long))
+    assert Path("7.png").read_bytes()[:4] == b"\x89PNG"
