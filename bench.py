@@ -41,11 +41,11 @@ import time
 import torch
 
 import train
+from bounds import estimate, mean_error
 from checkpoint import device_of, dtype_of, keep_memory, restore
 from data import BadInput
 from data.ngram import witten_bell
 from data.text import load
-from evaluate import estimate, mean_error
 from methods import METHODS, make_method
 from oracle import oracle
 from sample import Counted, generate

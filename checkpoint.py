@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data import BadInput
+from data import BadInput, beside
 from data.tokenizer import from_json, to_json
 from methods import make_method
 from model import Transformer
@@ -40,7 +40,7 @@ class Folder:
     """
 
     def __init__(self, out_dir, step=None):
-        self.path, self.waiting, self.ours = Path(out_dir), [], step is not None
+        self.path, self.waiting, self.ours, self.board = Path(out_dir), [], step is not None, None
         self.checkpoint, self.metrics = self.path / "ckpt.pt", self.path / "metrics.jsonl"
         self.lock = FileLock(self.path / ".lock")
         try:
@@ -79,12 +79,22 @@ class Folder:
             tqdm.write(f"{path} was there from an earlier run: kept as {previous.name}")     # beside train.py's bar
 
     def log(self, **values):
-        """One more line in metrics.jsonl, once the folder is ours."""
-        self.waiting += [as_json(values) + "\n"] if values else []
-        if self.ours:
+        """One more line in metrics.jsonl, once the folder is ours, and to `board`, if there is one; or BadInput."""
+        self.waiting += [values] if values else []
+        if not self.ours or not self.waiting:
+            return
+        size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        try:
             with open(self.metrics, "a", encoding="utf-8") as file:
-                file.write("".join(self.waiting))
-            self.waiting = []
+                file.write("".join(as_json(values) + "\n" for values in self.waiting))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.metrics, size)              # no half line
+            raise BadInput(f"cannot write to {self.metrics} ({error.strerror}): free some space; {self.checkpoint} is "
+                           f"whole: go on with --init_from resume") from None
+        for values in self.waiting if self.board else []:
+            self.board(**values)
+        self.waiting = []
 
     def rewind(self, step):
         """Drop from metrics.jsonl what came after the checkpoint, and the evaluation of it: they come again."""
@@ -98,18 +108,6 @@ class Folder:
         lines = self.metrics.read_text("utf-8", "replace").splitlines() if self.metrics.exists() else []
         with beside(self.metrics) as file:
             file.write("".join(line + "\n" for line in lines if stays(line)).encode())
-
-
-@contextlib.contextmanager
-def beside(path):
-    """A file that takes the place of `path` once it is written; if that fails, `path` stays as it is."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_json(values):

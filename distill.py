@@ -63,11 +63,12 @@ from tqdm import tqdm
 
 import checkpoint
 import train
+from bounds import unit
 from data import BadInput, tokenizer
 from diffusion import corrupt, step, stratified
 from duo import GaussianUniform
-from evaluate import quality, unit
 from learner import Learner
+from quality import quality
 from sample import generate
 from uniform import text_logits, unfrozen
 

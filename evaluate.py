@@ -3,7 +3,10 @@ How good is a model? The bound on held-out text with its standard error, and the
 
     python evaluate.py                                   the checkpoint in out/python-mdlm on its own held-out text
     python evaluate.py --out_dir out/toy-mdlm            toy: also the exact entropy, and the distance to it
-    python evaluate.py --judge out/python-ar             samples are judged by an ar model of this code
+    python evaluate.py --judge out/python-ar             samples are rated by an ar model of this code
+    python evaluate.py --judge gpt2-large --mauve        ... or by a causal model of transformers, also for MAUVE
+    python evaluate.py --zero_shot ptb,wikitext-2        perplexity on text that it was not trained on
+    python evaluate.py --lambada test.jsonl --choices quiz.jsonl     last words, and multiple choice, by bound
     python evaluate.py --oracle udlm --steps 8           the exact denoiser: what the sampler alone does wrong
     python evaluate.py --oracle mdlm --label sea --guidance 3    guided samples: are they of the class, are they good?
     python evaluate.py --out_dir out/toy-classifier      a classifier, at several levels of noise
@@ -13,7 +16,8 @@ A bound is a mean over texts and over noise. `draws` noise draws are taken per t
 the mean over texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same
 tokens; bits per byte always. Samples are given by two numbers: their negative log-likelihood (exact on the toy
 language, by the judge elsewhere) and the entropy of the tokens within a text. A sampler can lower the first by
-repeating itself; then the second falls too.
+repeating itself; then the second falls too. The figures are in bounds.py, quality.py and judge.py, the conventions in
+docs/evaluation.md. All that is measured is kept in evaluation.json, beside the checkpoint.
 """
 from dataclasses import dataclass
 
@@ -25,117 +29,44 @@ from sampling import Sampling
 class Config(Sampling):
     chat: bool = flag(False, "decode answers as sample.py --chat does")
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
+    split: str = flag("val", "which text; the papers' tables have either", choices=["val", "test"])
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
     batch_size: int = flag(64, "texts at once", least=1)
     num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
-    judge: str = flag("", "folder of an ar checkpoint with the same tokens, which rates the samples")
+    judge: str = flag("", "rates the samples: an ar checkpoint of the same tokens, or a model of transformers")
+    mauve: bool = flag(False, "MAUVE of samples and held-out text, in the eyes of a --judge of transformers")
+    zero_shot: str = flag("", "other text, with commas between: ptb,lm1b,... or files; perplexity and bits of each")
+    lambada: str = flag("", 'a .jsonl file of {"text"}: is the last word of each found, and how likely is it?')
+    choices: str = flag("", 'a .jsonl file of {"prompt", "choices", "answer"}: is the right one the likeliest?')
+    ends: bool = flag(False, "lambada, choices: an end of text on both sides, for models that were trained with them")
     json: bool = flag(False, "one JSON object instead of the table")
 
 
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
 
 import math  # noqa: E402
-import re
+from importlib.util import find_spec
 
 import torch
 
 import chat
+from bounds import (average, counted_in, figures, last_words, mean_error, multiple_choice, nats_of, passages_of,
+                    questions_of)
 from checkpoint import as_json, device_of, restore
 from classifier import examine
 from data import BadInput, text
-from data.ngram import witten_bell
 from data.tokenizer import to_json
 from guidance import label_of
-from model import Told
+from judge import judge_of
 from oracle import classifier as exact_classifier
 from oracle import exact
+from quality import mauve_of, quality, variety
 from sample import Counted, generate
 from steering import compiled_by, end_of_text, law_of, sampler_of, steer
+from tables import keep, show, show_by_noise
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)                            # levels of noise at which a classifier is examined
-
-
-@torch.no_grad()
-def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None):
-    """The mean of method.nelbo over the texts x (n, L) and `draws` draws of noise each. -> (mean, its standard error)
-
-    In nats/token. A seed fixes the noise, so that two models, or one at two times, are compared on the same noise.
-    """
-    torch.manual_seed(seed)
-    device = x.device
-    total = torch.zeros(len(x), dtype=torch.float64, device=device)                                     # (n,)
-    for _ in range(draws):
-        order = torch.randperm(len(x)).to(device)        # (n,) any text may meet any stratum of time
-        for rows in order.split(batch_size):                                                            # (b,)
-            given = None if frozen is None else frozen[rows]                                            # (b, L)
-            told = denoiser if label is None else Told(denoiser, label[rows])
-            nats = method.nelbo(told, x[rows], given).double()                                          # (b, L)
-            scored = nats.shape[1] if given is None else (~given).sum(-1)                               # (b,)
-            total[rows] += nats.sum(-1) / scored / draws                                                # (b,)
-    return mean_error(total)
-
-
-def mean_error(values):
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
-
-
-def unit(nats, error, bytes_per_token):
-    """'1.234 +- 0.005 nats/token = 2.345 bits/byte'"""
-    return f"{nats:.3f} +- {error:.3f} nats/token = {nats / math.log(2) / bytes_per_token:.3f} bits/byte"
-
-
-def league(corpus):
-    """What counting alone reaches on the same held-out text: [(name, nats/token or None, bits/byte)]"""
-    def bits(nats, bytes_per_symbol):
-        return nats / math.log(2) / bytes_per_symbol
-
-    rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens", nats) for n, nats in
-             witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
-    rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
-    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft"):
-        return rows                                      # the tokens are the smallest part; or questions are given
-    train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
-    train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
-    return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
-
-
-def unigram_entropy(x):
-    """Entropy of the tokens within each text, in nats: what repetition lowers. (n, L) -> (n,)"""
-    _, inverse = x.unique(return_inverse=True)                                                          # (n, L)
-    counts = torch.zeros(len(x), int(inverse.max()) + 1, dtype=torch.float64).scatter_add_(
-        1, inverse.cpu(), torch.ones(x.shape, dtype=torch.float64))                                     # (n, symbols)
-    return torch.special.entr(counts / x.shape[1]).sum(-1)                                              # (n,)
-
-
-def known_words(texts, corpus):
-    """Share of the words of three or more letters that the corpus knows. Words cut by a text's edge do not count."""
-    whole = re.compile(r"(?<=[^A-Za-z])[A-Za-z]{3,}(?=[^A-Za-z])")
-    known = {word for ids in (corpus.train, corpus.val) for word in whole.findall(corpus.text(ids))}
-    words = [word for text in texts for word in whole.findall(text)]
-    return sum(word in known for word in words) / max(1, len(words)), len(words)
-
-
-def quality(x, corpus, judge, batch_size, label=None):
-    """Rows (what, mean, standard error) on texts x (n, L); the same function rates samples and held-out text. With a
-    label (1,) also whether they are of that class."""
-    rows = [("entropy of the tokens within a text, nats", *mean_error(unigram_entropy(x)))]
-    if corpus.name == "toy":
-        rows.append(("exact -log p, nats/token", *mean_error(-corpus.language.log_prob(x.cpu()) / x.shape[1])))
-        if label is not None:
-            rows.append(("exact -log p given the class, nats/token",
-                         *mean_error(-corpus.language.log_prob(x.cpu(), label) / x.shape[1])))
-            rows.append(("exact p(class | text)",
-                         *mean_error(corpus.language.topic_posterior(x.cpu())[:, label.cpu()][:, 0])))
-    elif judge:
-        rows.append((f"-log p by {judge.where}, nats/token",
-                     *estimate(judge.method, judge.denoiser, x, batch_size=batch_size)))
-    rows += [(what, *mean_error(values)) for what, values in getattr(corpus, "rate", lambda *a: [])(x, label)]
-    if corpus.name not in ("toy", "digits"):
-        share, n = known_words([corpus.text(row) for row in x.tolist()], corpus)
-        rows.append((f"words that stand in the corpus, of {n:,}", share, (share * (1 - share) / max(1, n)) ** 0.5))
-    return rows
 
 
 def answered(model, corpus, config, device):
@@ -158,33 +89,54 @@ def draw(model, corpus, config, device):
                       for n in sizes])                                                                  # (n, L)
 
 
-def measure(model, corpus, judge, config, device):
-    """Everything that is known about the model, as a dict of plain numbers."""
-    x, frozen, label, told = held_out(model, corpus, config, device)                                    # (n, L) ..
-    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told)
-    result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x),
-              "draws": config.draws, "exact": model.config.method == "ar", "nats_per_token": nats,
-              "standard_error": error, "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}
+def measure(model, corpus, held, config):
+    """The bound on the texts of `held_out`, and toy: beside the entropy. -> dict of plain numbers"""
+    x, frozen, label, told = held                                                                       # (n, L) ..
+    counted = counted_in(corpus, x)                                                                     # (n, L)
+    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told,
+                           counted)                                                                     # (n,) each
+    mean, error = average(nats, scored, counted)
+    result = {**figures(nats, scored, x, corpus, frozen, counted), "method": model.config.method, "data": corpus.about,
+              "split": config.split, "step": model.step, "draws": config.draws, "exact": model.config.method == "ar",
+              "nats_per_token": mean, "standard_error": error,
+              "bits_per_byte": mean / math.log(2) / corpus.bytes_per_token}
     if corpus.name == "toy":
         topic = label if told is not None else None
         entropy, entropy_error = corpus.language.entropy(corpus.block_size) if label is None else mean_error(
             -corpus.language.log_prob(x.cpu(), topic) / x.shape[1])                  # of just these texts
-        result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": nats - entropy,
+        result |= {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
                    "gap_error": math.hypot(error, entropy_error)}
-    if config.num_samples and hasattr(corpus, "sft"):
-        result |= answered(model, corpus, config, device)
-    elif config.num_samples:
-        samples = draw(model, corpus, config, device)                                                   # (n, L)
-        result |= {"samples": quality(samples, corpus, judge, config.batch_size, label),
-                   "held_out": quality(x, corpus, judge, config.batch_size, label),
-                   "steps": config.steps, "sampler": config.sampler, "num_samples": config.num_samples}
     return result
+
+
+def rate(model, corpus, judge, x, label, config, device):
+    """Samples, rated beside the held-out texts x (n, L). -> dict of plain numbers"""
+    samples = draw(model, corpus, config, device)                                                       # (m, L)
+    few = min(len(samples), len(x))                          # what belongs to a set is compared on sets of one size
+    sets = samples[:few], x[torch.linspace(0, len(x) - 1, few).long().to(x.device)]                     # 2 x (few, L)
+    rows = [quality(a, corpus, judge, config.batch_size, label) + variety(some, corpus)
+            for a, some in zip((samples, x), sets)]
+    result = {"samples": rows[0], "held_out": rows[1], "steps": config.steps, "sampler": config.sampler,
+              "num_samples": config.num_samples}
+    if config.mauve:
+        texts = ([corpus.text(row) for row in a.tolist()] for a in sets)
+        result["mauve"], result["mauve_error"] = mauve_of(judge, *texts, config.batch_size, config.seed)
+        result["mauve_texts"] = few
+    return result
+
+
+def windows_of(corpus, config):
+    """Held-out texts: x (n, L), frozen (n, L) or None, labels (n,) or None."""
+    try:
+        return corpus.example_windows(config.split, config.max_texts)
+    except (AttributeError, KeyError):
+        raise BadInput(f"{corpus.name} has no text of the split {config.split}: leave out --split") from None
 
 
 def held_out(model, corpus, config, device):
     """-> texts x (n, L), of --label alone if it is given; frozen (n, L), or None; that label (1,), or None; what the
     model is told, or None"""
-    x, frozen, labels = corpus.example_windows("val", config.max_texts)                                 # (n, L), (n,)
+    x, frozen, labels = windows_of(corpus, config)                                                      # (n, L), (n,)
     if not config.label:
         return x.to(device), frozen if frozen is None else frozen.to(device), None, None
     if labels is None:
@@ -221,15 +173,6 @@ def by_noise(method, network, corpus, texts, device, batch_size=64, seed=1337):
             for t, row in rows.items()]
 
 
-def show_by_noise(rows):
-    names = ["", "exact_"] if "exact_nats" in rows[0] else [""]
-    print(f"\n{'held-out text':<16}" + "".join(f"{name:^48}" for name in ("the classifier", "exact")[:len(names)]))
-    print("at noise t" + "".join(f"{'nats/text':>24}{'accuracy':>24}" for _ in names))
-    for row in rows:
-        cell = lambda key: f"{row[key]:>13.3f} +- {row[key + '_error']:.3f}  "
-        print(f"{row['t']:<10.2f}" + "".join(cell(name + "nats") + cell(name + "accuracy") for name in names))
-
-
 def corpus_of(model, data):
     """The text to evaluate on, in the model's own tokens: its own data as train.py prepared it, or other data."""
     known, sft = model.config, getattr(model.config, "sft", False)
@@ -240,14 +183,43 @@ def corpus_of(model, data):
     return text.load(data or known.data, known.block_size, model.encoding, sft=sft)
 
 
-def judge_of(config, model, device):
-    """The model that rates samples, or None."""
-    if not config.judge:
-        return None
-    judge = restore(config.judge, device)
-    if judge.config.method != "ar" or to_json(judge.encoding) != to_json(model.encoding):
-        raise BadInput(f"--judge {config.judge} must be an ar checkpoint with the same tokens as {config.out_dir}")
-    judge.where = config.judge
+# ---- other text, last words, choices
+
+def zero_shot(model, name, config, device):
+    """The figures of the model on a corpus of which it knows the tokens alone. -> dict of plain numbers"""
+    corpus = text.load(name, model.config.block_size, model.encoding)
+    x, frozen, _ = windows_of(corpus, config)                                                           # (n, L)
+    x, frozen = x.to(device), None if frozen is None else frozen.to(device)
+    counted = counted_in(corpus, x)                                                                     # (n, L)
+    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed,
+                           counted=counted)                                                             # (n,) each
+    return {**figures(nats, scored, x, corpus, frozen, counted), "draws": config.draws, "split": config.split,
+            "data": corpus.about}
+
+
+def more(model, config, device):
+    """What else the flags ask for: [(name, how to measure it)]; files of questions are read now."""
+    sets = list(dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))))
+    tasks = [(name, lambda name=name: {"zero_shot": {name: zero_shot(model, name, config, device)}}) for name in sets]
+    if config.ends and end_of_text(model.encoding) is None:
+        raise BadInput(f"--ends: the tokens of {config.out_dir} have no end of text")
+    common = config.draws, config.seed, device, config.ends
+    if config.lambada:
+        passages = passages_of(config.lambada)
+        tasks.append(("last words", lambda: {"last_words": last_words(model, passages, *common)}))
+    if config.choices:
+        questions = questions_of(config.choices)
+        tasks.append(("choices", lambda: {"choices": multiple_choice(model, questions, *common)}))
+    return tasks
+
+
+def judged(config, model, device):
+    """The judge, or None; BadInput if what it is to do cannot be done here."""
+    judge = judge_of(config.judge, model, device)
+    if config.mauve and not hasattr(judge, "states"):
+        raise BadInput("--mauve needs a --judge of transformers, such as gpt2-large, to look at texts")
+    if config.mauve and find_spec("mauve") is None:
+        raise BadInput("--mauve needs a package that is not here: pip install mauve-text")
     return judge
 
 
@@ -261,36 +233,37 @@ def main(config):
     if model.config.method == "classifier":
         corpus = corpus_of(model, config.data)
         rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)
-        return print(as_json(rows)) if config.json else show_by_noise(rows)
+        print(as_json(rows)) if config.json else show_by_noise(rows)
+        return keep(config, model.step, rows)
     if config.guidance != 1 and not (config.label or config.chat):
         raise BadInput("--guidance needs something to lean on: a --label, or the questions of --chat")
     config = chat.settled(config, model.config.method)
     sampler = sampler_of(config, model.config.method, model.encoding)
     steer(config, model, model.denoiser, sampler, device)    # or BadInput, now
-    judge = judge_of(config, model, device)
+    judge, others, exactly = judged(config, model, device), more(model, config, device), model.config.method == "ar"
     corpus = corpus_of(model, config.data)
-    r = measure(model, corpus, judge, config, device)
+    held = held_out(model, corpus, config, device)
+    tasks = [("bound", lambda: measure(model, corpus, held, config))]
+    if config.num_samples:
+        tasks.append(("samples", lambda: answered(model, corpus, config, device) if hasattr(corpus, "sft") else
+                      rate(model, corpus, judge, *held[::2], config, device)))
+    result, failed = {}, []
+    for name, task in [*tasks, *others]:                     # each is shown and kept, whatever fails after it
+        try:
+            found = task()
+            if not config.json:
+                show(found, corpus, config, exactly)
+            for key, value in found.items():
+                result[key] = {**result.get(key, {}), **value} if key == "zero_shot" else value
+            keep(config, model.step, result)
+        except BrokenPipeError:
+            raise
+        except (BadInput, OSError) as error:
+            failed.append(f"{name}: {getattr(error, 'strerror', None) or error}")
     if config.json:
-        return print(as_json(r))
-    print(r["data"])
-    print(f"{r['method']}, step {r['step']}: {'exact' if r['exact'] else 'bound'} on held-out text "
-          f"{unit(r['nats_per_token'], r['standard_error'], corpus.bytes_per_token)} "
-          f"({r['texts']:,} texts of {corpus.block_size} tokens, {r['draws']} noise draws each)")
-    if "gap" in r:
-        print(f"exact entropy {r['entropy']:.4f} +- {r['entropy_error']:.4f} nats/token: the model is "
-              f"{r['gap']:.4f} +- {r['gap_error']:.4f} above it")
-    if "answers" in r:
-        print(f"\n{r['sampler']:<16}{'held-out questions':>20}{'right':>9}{'right choice of 4':>20}"
-              f"{'of training':>14}{'right':>9}")
-        share = lambda part: "" if part is None else f"{part:.1%}"
-        for kind, n, right, choice, m, seen in r["answers"]:
-            print(f"{kind:<16}{n:>20}{share(right):>9}{share(choice):>20}{m:>14}{share(seen):>9}")
-        print(f"{r['network_calls']} network calls, {config.batch_size} questions at a time")
-    if "samples" in r:
-        head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
-        print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")
-        for (what, mean, error), (_, other, other_error) in zip(r["samples"], r["held_out"]):
-            print(f"{what:<58}{mean:>10.3f} +- {error:.3f}{other:>12.3f} +- {other_error:.3f}")
+        print(as_json(result))
+    if failed:
+        raise BadInput("; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import checkpoint
+from bounds import estimate
 from data import tokenizer
-from evaluate import estimate
 from model import Told
 from optim import learning_rate, make_optimizers
 from positions import compiled, like

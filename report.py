@@ -1,14 +1,17 @@
 """
-What train.py prints on the way and in the end: how good is it, and what does it write?
+What train.py prints on the way and in the end: how good is it, and what does it write? And TensorBoard's part.
 """
 import math
 
 import torch
 from tqdm import tqdm
 
-from evaluate import by_noise, entropy_of, league, show_by_noise, unit
+from bounds import league, unit
+from data import BadInput
+from evaluate import by_noise, entropy_of
 from model import Told
 from sample import generate
+from tables import show_by_noise
 
 
 def report(learner, step, folder):
@@ -20,6 +23,8 @@ def report(learner, step, folder):
     if step == 0:                                            # no need to measure: the first guess is uniform
         n, what = (len(learner.classes), "classes") if classifies else (corpus.encoding.n_vocab, "symbols")
         tqdm.write(f"step     0  all {n:,} {what} are equally likely to it: {told(math.log(n), 0)}")
+        about = {name: getattr(config, name) for name in ("method", "data", "block_size", "labels")}
+        folder.log(step=0, **about, bytes_per_token=None if classifies else corpus.bytes_per_token)     # for plot.py
     else:
         train, val = (learner.bound(split, config.eval_iters * config.batch_size) for split in ("train", "val"))
         kind = "cross-entropy" if classifies else "exact" if config.method == "ar" else "bound"
@@ -52,3 +57,22 @@ def final(learner):
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
         print(f"{what:<32}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
     print(f"\npython sample.py --out_dir {config.out_dir}    python evaluate.py --out_dir {config.out_dir}")
+
+
+def scalars(path, first):
+    """For Folder.board: what is a number in a line of metrics goes to TensorBoard's files below `path`, too. What they
+    hold beyond step `first`, of a run that is done again, is hidden. Nothing is written before the first line."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise BadInput("--tensorboard needs a package that is not here: pip install tensorboard") from None
+    writers = []
+
+    def write(step, **values):
+        if not writers:
+            writers.append(SummaryWriter(path, purge_step=first + (first > 0)))
+        for name, value in values.items():
+            if step and isinstance(value, float):        # the line of step 0 says what the run is
+                writers[0].add_scalar(name, value, step)
+        writers[0].flush()
+    return write

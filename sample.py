@@ -194,10 +194,10 @@ def main(config):
         screen.close()
     stop = model.method.stop if endless else None
     rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
-    if config.png:
-        png(config.png, torch.tensor(rows))
     texts = [(decode(encoding, row, config.gap), row) for row in rows]
     show(texts, given.shape[1], config, name, denoiser, time.time() - began)
+    if config.png:                                           # last: where it fails, the texts are there
+        png(config.png, torch.tensor(rows))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Config:
     attention: str = flag("auto", "who computes it: PyTorch, FlexAttention (GPUs), our Triton kernel (GPUs), or the "
                           "best for each call", choices=["auto", "sdpa", "flex", "triton"])
     log_interval: int = flag(10, "steps between looks at the loss", least=1)
+    tensorboard: bool = flag(False, "metrics for TensorBoard too, in out_dir/tensorboard")
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
@@ -102,7 +103,7 @@ from interrupt import Stop, look
 from learner import Learner
 from model import kernels
 from optim import learning_rate
-from report import final, report
+from report import final, report, scalars
 
 SHAPE = ["data", "sft", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau",
          "top_k", "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels",
@@ -179,6 +180,8 @@ def prepare(config, given):
     if config.method == "classifier":                        # the class is what it answers: never told, never dropped
         config = replace(config, labels=True, label_dropout=0.0)
     learner, folder, first = equip(config, state, Learner)
+    if folder and config.tensorboard:
+        folder.board = scalars(folder.path / "tensorboard", first)
     if config.init_from not in ("scratch", "resume"):
         encoding = learner.corpus.encoding
         learner.start_from(checkpoint.weights(config.init_from, learner.config, encoding, len(learner.classes),
@@ -210,6 +213,13 @@ def equip(config, state, make):
     return learner, folder, state["step"] if state else 0
 
 
+def lost(error, saved, out_dir):
+    """What failed in the middle of a run, and what is safe, in one line."""
+    where = f": {error.filename}" if error.filename else ""
+    rest = f"step {saved} is saved in {out_dir}, go on with --init_from resume" if saved else "nothing was saved yet"
+    return f"{error.strerror or error}{where}; {rest}"
+
+
 def run(learner, folder, first, report, final):
     """The whole run, however it ends: trained to the last step, stopped and saved, or stopped with nothing to save."""
     if folder:
@@ -226,6 +236,10 @@ def run(learner, folder, first, report, final):
             if stop.unsaved:
                 raise
             stop.asked = True
+        except OSError as error:                             # the text or the disk failed: what is safe?
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise BadInput(lost(error, stop.saved, learner.config.out_dir)) from None
         if WORLD > 1:
             dist.destroy_process_group()
     if folder and stop.asked:

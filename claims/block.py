@@ -44,14 +44,15 @@ from functools import partial
 import torch
 
 import bench
+from bounds import estimate, mean_error
 from data import BadInput
 from data.text import load
 from decoding import semi_ar
 from diffusion import ancestral
-from evaluate import estimate, mean_error, unigram_entropy
 from masked import first_hitting
 from methods import make_method
 from model import Transformer
+from quality import unigram_entropy
 from sample import Counted, generate
 
 

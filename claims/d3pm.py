@@ -36,10 +36,10 @@ import time
 import torch
 
 from bench import hardware
+from bounds import mean_error
 from d3pm import D3PM, kl
 from data.toy import ToyCorpus
 from diffusion import likelihood, stratified
-from evaluate import mean_error
 from masked import Absorbing, masked_bound
 from uniform import Uniform, mixture_bound
 

@@ -41,12 +41,13 @@ import checkpoint
 import distill
 import train
 from bench import hardware
+from bounds import estimate, mean_error
 from data import BadInput
 from data.text import load
 from diffusion import ancestral, corrupt, probabilities, stratified
 from duo import Duo
-from evaluate import estimate, mean_error, unigram_entropy
 from psi import greedy_tail, psi
+from quality import unigram_entropy
 from sample import generate
 from uniform import mixture_bound, text_logits
 

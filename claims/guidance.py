@@ -40,14 +40,15 @@ from pathlib import Path
 import torch
 
 from bench import TWO_MINUTES, hardware, names_of
+from bounds import mean_error
 from claims.duo import keep, trained
 from data import BadInput
 from data.digits import png
 from data.text import load
 from diffusion import ancestral
-from evaluate import mean_error, unigram_entropy
 from guidance import by_label
 from oracle import exact
+from quality import unigram_entropy
 from sample import generate
 
 DIGITS = dict(data="digits", labels=True, batch_size=64, dropout=0.1, max_iters=2000)

@@ -32,11 +32,12 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 import bench
+from bounds import mean_error
 from claims.partition import numbers
 from data import BadInput
 from data.text import load
-from evaluate import mean_error, unigram_entropy
 from methods import make_method, make_sampler
+from quality import unigram_entropy
 from sample import Counted, generate
 
 

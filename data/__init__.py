@@ -8,7 +8,10 @@ Where tokens come from. Nothing in this folder knows of models, losses or sample
     ngram.py      Witten-Bell n-grams: how far counting alone gets, the first number that a network should beat
     chat.py       questions and answers to learn from: those of village.py, which are made up, or your own file
 """
+import contextlib
 import hashlib
+import os
+from pathlib import Path
 
 
 class BadInput(ValueError):
@@ -18,3 +21,18 @@ class BadInput(ValueError):
 def lot(text):
     """A number in [0, 1) that the text itself draws: the same on every machine, alike for equal texts."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+@contextlib.contextmanager
+def beside(path):
+    """A file that takes the place of `path` once it is written; if that fails, `path` stays as it is."""
+    temporary = Path(path).with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:                                 # a disk that is full does not say whose
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from data import BadInput
+from data import BadInput, beside
 from data.tokenizer import decode, pixels
 
 SIDE, LEVELS = 8, " .'`,:;-~+=*oO#%@"                    # the character of each grey level, from black to white
@@ -98,7 +98,7 @@ def png(path, x, columns=10, scale=6):
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     head = struct.pack(">IIBBBBB", grid.shape[1], grid.shape[0], 8, 0, 0, 0, 0)          # 8 bits of grey
     rows = b"".join(b"\0" + row.tobytes() for row in grid)                               # \0: no filter
-    with open(path, "wb") as file:
+    with beside(path) as file:
         file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) +
                    chunk(b"IEND", b""))
 

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import struct
 import subprocess
@@ -106,6 +107,17 @@ def assert_same(a, b):
     assert a["step"] == b["step"]
     for part in ("model", "ema", "optimizers"):
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+
+
+@contextlib.contextmanager
+def disk_of(size):
+    """No file may grow beyond `size` bytes: the next best thing to a disk that is full, and it needs no root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from runs import one_thread, script, subprocess
 import evaluate
 import sample
 import train
+from bounds import estimate
 from checkpoint import restore
 from flags import parse
 
@@ -72,10 +73,10 @@ def test_the_bound_of_a_network_that_answers_is_that_of_its_answers_alone(answer
     evaluate.main(flags(evaluate, "--out_dir", "mdlm", "--num_samples", 0, "--draws", 4, "--json"))
     model = restore("mdlm")
     x, frozen, _ = evaluate.corpus_of(model, "").example_windows("val")
-    mean, error = evaluate.estimate(model.method, model.denoiser, x, 4, frozen=frozen)
+    mean, error = estimate(model.method, model.denoiser, x, 4, frozen=frozen)
     result = json.loads(capsys.readouterr().out)
     assert (result["nats_per_token"], result["standard_error"]) == pytest.approx((mean, error))
-    wrong, _ = evaluate.estimate(model.method, model.denoiser, x, 4)
+    wrong, _ = estimate(model.method, model.denoiser, x, 4)
     assert wrong != pytest.approx(mean, rel=0.01)
 
 

@@ -3,14 +3,16 @@ import pytest
 import torch
 
 import claims.guidance as claim
+from bounds import estimate
 from data.toy import ToyCorpus
 from diffusion import corrupt
-from evaluate import by_noise, entropy_of, estimate, quality
+from evaluate import by_noise, entropy_of
 from guidance import by_classifier, by_label
 from masked import Absorbing
 from methods import METHODS, SAMPLERS, make_method
 from model import Told
 from oracle import classifier, exact, oracle
+from quality import quality
 from sample import generate
 from uniform import Hybrid, Uniform
 

@@ -7,9 +7,9 @@ import functools
 import pytest
 import torch
 
+from bounds import estimate
 from data.toy import ToyCorpus
 from diffusion import corrupt, likelihood, posterior_x0
-from evaluate import estimate
 from methods import METHODS, SAMPLERS, make_method
 from oracle import oracle
 from sample import generate

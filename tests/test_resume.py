@@ -1,10 +1,8 @@
 """A run survives whatever ends it: it goes on exactly where it was, alone or shared, or it says why it cannot."""
-import contextlib
 import errno
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, TINY, assert_same, cache, complaint, elsewhere, fit, interrupt, metrics  # noqa: F401
+from runs import ROOT, TINY, assert_same, cache, complaint, disk_of, elsewhere, fit, interrupt, metrics  # noqa: F401
 from runs import script, tiny
 
 import checkpoint
@@ -262,17 +260,6 @@ def test_a_gradient_that_is_not_finite_stops_it_too_before_it_is_saved(monkeypat
 def test_a_learning_rate_out_of_all_bounds_is_one_line_and_exit_code_2(capsys):
     error = complaint(train, *tiny(learning_rate=1e30, max_iters=20, out_dir="out"), capsys=capsys)
     assert re.search(r"not finite at step \d+ \(seed 1337\)", error)
-
-
-@contextlib.contextmanager
-def disk_of(size):
-    """No file may grow beyond `size` bytes: the next best thing to a disk that is full, and it needs no root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 100, 5_000, 50_000])

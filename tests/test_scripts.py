@@ -19,7 +19,8 @@ import train
 from data import BadInput
 
 
-APART = [("sft", True), ("chat", True), ("eos_last", True)]              # with chats alone: test_chat_runs.py
+APART = [("sft", True), ("chat", True), ("eos_last", True),                 # with chats alone: test_chat_runs.py
+         ("ends", True), ("mauve", True), ("tensorboard", True)]              # test_evaluate.py, _quality.py, _plot.py
 
 
 def choices(module):
