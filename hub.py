@@ -28,7 +28,7 @@ import tiktoken
 import torch
 
 import checkpoint
-from data import BadInput
+from data import BadInput, wordpiece
 from data.tokenizer import from_json, named, to_json
 from layouts import bare, read_safetensors, read_torch, to_ours, without_condition
 
@@ -105,7 +105,7 @@ def load(where):
     tensors = tensors_in(source)
     if model.method == "gidd":
         model = replace(model, tokens=tokens_of_gidd(tensors, source))
-    return state_of(config_of(model), encoding_of(model.tokens), tensors, where)
+    return state_of(config_of(model), encoding_of(model.tokens, source), tensors, where)
 
 
 def local(where):
@@ -123,8 +123,8 @@ def local(where):
         return state_of(ours["config"], from_json(encoding.read_text("utf-8")), tensors_in(path), where,
                         ours["classes"], ours["step"])
     model = foreign(about, where)
-    return state_of({**config_of(model), "cond_dim": about["cond_dim"]}, encoding_of(model.tokens), tensors_in(path),
-                    where)
+    return state_of({**config_of(model), "cond_dim": about["cond_dim"]}, encoding_of(model.tokens, path),
+                    tensors_in(path), where)
 
 
 def described(path):
@@ -188,10 +188,13 @@ def tensors_in(source):
     return bare(tensors)
 
 
-def encoding_of(tokens):
-    """The encoding by the name that TABLE gives it; special ids come after the vocabulary."""
-    if tokens == "bert-base-uncased":
-        raise BadInput("bert-base-uncased")
+def encoding_of(tokens, source):
+    """The encoding by the name that TABLE gives it; special ids come after the vocabulary. source: where the weights
+    are; for bert-base-uncased a vocab.txt beside them is taken before that of the hub."""
+    if tokens == wordpiece.NAME:
+        beside = source / "vocab.txt"
+        folder = source if beside.is_file() else fetch("google-bert/bert-base-uncased", "main", "vocab.txt", tokens)
+        return wordpiece.WordPiece((folder / "vocab.txt").read_text("utf-8").splitlines())
     gpt2 = named("gpt2")
     if tokens == "gpt2":
         return gpt2
@@ -212,30 +215,37 @@ def tokens_of_gidd(tensors, source):
 # ---- download
 
 def download(name, model):
-    """The folder, or file, in the hub's cache. HF_HOME says where that is, HF_HUB_OFFLINE that it must be there."""
+    """The folder, or file, in the hub's cache, with what else is needed beside it."""
+    repository = name.partition("@")[0]
+    if model.file:
+        return fetch(repository, model.revision, model.file, name) / model.file
+    return fetch(repository, model.revision, "*.safetensors", name, "*.bin")
+
+
+def fetch(repository, revision, pattern, name, otherwise=None):
+    """The folder of a repository in the hub's cache, with the files of that pattern; or, where it has none, of the
+    other. HF_HOME says where the cache is, HF_HUB_OFFLINE that the files must be there. BadInput says what to do."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise BadInput(f"to download {name}: pip install huggingface_hub; or give {name}=PATH, a file that is here") \
+        raise BadInput(f"to download {name}: pip install huggingface_hub; or give {name}=PATH, files that are here") \
             from None
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
-    asked = [model.file] if model.file else ["*.safetensors", "*.bin"]       # the second where there is no first
-    repository = name.partition("@")[0]
     try:
-        for pattern in asked:
-            folder = Path(snapshot_download(repository, revision=model.revision,
-                                            allow_patterns=[pattern, "config.json", "added_tokens.json"]))
-            if list(folder.glob(pattern)):
-                return folder / model.file if model.file else folder
-        reason = f"it has no {' and no '.join(asked)}"
+        for wanted in filter(None, (pattern, otherwise)):
+            folder = Path(snapshot_download(repository, revision=revision,
+                                            allow_patterns=[wanted, "config.json", "added_tokens.json"]))
+            if list(folder.glob(wanted)):
+                return folder
+        reason = f"there is no {' and no '.join(filter(None, (pattern, otherwise)))} in {repository}"
     except KeyboardInterrupt:
-        print(f"\n{name} is not whole yet: nothing half is left, the next try goes on from here", file=sys.stderr)
+        print(f"\n{name} is not whole yet: the next try goes on from here", file=sys.stderr)
         raise
-    except Exception as error:                               # of the library's, and of those that it uses
+    except Exception as error:                               # of the library's own kinds, and of those that it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if offline:
         raise BadInput(f"{name} is not in {home}, and HF_HUB_OFFLINE forbids to fetch it: unset that, or give "
                        f"{name}=PATH")
-    raise BadInput(f"cannot download {name} ({reason}): nothing half is left in {home}, the next try goes on from what "
-                   f"was fetched; or give {name}=PATH")
+    raise BadInput(f"cannot download {name} ({reason}): no half file is left in {home}, and the next try goes on from "
+                   f"what was fetched; or give {name}=PATH")
