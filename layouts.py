@@ -164,14 +164,19 @@ def write_safetensors(file, tensors):
 
 # ---- torch files, which are pickles: names of classes and functions that a reader should import and call
 
-class Inert(dict):
+class Inert:
     """Stands in for a class of somebody else's settings or tokenizer that lies beside the weights: it does nothing."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__()
+        pass
 
     def __setstate__(self, state):
         pass
+
+
+def stand_in(name):
+    """What is called in place of the class of that name."""
+    return (lambda *args: {}) if name == "collections.defaultdict" else type("Inert", (Inert,), {})
 
 
 HARMLESS = re.compile(r"(?:omegaconf|typing|transformers|tokenizers)\.[\w.]+|collections\.defaultdict|"
@@ -191,8 +196,10 @@ def read_torch(path):
         if unsafe := [name for name in strange if not HARMLESS.fullmatch(name)]:
             raise BadInput(f"{path} asks for {unsafe[0]} to be run: refused. If you trust it, save its tensors alone, "
                            f"{{name: tensor}}, with torch.save or as safetensors")
-        with torch.serialization.safe_globals([(type("Inert", (Inert,), {}), name) for name in strange]):
+        with torch.serialization.safe_globals([(stand_in(name), name) for name in strange]):
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except BadInput:
+        raise
     except pickle.UnpicklingError:
         raise BadInput(f"{path} holds more than tensors and plain values: refused, it could run code") from None
     except OSError as error:
