@@ -135,9 +135,9 @@ def test_what_is_no_torch_file_is_refused(raw, tmp_path):
 
 def test_settings_that_lightning_pickles_beside_the_weights_are_not_even_imported(tmp_path, monkeypatch):
     module = types.ModuleType("omegaconf.dictconfig")
-    module.DictConfig = type("DictConfig", (dict,), {"__module__": module.__name__,
-                                                     "__setstate__": lambda self, state: os.mkdir("exploded")})
-    settings = module.DictConfig(lr=3e-4)
+    module.DictConfig = type("DictConfig", (), {"__module__": module.__name__,
+                                                "__setstate__": lambda self, state: os.mkdir("exploded")})
+    settings = module.DictConfig()
     settings.content = {"length": 1024}
     monkeypatch.chdir(tmp_path)
     for name in ("omegaconf", module.__name__):
