@@ -57,16 +57,15 @@ def test_another_reads_the_names_and_sizes_that_its_own_code_writes(method, pref
     assert about["time_conditioning"] == (method in ("duo", "sedd")) and about.get("block_size", 4) == 4
 
 
-def test_a_network_without_a_clock_is_written_as_one_that_may_be_told_anything(monkeypatch):
+def test_a_network_without_a_clock_is_written_as_one_that_may_be_told_anything():
     """The public code always tells it 0, and the adaptive norms that it is given do nothing."""
     fit("run", **PUBLIC)
     folder, ours = exported("run", "public"), checkpoint.restore("run")
-    config = {**vars(ours.config), "clock": "auto", "cond_dim": 128, "labels": False, "method": "udlm"}
     tensors = layouts.bare(layouts.read_safetensors(folder / FILES[0]))
     wider = type(ours.denoiser)(ours.method.vocab_size, 1, 2, 16, cond_dim=128).eval()
     wider.load_state_dict(layouts.to_ours(tensors, wider.state_dict(), "it"))
     z = torch.randint(ours.method.vocab_size, (2, 8))
-    assert torch.equal(wider(z, torch.rand(2, 1)), ours.denoiser(z)) and config
+    assert torch.equal(wider(z, torch.rand(2, 1)), ours.denoiser(z))
 
 
 def test_a_clock_that_has_learnt_something_is_not_left_out():
@@ -74,8 +73,8 @@ def test_a_clock_that_has_learnt_something_is_not_left_out():
     folder = exported("run", "public")
     tensors = layouts.read_safetensors(folder / FILES[0])
     tensors["backbone.blocks.0.adaLN_modulation.bias"][3] = 1
-    with open(folder / FILES[0], "wb") as file:
-        layouts.write_safetensors(file, {name: a.clone() for name, a in tensors.items()})
+    with checkpoint.beside(folder / FILES[0]) as file:       # what is memory-mapped must not be written over
+        layouts.write_safetensors(file, tensors)
     with pytest.raises(BadInput, match="blocks.0.adaLN_modulation.bias has changed"):
         checkpoint.restore("public")
 
