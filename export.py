@@ -44,7 +44,7 @@ def family(config, where):
         raise BadInput(f"{where} is a run of --method {method}, for which there is no public layout: those of "
                        f"{', '.join(CODE)} can be exported")
     if config["qk_norm"]:
-        raise BadInput(f"{where} normalises queries and keys, which the public networks do not: train with --no_qk_norm")
+        raise BadInput(f"{where} normalises queries and keys, which public networks do not: train with --no_qk_norm")
     if method in ("sedd", "udlm", "duo") and clock != "sigma":
         raise BadInput(f"{where} is told the time, where the public code of {method} tells -log alpha: train with "
                        f"--clock sigma")

@@ -6,8 +6,8 @@ Published models by their names, and folders and files of them: read as if they 
     python sample.py --init_from kuleshov-group/mdlm-owt=mdlm.ckpt       a file, or a folder, that is already there
     python sample.py --init_from folder                                  of export.py, or of another's save_pretrained
 
-A file has weights; what else must be known is in TABLE, a row for each model: which of our methods it is, its size, its
-tokens, the length of its texts, and what it is told of the time:
+A file has weights; what else must be known is in TABLE, a row for each model: which of our methods it is, its size,
+its tokens, the length of its texts, and what it is told of the time:
 
     sigma   -log alpha: SEDD, UDLM, Duo          none   always 0, through the same layers: MDLM, BD3-LM, SDTT, PGM
     auto    the time t where the method needs it: GIDD; and RADD, which has no layers for it
@@ -109,12 +109,12 @@ def load(where):
 
 
 def local(where):
-    """A folder that says in config.json what it holds: of export.py, or of the public code of MDLM, UDLM, BD3-LM, Duo."""
+    """A folder that says in config.json what it holds: of export.py, or of the code of MDLM, UDLM, BD3-LM, Duo."""
     path = Path(where)
     near = difflib.get_close_matches(where.partition("=")[0], TABLE, 1)
     if not path.exists():
-        raise BadInput(f"there is no {where}{f' (did you mean {near[0]}?)' if near else ''}: docs/checkpoints.md lists "
-                       f"the published models")
+        raise BadInput(f"there is no {where}{f' (did you mean {near[0]}?)' if near else ''}: docs/checkpoints.md "
+                       f"lists the published models")
     about = described(path)
     if "palimpsest" in about:
         ours, encoding = about["palimpsest"], path / "encoding.json"
@@ -141,7 +141,8 @@ def foreign(about, where):
     tokens = {("mdlm", 50258): "gpt2", ("bd3lm", 50258): "gpt2", ("duo", 50258): "gpt2 + [PAD]",
               ("udlm", 30522): "bert-base-uncased", ("duo", 30522): "bert-base-uncased"}.get((method, vocabulary))
     if tokens is None or not {"n_blocks", "n_heads", "hidden_dim", "cond_dim", "model_length"} <= about.keys():
-        raise BadInput(f"{where} does not say which model it is: give NAME={where}, with a name of docs/checkpoints.md")
+        raise BadInput(f"{where} does not say which model it is: give NAME={where}, with a name of "
+                       f"docs/checkpoints.md")
     clock = "sigma" if about.get("time_conditioning", method in ("udlm", "duo")) else "none"
     more = {**BLOCKS, "diffusion_block": about.get("block_size")} if method == "bd3lm" else {}
     return Published(method, tokens, clock, (about["n_blocks"], about["n_heads"], about["hidden_dim"]),
@@ -159,7 +160,7 @@ def config_of(model):
 
 
 def state_of(config, encoding, tensors, where, classes=(), step=0):
-    """Published tensors as the state of a checkpoint, which has no optimizers: one can start from it, not resume it."""
+    """Published tensors as the state of a checkpoint without optimizers: one can start from it, not resume it."""
     try:
         settings = SimpleNamespace(**config)
         method = checkpoint.method_of(settings, encoding)

@@ -76,13 +76,12 @@ def to_ours(tensors, shapes, where, padded=False):
         raise BadInput(f"{where} lacks the tensor {missing[0]}{others(missing)}: another model, or part of one")
     if extra := sorted(set(tensors) - set(theirs.values())):
         raise BadInput(f"{where} has a tensor {extra[0]} that the network has not{others(extra)}: another model")
-    found = {name: tensors[published(name, partition)] if name in theirs else shape.new_empty(shape.shape, device="cpu")
-             for name, shape in shapes.items()}
+    found = {name: tensors[theirs[name]] if name in theirs else torch.empty(a.shape) for name, a in shapes.items()}
     if padded:
         found.update({name: found[name][:len(shapes[name])] for name in ("embed", "head.weight", "head.bias")})
     for name, tensor in found.items():
         if tensor.shape != shapes[name].shape:
-            raise BadInput(f"{where} has {published(name, partition)} of shape {tuple(tensor.shape)}, where the "
+            raise BadInput(f"{where} has {theirs[name]} of shape {tuple(tensor.shape)}, where the "
                            f"network needs {tuple(shapes[name].shape)}: another model, or another size of it")
     return {name: tensor.float() for name, tensor in found.items()}
 
@@ -122,7 +121,7 @@ def without_condition(tensors, where):
 # ---- safetensors: 8 bytes that say how long the header is, the header in JSON, the numbers of all tensors
 
 def read_safetensors(path):
-    """{name: tensor}, memory-mapped: the disk is read where a tensor is used. BadInput for a file that is not whole."""
+    """{name: tensor}, memory-mapped: the disk is read where a tensor is used. BadInput if it is not whole."""
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)      # private: what is written stays in memory
@@ -134,7 +133,8 @@ def read_safetensors(path):
         for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape, (begin, end) = DTYPES[about["dtype"]], about["shape"], about["data_offsets"]
             n = math.prod(shape)
-            if begin != size or n * dtype.itemsize != end - begin or first + end > len(data) or min(shape, default=1) < 0:
+            inside = begin == size and begin + n * dtype.itemsize == end <= len(data) - first
+            if not inside or min(shape, default=0) < 0:
                 raise ValueError(f"{name} does not lie where the header says")
             numbers = torch.frombuffer(data, dtype=dtype, count=n, offset=first + begin) if n else torch.empty(0)
             tensors[name], size = numbers.view(shape), end
@@ -217,7 +217,7 @@ def averaged(saved, path):
         if isinstance(saved, dict) and isinstance(saved.get(part), dict):
             named = saved[part]
     if not isinstance(named, dict) or not named or not all(torch.is_tensor(tensor) for tensor in named.values()):
-        raise BadInput(f"{path} holds no weights by name: give a file with state_dict, with model, or with tensors alone")
+        raise BadInput(f"{path} holds no weights by name: give one with state_dict, with model, or with tensors alone")
     ema = saved.get("ema")
     shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
     if shadow is None:

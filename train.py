@@ -23,7 +23,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, or chats.jsonl")
     sft: bool = flag(False, "fine-tune on the answers of chats: questions are given, never noised, never scored")
-    tokenizer: str = flag("auto", "auto, chars, bytes, bpe, a tiktoken name such as gpt2; or model, that of --init_from")
+    tokenizer: str = flag("auto", "auto, chars, bytes, bpe, a tiktoken name such as gpt2; model: that of --init_from")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=[
         "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm", "classifier"])
@@ -164,11 +164,14 @@ def resumed(config, given):
 
 
 def adopted(config, given):
-    """The flags for fine-tuning a published model: its network and tokens, and its method and length if none is given."""
+    """The flags for fine-tuning a published model: its network and its tokens; its method and length if none is given.
+
+    BadInput where another network or other tokens were asked for.
+    """
     theirs = checkpoint.load(config.init_from)["config"]
     if "n_start" in theirs:
-        raise BadInput(f"{config.init_from} needs a first token that is always there, which train.py does not promise: "
-                       f"sample from it and evaluate it, or train --method pgm from scratch")
+        raise BadInput(f"{config.init_from} needs a first token that is always there, which train.py does not promise:"
+                       f" sample from it and evaluate it, or train --method pgm from scratch")
     fixed = {name: theirs.get(name, default) for name, default in {**checkpoint.NETWORK, "cond_dim": 128}.items()}
     fixed["tokenizer"] = theirs["tokenizer"]
     for name in given:

@@ -22,8 +22,8 @@ CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F
 
 
 class WordPiece(tiktoken.Encoding):
-    """The i-th of `pieces` has id i. Inside, a piece that begins a word carries a blank, and one that goes on does not:
-    so the bytes of the tokens, one after the other, are the text."""
+    """The i-th of `pieces` has id i. Inside, a piece that begins a word carries a blank, and one that goes on none:
+    the bytes of the tokens, one after the other, are the text."""
 
     def __init__(self, pieces):
         ranks = {spelled(piece): i for i, piece in enumerate(pieces)}

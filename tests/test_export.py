@@ -85,7 +85,7 @@ def test_a_published_model_is_exported_as_it_came(monkeypatch, tmp_path):
     folder = exported("run", "public")
     about = json.loads((folder / "config.json").read_text())
     about.pop("palimpsest")
-    (folder / "config.json").write_text(json.dumps({**about, "vocab_size": 50258}))       # the public code writes no more
+    (folder / "config.json").write_text(json.dumps({**about, "vocab_size": 50258}))      # the public code's own keys
     again = exported("public", "again")
     assert (again / FILES[0]).read_bytes() == (folder / FILES[0]).read_bytes()
     assert checkpoint.restore("public").config.clock == "sigma"
@@ -104,7 +104,8 @@ def test_an_exported_model_is_sampled_from_and_trained_on(capsys):
 @pytest.mark.parametrize("flags, says", [
     (dict(method="mdlm"), "train with --no_qk_norm"), (dict(method="ar", qk_norm=False), "no public layout"),
     (dict(method="pgm", qk_norm=False, n_layer=2), "no public layout"),
-    (dict(method="duo", qk_norm=False), "--clock sigma"), (dict(method="sedd", **SIGMA, transition="uniform"), "absorbing"),
+    (dict(method="duo", qk_norm=False), "--clock sigma"),
+    (dict(method="sedd", **SIGMA, transition="uniform"), "absorbing"),
     (dict(method="mdlm", qk_norm=False, labels=True), "--clock sigma, or none"),
     (dict(method="udlm", **SIGMA, norm_bias=True), "--no_norm_bias"),
     (dict(method="classifier", labels=True, qk_norm=False), "no public layout")])
@@ -135,7 +136,8 @@ def test_a_failed_export_leaves_no_model(monkeypatch):
     (lambda folder: (folder / "encoding.json").unlink(), "lost its encoding.json"),
     (lambda folder: (folder / "encoding.json").write_text("{}"), "no tokenizer of ours"),
     (lambda folder: (folder / "model.safetensors").unlink(), "there are no weights"),
-    (lambda folder: change(folder, n_embd=24), "another size"), (lambda folder: change(folder, method="telepathy"), "telepathy"),
+    (lambda folder: change(folder, n_embd=24), "another size"),
+    (lambda folder: change(folder, method="telepathy"), "telepathy"),
     (lambda folder: change(folder, n_head=None), "describes no network")])
 def test_a_damaged_export_is_refused_in_one_line(damage, says, capsys):
     fit("run", **PUBLIC)

@@ -123,8 +123,9 @@ def test_bd3lm_reads_blocks_after_clean_text(read):
 
 def test_pgm_is_read_with_its_two_halves(read):
     figure = figures("partition_reference", "pgm_dit/")
-    model = read("jdeschena/pgm@pgm_8_8", figures("partition_reference", "pgm_dit/w/"), (4, 4, 32), WITHOUT, cond_dim=8)
-    close(model.denoiser(figure["x"], torch.tensor([[0.3]]), group=figure["group_idxs"].bool()), figure["train_logits"])
+    tensors, name = figures("partition_reference", "pgm_dit/w/"), "jdeschena/pgm@pgm_8_8"
+    denoiser = read(name, tensors, (4, 4, 32), WITHOUT, cond_dim=8).denoiser
+    close(denoiser(figure["x"], torch.tensor([[0.3]]), group=figure["group_idxs"].bool()), figure["train_logits"])
 
 
 # ---- the full sizes, on no memory: a tensor of one number, repeated
@@ -150,7 +151,7 @@ def halves(V, d, n, cond=128):
     whole = layout(V, d, n)
     shapes = {f"encoder.{name}" if name.startswith("blocks.") else name: shape for name, shape in whole.items()}
     swap = "decoder.group_swap."
-    shapes |= {f"{swap}base_embedding": (1, d), f"{swap}pre_query_norm.weight": (d,), f"{swap}pre_query_norm.bias": (d,)}
+    shapes |= {f"{swap}base_embedding": (1, d), **{f"{swap}pre_query_norm.{part}": (d,) for part in ("weight", "bias")}}
     for name, rows in (("query_processor", d), ("hidden_to_key_value", 2 * d), ("output_linear", d)):
         shapes |= {f"{swap}{name}.weight": (rows, d), f"{swap}{name}.bias": (rows,)}
     for i in range(n):
@@ -194,7 +195,8 @@ def no_tokenizer(monkeypatch):
 def test_the_full_layout_fits_name_by_name(name, no_tokenizer, monkeypatch):
     shapes, parameters = FULL[name]
     tensors = full(shapes)
-    monkeypatch.setattr(hub, "tensors_in", lambda source: layouts.bare({f"backbone.{k}": a for k, a in tensors.items()}))
+    there = {f"backbone.{key}": tensor for key, tensor in tensors.items()}
+    monkeypatch.setattr(hub, "tensors_in", lambda source: layouts.bare(there))
     state = hub.load(f"{name}=anywhere")
     ours = state["ema"]
     assert sum(a.numel() for a in ours.values()) == parameters
@@ -244,8 +246,7 @@ def test_words_of_bert():
     pieces = "[PAD] [UNK] [CLS] the un ##aff ##able cafe , ! ## $ 5 ##5 ##s 中 ##ing".split()
     words = wordpiece.WordPiece(pieces)
     ids = encode(words, "The  unaffable Café,\n$55s中 zebra!\x00 thes")
-    assert [pieces[i] for i in ids] == ["the", "un", "##aff", "##able", "cafe", ",", "$", "5", "##5", "##s", "中", "[UNK]",
-                                        "!", "the", "##s"]
+    assert [pieces[i] for i in ids] == "the un ##aff ##able cafe , $ 5 ##5 ##s 中 [UNK] ! the ##s".split()
     assert decode(words, ids) == "the unaffable cafe , $ 55s 中 [UNK] ! thes"
     again = from_json(to_json(words))
     assert encode(again, "unaffable the").tolist() == [4, 5, 6, 3] and again.n_vocab == len(pieces)

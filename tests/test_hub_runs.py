@@ -58,8 +58,8 @@ def test_a_published_model_is_sampled_from_and_evaluated_by_its_name(kind, tiny,
     texts = [json.loads(line) for line in out.splitlines()]
     assert [len(text["ids"]) for text in texts] == [8, 8] and all(i < len(LETTERS) for t in texts for i in t["ids"])
     assert all(text["text"][0] == "\n" for text in texts) or kind not in ("bd3lm", "pgm")
-    r = json.loads(ran(evaluate, capsys, "--init_from", where, "--data=text.txt", "--json", "--max_texts=8", "--draws=2",
-                       "--num_samples=2", "--steps=2", "--device=cpu").out)
+    few = ("--max_texts=8", "--draws=2", "--num_samples=2", "--steps=2", "--device=cpu")
+    r = json.loads(ran(evaluate, capsys, "--init_from", where, "--data=text.txt", "--json", *few).out)
     assert r["method"] == kind and r["nats_per_token"] > 0 and r["standard_error"] > 0
 
 
@@ -115,15 +115,15 @@ def test_a_fine_tuned_model_is_resumed_sampled_from_and_evaluated_like_any_run(t
 
 def test_a_masked_model_becomes_one_of_blocks_by_fine_tuning(tiny):
     where = tiny("mdlm")
-    state = tune(where, method="bd3lm", diffusion_block=2, max_iters=1)
-    assert (state["config"]["method"], state["config"]["clock"], state["config"]["diffusion_block"]) == ("bd3lm", "none", 2)
+    config = tune(where, method="bd3lm", diffusion_block=2, max_iters=1)["config"]
+    assert (config["method"], config["clock"], config["diffusion_block"]) == ("bd3lm", "none", 2)
     assert checkpoint.restore("tuned").denoiser.noise_mlp is not None
 
 
 @pytest.mark.parametrize("kind, flag, says", [
     ("mdlm", "--n_layer=3", "--n_layer 3 does not fit"), ("mdlm", "--qk_norm", "--qk_norm True does not fit"),
     ("duo", "--clock=none", "--clock none does not fit"), ("mdlm", "--tokenizer=bpe", "--tokenizer bpe does not fit"),
-    ("mdlm", "--cond_dim=64", "--cond_dim 64 does not fit"), ("mdlm", "--method=udlm", "a network of mdlm, and udlm needs"),
+    ("mdlm", "--cond_dim=64", "--cond_dim 64 does not fit"), ("mdlm", "--method=udlm", "of mdlm, and udlm needs another"),
     ("sedd", "--norm_bias", "--norm_bias True does not fit"), ("pgm", "--seed=1", "needs a first token"),
     ("mdlm", "--data=toy", "other tokens than toy")])
 def test_a_flag_that_does_not_fit_the_model_is_refused_in_one_line(kind, flag, says, tiny, capsys):
@@ -140,6 +140,5 @@ def test_networks_with_a_clock_or_with_biases_in_their_norms_are_trained_from_sc
     z = torch.arange(8)[None]
     assert torch.equal(model(z, torch.tensor([[0.9]])), model(z, None))
     fit("plain")
-    said = complaint(train, "--init_from=plain", "--out_dir=other", *[f"--{k}={v}" for k, v in TINY.items()], "--clock=none",
-                     capsys=capsys)
-    assert "--clock auto, not none" in said
+    argv = [f"--{name}={value}" for name, value in {**TINY, "clock": "none", "init_from": "plain"}.items()]
+    assert "--clock auto, not none" in complaint(train, "--out_dir=other", *argv, capsys=capsys)
