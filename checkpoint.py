@@ -123,8 +123,8 @@ def load(out_dir, device="cpu"):
     what is wrong with it."""
     import hub                                               # which reads such models into states of this file
 
-    if hub.known(out_dir):
-        return hub.load(out_dir)
+    if hub.known(str(out_dir)):
+        return hub.load(str(out_dir))
     path = Path(out_dir)
     path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
     if not path.exists():
