@@ -11,6 +11,7 @@ so a resumed run repeats the rest exactly.
 """
 import contextlib
 import ctypes
+import difflib
 import json
 import os
 import pickle
@@ -128,7 +129,9 @@ def load(out_dir, device="cpu"):
     path = Path(out_dir)
     path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
     if not path.exists():
-        raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})")
+        near = difflib.get_close_matches(str(out_dir), hub.TABLE, 1, 0.75)
+        raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})"
+                       + (f"; or did you mean the published {near[0]}?" if near else ""))
     try:
         with zipfile.ZipFile(path) as archive:               # torch.save writes zips; the rest torch would unpickle
             if not any(name.endswith("/data.pkl") for name in archive.namelist()):

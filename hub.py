@@ -101,7 +101,7 @@ def load(where):
     model = find(name)
     if model is None or not path and Path(name).exists():
         return local(where)
-    source = Path(path) if path else download(name, model)
+    source = Path(path).expanduser() if path else download(name, model)
     tensors = tensors_in(source)
     if model.method == "gidd":
         model = replace(model, tokens=tokens_of_gidd(tensors, source))
@@ -115,24 +115,30 @@ def local(where):
     if not path.exists():
         raise BadInput(f"there is no {where}{f' (did you mean {near[0]}?)' if near else ''}: docs/checkpoints.md "
                        f"lists the published models")
-    about = described(path)
+    folder = path if path.is_dir() else path.parent
+    about = described(folder / "config.json")
     if "palimpsest" in about:
-        ours, encoding = about["palimpsest"], path / "encoding.json"
+        encoding = folder / "encoding.json"
         if not encoding.exists():
             raise BadInput(f"{where} has lost its encoding.json: export the model again")
-        return state_of(ours["config"], from_json(encoding.read_text("utf-8")), tensors_in(path), where,
-                        ours["classes"], ours["step"])
+        encoding = from_json(encoding.read_text("utf-8", "replace"))
+        try:
+            config, classes, step = (about["palimpsest"][part] for part in ("config", "classes", "step"))
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{folder / 'config.json'} has changed ({error}): export the model again") from None
+        return state_of(config, encoding, tensors_in(path), where, classes, step)
     model = foreign(about, where)
     return state_of({**config_of(model), "cond_dim": about["cond_dim"]}, encoding_of(model.tokens, path),
                     tensors_in(path), where)
 
 
-def described(path):
+def described(file):
+    """What a JSON file says; {} if there is none."""
     try:
-        about = json.loads((path / "config.json").read_text("utf-8")) if path.is_dir() else {}
+        about = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         return about if isinstance(about, dict) else {}
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path / 'config.json'} cannot be read ({error}): use another copy") from None
+        raise BadInput(f"{file} cannot be read ({error}): use another copy") from None
 
 
 def foreign(about, where):
@@ -195,7 +201,7 @@ def encoding_of(tokens, source):
     if tokens == wordpiece.NAME:
         beside = source / "vocab.txt"
         folder = source if beside.is_file() else fetch("google-bert/bert-base-uncased", "main", "vocab.txt", tokens)
-        return wordpiece.WordPiece((folder / "vocab.txt").read_text("utf-8").splitlines())
+        return wordpiece.WordPiece((folder / "vocab.txt").read_text("utf-8", "replace").splitlines())
     gpt2 = named("gpt2")
     if tokens == "gpt2":
         return gpt2
@@ -206,10 +212,8 @@ def encoding_of(tokens, source):
 def tokens_of_gidd(tensors, source):
     """Some of its repositories have a [PAD] before the mask, some have not, and the vocabulary may be rounded up: the
     file beside the weights says which id the mask has; without it, rows that are one more than gpt2's tokens do."""
-    rows, beside = len(tensors.get("vocab_embed.embedding", ())), source / "added_tokens.json"
-    mask = END + 2 if rows > END + 2 else END + 1
-    if beside.is_file():
-        mask = json.loads(beside.read_text("utf-8")).get("[MASK]", mask)
+    rows = len(tensors.get("vocab_embed.embedding", ()))
+    mask = described(source / "added_tokens.json").get("[MASK]", END + 2 if rows > END + 2 else END + 1)
     return "gpt2" if mask == END + 1 else "gpt2 + [PAD]"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import cache, complaint, elsewhere, fit  # noqa: F401
+from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 
 import checkpoint
 import export
@@ -12,14 +12,25 @@ import hub
 import layouts
 import sample
 import train
-from data import BadInput
+from data import BadInput, text
 from flags import parse
+from learner import Learner
 
 FILES = ["model.safetensors", "config.json", "encoding.json"]
-PUBLIC = dict(qk_norm=False, max_iters=3, learning_rate=0.05, ema=0.5)
+PUBLIC = dict(qk_norm=False)
 SIGMA = dict(PUBLIC, clock="sigma")
 RUNS = {"mdlm": PUBLIC, "md4": PUBLIC, "bd3lm": PUBLIC, "gidd": PUBLIC, "radd": dict(PUBLIC, norm_bias=True),
         "udlm": dict(SIGMA, labels=True), "duo": SIGMA, "sedd": SIGMA}
+
+
+def made(**flags):
+    """A checkpoint in run/ with random weights, of step 3; no training is needed for that."""
+    config = train.Config(**{**TINY, "out_dir": "run", **flags})
+    learner = Learner(config, text.load("toy", 8, "auto"), torch.device("cpu"))
+    for p in learner.average.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    checkpoint.Folder("run").save(learner.state(3))
+    return checkpoint.load("run")
 
 
 def exported(run, to):
@@ -29,7 +40,7 @@ def exported(run, to):
 
 @pytest.mark.parametrize("method", RUNS)
 def test_there_and_back_is_the_same_network_bit_for_bit(method):
-    fit("run", method=method, **RUNS[method])
+    made(method=method, **RUNS[method])
     folder = exported("run", "public")
     ours, back = checkpoint.restore("run"), checkpoint.restore("public")
     torch.testing.assert_close(back.denoiser.state_dict(), ours.denoiser.state_dict(), rtol=0, atol=0)
@@ -42,7 +53,7 @@ def test_there_and_back_is_the_same_network_bit_for_bit(method):
                                             ("sedd", "")])
 def test_another_reads_the_names_and_sizes_that_its_own_code_writes(method, prefix):
     """As the published files have them; without what only we read."""
-    fit("run", method=method, **RUNS[method])
+    made(method=method, **RUNS[method])
     folder = exported("run", "public")
     tensors, about = layouts.read_safetensors(folder / FILES[0]), json.loads((folder / "config.json").read_text())
     own = {"sampling_eps_min", "sampling_eps_max"}
@@ -59,7 +70,7 @@ def test_another_reads_the_names_and_sizes_that_its_own_code_writes(method, pref
 
 def test_a_network_without_a_clock_is_written_as_one_that_may_be_told_anything():
     """The public code always tells it 0, and the adaptive norms that it is given do nothing."""
-    fit("run", **PUBLIC)
+    made(**PUBLIC)
     folder, ours = exported("run", "public"), checkpoint.restore("run")
     tensors = layouts.bare(layouts.read_safetensors(folder / FILES[0]))
     wider = type(ours.denoiser)(ours.method.vocab_size, 1, 2, 16, cond_dim=128).eval()
@@ -69,7 +80,7 @@ def test_a_network_without_a_clock_is_written_as_one_that_may_be_told_anything()
 
 
 def test_a_clock_that_has_learnt_something_is_not_left_out():
-    fit("run", **PUBLIC)
+    made(**PUBLIC)
     folder = exported("run", "public")
     tensors = layouts.read_safetensors(folder / FILES[0])
     tensors["backbone.blocks.0.adaLN_modulation.bias"][3] = 1
@@ -81,7 +92,7 @@ def test_a_clock_that_has_learnt_something_is_not_left_out():
 
 def test_a_published_model_is_exported_as_it_came(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "encoding_of", lambda tokens, source: hub.from_json(state["encoding"]))
-    state = fit("run", method="duo", **SIGMA)
+    state = made(method="duo", **SIGMA)
     folder = exported("run", "public")
     about = json.loads((folder / "config.json").read_text())
     about.pop("palimpsest")
@@ -92,7 +103,7 @@ def test_a_published_model_is_exported_as_it_came(monkeypatch, tmp_path):
 
 
 def test_an_exported_model_is_sampled_from_and_trained_on(capsys):
-    fit("run", **PUBLIC)
+    made(**PUBLIC)
     exported("run", "public")
     sample.main(parse(sample.Config, ["--init_from=public", "--steps=2", "--num_samples=1", "--device=cpu"])[0])
     assert "text 1" in capsys.readouterr().out
@@ -110,14 +121,14 @@ def test_an_exported_model_is_sampled_from_and_trained_on(capsys):
     (dict(method="udlm", **SIGMA, norm_bias=True), "--no_norm_bias"),
     (dict(method="classifier", labels=True, qk_norm=False), "no public layout")])
 def test_what_has_no_public_layout_is_refused_and_nothing_is_written(flags, says, capsys):
-    fit("run", **{**flags, "max_iters": 1})
+    made(**flags)
     assert says in complaint(export, "--out_dir=run", "--to=public", capsys=capsys)
     assert not Path("public").exists()
 
 
 def test_a_failed_export_leaves_no_model(monkeypatch):
     """A folder without config.json is none; and one with a checkpoint in it is not written to at all."""
-    fit("run", **PUBLIC)
+    made(**PUBLIC)
     exported("run", "public")
 
     def full(file, tensors):
@@ -140,7 +151,7 @@ def test_a_failed_export_leaves_no_model(monkeypatch):
     (lambda folder: change(folder, method="telepathy"), "telepathy"),
     (lambda folder: change(folder, n_head=None), "describes no network")])
 def test_a_damaged_export_is_refused_in_one_line(damage, says, capsys):
-    fit("run", **PUBLIC)
+    made(**PUBLIC)
     damage(exported("run", "public"))
     capsys.readouterr()
     assert says in complaint(sample, "--init_from=public", "--device=cpu", capsys=capsys)

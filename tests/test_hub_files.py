@@ -12,6 +12,7 @@ import torch
 import hub
 import layouts
 from data import BadInput
+from data.tokenizer import byte_level, to_json
 
 TENSORS = {"backbone.blocks.0.norm1.weight": torch.arange(4.0), "backbone.vocab_embed.embedding": torch.randn(3, 4),
            "backbone.half": torch.randn(2, 1, 3).bfloat16(), "sampling_eps_min": torch.tensor(1e-3),
@@ -235,13 +236,16 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("where, says", [
     ("kuleshov-group/mdlm-own=a.ckpt", "did you mean kuleshov-group/mdlm-owt"), ("a.safetensors", "there is no a.safe"),
     ("kuleshov-group/mdlm-owt=nowhere", "there are no weights in nowhere"), ("here", "does not say which model it is"),
-    ("kuleshov-group/mdlm-owt=empty", "there are no weights in empty"), ("garbled", "config.json cannot be read")])
+    ("kuleshov-group/mdlm-owt=empty", "there are no weights in empty"), ("garbled", "config.json cannot be read"),
+    ("ours", "config.json has changed"), ("here/a.safetensors", "does not say which model it is")])
 def test_what_is_no_model_is_refused_with_what_to_give(where, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, config in (("here", "{}"), ("garbled", "{"), ("empty", None)):
+    for folder, config in (("here", "{}"), ("garbled", "{"), ("empty", None), ("ours", '{"palimpsest": {"config": 1}}')):
         Path(folder).mkdir()
+        (Path(folder) / "encoding.json").write_text(to_json(byte_level()))
         if config:
             (Path(folder) / "config.json").write_text(config)
+    written(Path("here/a.safetensors"), TENSORS)
     assert hub.known(where)
     with pytest.raises(BadInput, match=says):
         hub.load(where)
