@@ -133,8 +133,7 @@ def read_safetensors(path):
         for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape, (begin, end) = DTYPES[about["dtype"]], about["shape"], about["data_offsets"]
             n = math.prod(shape)
-            inside = begin == size and begin + n * dtype.itemsize == end <= len(data) - first
-            if not inside or min(shape, default=0) < 0:
+            if begin != size or begin + n * dtype.itemsize != end or min(shape, default=0) < 0:
                 raise ValueError(f"{name} does not lie where the header says")
             numbers = torch.frombuffer(data, dtype=dtype, count=n, offset=first + begin) if n else torch.empty(0)
             tensors[name], size = numbers.view(shape), end

@@ -78,6 +78,17 @@ def test_a_damaged_safetensors_file_is_refused_in_one_line(damage, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("start", [0, 8, 20])
+def test_tensors_that_overlap_or_leave_a_hole_are_refused(start, tmp_path):
+    """Else one file could be read in two ways; and what lies in a hole would not be looked at."""
+    about = {name: {"dtype": "F32", "shape": [4], "data_offsets": [begin, begin + 16]}
+             for name, begin in (("a", 0), ("b", start))}
+    text = json.dumps(about).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(start + 16))
+    with pytest.raises(BadInput, match="b does not lie where the header says"):
+        layouts.read_safetensors(tmp_path / "a.safetensors")
+
+
 # ---- torch and Lightning
 
 class Bomb:
