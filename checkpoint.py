@@ -11,6 +11,7 @@ so a resumed run repeats the rest exactly.
 """
 import contextlib
 import ctypes
+import difflib
 import json
 import os
 import pickle
@@ -29,6 +30,7 @@ from methods import make_method
 from model import Transformer
 
 FORMAT = "palimpsest 1"
+NETWORK = {"n_layer": 4, "n_head": 4, "n_embd": 128, "qk_norm": False, "clock": "auto", "norm_bias": False}
 PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
 
 
@@ -116,11 +118,18 @@ def as_json(values):
 
 
 def load(out_dir, device="cpu"):
-    """The state in out_dir/ckpt.pt (or in the file given); BadInput says what is wrong with it."""
+    """The state in out_dir/ckpt.pt (or in the file given), or that of a published model, by its name; BadInput says
+    what is wrong with it."""
+    import hub                                               # which reads such models into states of this file
+
+    if hub.known(str(out_dir)):
+        return hub.load(str(out_dir))
     path = Path(out_dir)
     path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
     if not path.exists():
-        raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})")
+        near = difflib.get_close_matches(str(out_dir), hub.TABLE, 1, 0.75)
+        raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})"
+                       + (f"; or did you mean the published {near[0]}?" if near else ""))
     try:
         with zipfile.ZipFile(path) as archive:               # torch.save writes zips; the rest torch would unpickle
             if not any(name.endswith("/data.pkl") for name in archive.namelist()):
@@ -178,10 +187,12 @@ def dtype_of(name, device):
 
 def network(config, method, n_classes=0):
     """The network that these flags describe, of model.py or the method's own, with fresh weights."""
-    build = getattr(method, "network", Transformer)
+    build, clock = getattr(method, "network", Transformer), getattr(config, "clock", "auto")
+    told = method.uses_time or n_classes or clock != "auto"
     return build(method.vocab_size, config.n_layer, config.n_head, config.n_embd,
-                 cond_dim=config.cond_dim if method.uses_time or n_classes else 0, n_classes=n_classes,
-                 dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm)
+                 cond_dim=config.cond_dim if told else 0, n_classes=n_classes,
+                 dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
+                 clock=clock, norm_bias=getattr(config, "norm_bias", False))
 
 
 def classes_of(config, corpus):
@@ -220,7 +231,7 @@ def restore(out_dir, device="cpu"):
 
 def tokens_of(config, state):
     """What to read the text with: what the flags say, or in fine-tuning the tokens of the run that it goes on from."""
-    if not config.sft or not state and config.init_from == "scratch":
+    if config.tokenizer != "model" and (not config.sft or not state and config.init_from == "scratch"):
         return config.tokenizer
     return from_json((state or load(config.init_from))["encoding"])
 
@@ -231,9 +242,9 @@ def weights(out_dir, config, encoding, n_classes=0, device="cpu"):
     Methods may differ where their networks do not: mdlm, bd3lm and ar have the same parts.
     """
     other, refused = restore(out_dir, device), f"--init_from {out_dir} does not fit: it has"
-    for name in ("n_layer", "n_head", "n_embd", "qk_norm"):  # heads and norms leave no trace in the shapes of weights
-        if getattr(other.config, name) != getattr(config, name):
-            raise BadInput(f"{refused} --{name} {getattr(other.config, name)}, not {getattr(config, name)}")
+    for name, default in NETWORK.items():                    # heads, norms, clocks: no shape of a weight tells them
+        if getattr(other.config, name, default) != getattr(config, name):
+            raise BadInput(f"{refused} --{name} {getattr(other.config, name, default)}, not {getattr(config, name)}")
     if to_json(other.encoding) != to_json(encoding):
         raise BadInput(f"{refused} other tokens than {config.data}")
     ours = network(config, method_of(config, encoding), n_classes).state_dict()
@@ -248,6 +259,7 @@ def assemble(state, out_dir, device="cpu"):
     try:
         config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
         method, classes = method_of(config, encoding, state), state.get("classes", [])
+        method.first = getattr(config, "first", None)        # of published networks: the token that begins a text
         denoiser = network(config, method, len(classes)).to(device).eval()
         denoiser.load_state_dict(state["ema"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

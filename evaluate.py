@@ -11,6 +11,7 @@ How good is a model? The bound on held-out text with its standard error, and the
     python evaluate.py --oracle mdlm --label sea --guidance 3    guided samples: are they of the class, are they good?
     python evaluate.py --out_dir out/toy-classifier      a classifier, at several levels of noise
     python evaluate.py --chat                            a network that answers: how many held-out questions rightly
+    python evaluate.py --init_from s-sahoo/duo --data my.txt     a published model, by its name (hub.py)
 
 A bound is a mean over texts and over noise. `draws` noise draws are taken per text, and the standard error is that of
 the mean over texts, so it counts both kinds of chance. Nats per token are comparable between methods on the same
@@ -62,7 +63,7 @@ from judge import judge_of
 from oracle import classifier as exact_classifier
 from oracle import exact
 from quality import mauve_of, quality, variety
-from sample import Counted, generate
+from sample import Counted, begun, generate
 from steering import compiled_by, end_of_text, law_of, sampler_of, steer
 from tables import keep, show, show_by_noise
 
@@ -137,6 +138,8 @@ def held_out(model, corpus, config, device):
     """-> texts x (n, L), of --label alone if it is given; frozen (n, L), or None; that label (1,), or None; what the
     model is told, or None"""
     x, frozen, labels = windows_of(corpus, config)                                                      # (n, L), (n,)
+    _, frozen = begun(model.method, x, torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen)
+    frozen = frozen if frozen.any() else None
     if not config.label:
         return x.to(device), frozen if frozen is None else frozen.to(device), None, None
     if labels is None:
@@ -176,7 +179,9 @@ def by_noise(method, network, corpus, texts, device, batch_size=64, seed=1337):
 def corpus_of(model, data):
     """The text to evaluate on, in the model's own tokens: its own data as train.py prepared it, or other data."""
     known, sft = model.config, getattr(model.config, "sft", False)
-    if not data and known.data != "toy":
+    if not (data or known.data):
+        raise BadInput("a published model has no text of its own: give --data, what to evaluate it on")
+    if not data and known.data != "toy" and known.tokenizer != "model":
         corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size, sft=sft)
         if to_json(corpus.encoding) == to_json(model.encoding):
             return corpus                                # else the file or the Python is not that of the training
@@ -229,7 +234,7 @@ def main(config):
     if config.num_samples == 1:
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
-    model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
+    model = exact(config.oracle) if config.oracle else restore(config.init_from or config.out_dir, device)
     if model.config.method == "classifier":
         corpus = corpus_of(model, config.data)
         rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)

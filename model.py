@@ -189,14 +189,21 @@ class Told:
         return self.denoiser(z, t, at=at, label=self.label.expand(len(z)), **layout)
 
 
+CLOCKS = {                                               # what a network with a condition is told of the time t
+    "auto": lambda t: t,
+    "sigma": lambda t: -torch.log((1 - t).clamp(min=1e-3)),  # -log alpha, as published; there alpha ends at 0.001
+    "none": torch.zeros_like,                                # always 0: a published network that needs no time
+}
+
+
 class Block(nn.Module):
-    def __init__(self, n_embd, n_head, cond_dim, dropout, qk_norm):
+    def __init__(self, n_embd, n_head, cond_dim, dropout, qk_norm, norm_bias=False):
         super().__init__()
         self.n_head, self.dropout, self.qk_norm = n_head, dropout, qk_norm
-        self.norm1 = nn.LayerNorm(n_embd, bias=False)
+        self.norm1 = nn.LayerNorm(n_embd, bias=norm_bias)
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
-        self.norm2 = nn.LayerNorm(n_embd, bias=False)
+        self.norm2 = nn.LayerNorm(n_embd, bias=norm_bias)
         self.mlp = nn.Sequential(nn.Linear(n_embd, 4 * n_embd), nn.GELU("tanh"), nn.Linear(4 * n_embd, n_embd))
         self.adaln = nn.Linear(cond_dim, 6 * n_embd) if cond_dim else None
         for layer in [self.adaln] if cond_dim else [self.out, self.mlp[2]]:
@@ -236,19 +243,22 @@ class Transformer(nn.Module):
     n_classes    > 0 adds class labels; the label n_classes stands for "no class"
     qk_norm      divides queries and keys by their size (arXiv:2302.05442); the published DiT of this layout does not
     mask_mod     the attention pattern; None lets everything look at everything
+    clock        what a network with a condition is told of the time, of CLOCKS
+    norm_bias    adds biases to the layer norms; the published networks of RADD have them
     """
 
     caches = fuses = True                                    # it takes a Cache, and a head; an oracle does not
     static = False                                           # asked at numbers of positions, always as many
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0, dropout=0.0,
-                 mask_mod=None, qk_norm=False):
+                 mask_mod=None, qk_norm=False, clock="auto", norm_bias=False):
         super().__init__()
         if n_embd % n_head or (n_embd // n_head) % 2:
             raise ValueError(f"n_embd={n_embd} must be n_head={n_head} times an even number")
         if n_classes and not cond_dim:
             raise ValueError("class labels go in through the condition: n_classes > 0 needs cond_dim > 0")
         self.vocab_size, self.head_size, self.mask_mod = vocab_size, n_embd // n_head, mask_mod
+        self.clock = CLOCKS[clock]
         self.embed = nn.Parameter(torch.empty(vocab_size, n_embd))
         nn.init.kaiming_uniform_(self.embed, a=math.sqrt(5))
         self.noise_mlp = self.label_embed = self.adaln = None
@@ -259,8 +269,9 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.adaln.bias)
         if n_classes:
             self.label_embed = nn.Embedding(n_classes + 1, cond_dim)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, cond_dim, dropout, qk_norm) for _ in range(n_layer))
-        self.norm = nn.LayerNorm(n_embd, bias=False)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, cond_dim, dropout, qk_norm, norm_bias)
+                                    for _ in range(n_layer))
+        self.norm = nn.LayerNorm(n_embd, bias=norm_bias)
         self.head = nn.Linear(n_embd, vocab_size)
         nn.init.zeros_(self.head.weight)                 # the first prediction is uniform: the first loss is log V
         nn.init.zeros_(self.head.bias)
@@ -278,7 +289,7 @@ class Transformer(nn.Module):
             return None
         if noise is None:                                # a time-free model of the published layout is told "0" always
             noise = torch.zeros(len(h), 1, device=h.device)                                         # (B, 1)
-        c = F.silu(self.noise_mlp(noise_features(noise).to(h.dtype)))                               # (B, 1|L, C)
+        c = F.silu(self.noise_mlp(noise_features(self.clock(noise)).to(h.dtype)))                   # (B, 1|L, C)
         if self.label_embed is None:
             return c
         if label is None:                                # the last row stands for "no class"
@@ -289,7 +300,7 @@ class Transformer(nn.Module):
         """Logits (B, L, V); with a boolean `at` (B, L), the (N, V) rows of the positions it selects, in reading order;
         with numbers (N,) of positions in the flattened text, their rows.
 
-        noise (B, 1) or (B, L): the noise level in the unit that the method uses (time, for all of ours)
+        noise (B, 1) or (B, L): the time; what the network is told of it is its clock's to say
         positions (L,): where the tokens stand, if not one behind the other from 0, or from the cache's start, on
         mask_mod: the pattern of this call, if not the network's own
         head: what to do with the last hidden states (N, D) in place of logits: head(h, weight, bias) (positions.py)

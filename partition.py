@@ -210,9 +210,9 @@ class PGM(MDLM):
     """--method pgm. mdlm but for its network and its loss. `simple` trains on bounded weights, a surrogate, `bound` on
     (22); either way `nelbo` is mdlm's bound."""
 
-    def __init__(self, n_tokens, weighting="simple", decoder_share=0.5):
+    def __init__(self, n_tokens, weighting="simple", decoder_share=0.5, n_start=2):
         super().__init__(n_tokens, weighting)
-        self.network = partial(Partition, decoder_share=decoder_share)
+        self.network = partial(Partition, decoder_share=decoder_share, n_start=n_start)
 
     def loss(self, denoiser, x, frozen=None):
         """(22) -> (B, L). Given tokens are in group 0. What group 1 alone predicts would not see them, so that in rows

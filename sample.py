@@ -10,6 +10,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --oracle udlm --label farm --guidance 2     texts of a class, and more so than the data are
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
     python sample.py --chat                                      talk to a network that has learnt to answer
+    python sample.py --init_from kuleshov-group/mdlm-owt         a published model, by its name (hub.py)
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
@@ -66,11 +67,21 @@ def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=pr
     yield from windows(write, z, frozen, window, stride) if window else write(z, frozen)
 
 
+def begun(method, given, frozen):
+    """Some published networks never saw noise in the first place: their texts begin with a token that is given."""
+    first = getattr(method, "first", None)
+    if first is None or frozen[:, 0].all():
+        return given, frozen
+    begins = torch.arange(given.shape[1], device=given.device).expand_as(given) == 0                    # (B, L)
+    return torch.where(begins & ~frozen, first, given), frozen | begins
+
+
 def generate(method, denoiser, n, length, steps, sampler=ancestral, law=probabilities, device="cpu", given=None,
              frozen=None):
     """n texts from nothing, or around what is `given` (n, length) where `frozen` says so. -> (n, length) ids"""
     given = torch.zeros(n, length, dtype=torch.long, device=device) if frozen is None else given        # (n, length)
     frozen = given.bool() if frozen is None else frozen                                                 # (n, length)
+    given, frozen = begun(method, given, frozen)
     *_, z = trajectory(method, denoiser, given, frozen, steps, sampler, law)
     return z
 
@@ -156,7 +167,7 @@ def show(texts, length, config, name, denoiser, seconds):
 
 def main(config):
     device = device_of(config.device)
-    model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
+    model = exact(config.oracle) if config.oracle else restore(config.init_from or config.out_dir, device)
     name, encoding, L = model.config.method, model.encoding, model.config.block_size
     if name == "classifier":
         raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
@@ -178,6 +189,7 @@ def main(config):
     given, frozen = template(prompt, config.gap, encoding, config.length, L)
     window, stride = L if len(given) > L and not endless else None, stride_of(config.stride, L)
     given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
+    given, frozen = begun(model.method, given, frozen)
     guided, sampler = steer(config, model, denoiser, sampler, device)
     if not config.label:
         guided = chat.guided(model, guided, frozen, config, window)

@@ -11,6 +11,7 @@ from flags import flag
 @dataclass
 class Sampling:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file", chat="out/chat-mdlm-sft")
+    init_from: str = flag("", "in place of --out_dir: a published model by its name, or a file or folder of one")
     oracle: str = flag("", "no checkpoint but the toy language's exact denoiser", [
         "", "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm"])
     steps: int = flag(128, "steps from noise to text; bd3lm: per block; ar: one a token; d3pm: up to its own", least=1,

@@ -7,6 +7,7 @@ Train any method on any text: one loop.
     python train.py --data chat --sft --init_from out/chat-mdlm     after --data chat: learn to answer (LLaDA's recipe)
     python train.py --init_from resume                  go on where a run stopped, exactly
     python train.py --method bd3lm --init_from out/python-mdlm      start from the weights of another run
+    python train.py --init_from kuleshov-group/mdlm-owt --data input.txt    fine-tune a published model (hub.py)
     torchrun --nproc_per_node 2 train.py --gradient_accumulation_steps 2      one run, shared by two processes
 
 A step draws text, asks the method for its loss, and follows the gradient; all theory is in the method files. Every
@@ -22,7 +23,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, or chats.jsonl")
     sft: bool = flag(False, "fine-tune on the answers of chats: questions are given, never noised, never scored")
-    tokenizer: str = flag("auto", "auto, chars, bytes, bpe, or a tiktoken name such as gpt2")
+    tokenizer: str = flag("auto", "auto, chars, bytes, bpe, a tiktoken name such as gpt2; model: that of --init_from")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)
     method: str = flag("mdlm", "what to train", choices=[
         "ar", "mdlm", "md4", "genmd4", "radd", "bd3lm", "pgm", "udlm", "gidd", "duo", "sedd", "d3pm", "classifier"])
@@ -48,7 +49,8 @@ class Config:
     noise_of: str = flag("mdlm", "classifier: the method whose noise it reads; mdlm serves radd, pgm and ar, udlm duo",
                          choices=["mdlm", "md4", "udlm", "gidd"])
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
-    init_from: str = flag("scratch", "scratch, resume, or the folder of a checkpoint whose weights to start from")
+    init_from: str = flag("scratch", "scratch, resume, or whose weights to start from: a checkpoint's folder, or a "
+                                     "published model, by its name")
     max_iters: int = flag(2300, "training steps", least=1, toy=1000, chat=1400, sft=1000)
     batch_size: int = flag(32, "texts per micro-batch", least=1, toy=64)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes", least=1)
@@ -58,6 +60,9 @@ class Config:
     n_embd: int = flag(128, "width", least=2)
     cond_dim: int = flag(128, "width of the noise condition, for methods that need the time", least=1)
     qk_norm: bool = flag(True, "normalise queries and keys; the published networks do not")
+    norm_bias: bool = flag(False, "biases in the layer norms, which the published networks of radd have")
+    clock: str = flag("auto", "what the network is told of the time: auto the time itself where the method needs it; "
+                              "published networks -log alpha, or always 0", choices=["auto", "sigma", "none"])
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
     optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest", choices=["muon", "adamw"])
     learning_rate: float = flag(0.01, "of adamw", least=0, sft=0.003)
@@ -98,6 +103,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import checkpoint
+import hub
 from data import BadInput, text, tokenizer
 from interrupt import Stop, look
 from learner import Learner
@@ -108,7 +114,10 @@ from report import final, report, scalars
 SHAPE = ["data", "sft", "tokenizer", "vocab_size", "method", "diffusion_block", "p_uniform", "curriculum", "tau",
          "top_k", "block_size", "n_layer", "n_head", "n_embd", "cond_dim", "decoder_share", "qk_norm", "labels",
          "noise_of", "seed", "optimizer", "batch_size", "gradient_accumulation_steps", "transition", "diffusion_steps",
-         "noise_schedule"]                                                                  # fixed for a run
+         "noise_schedule", "norm_bias", "clock"]                                            # fixed for a run
+
+MADE = ["method", "block_size", "diffusion_block", "p_uniform", "mask_schedule", "power", "radd_objective",
+        "transition", "noise_schedule", "labels"]                                           # as a published model was
 
 
 # ---- the run
@@ -159,6 +168,25 @@ def resumed(config, given):
     return Config(**{**old, **now}), state
 
 
+def adopted(config, given):
+    """The flags for fine-tuning a published model: its network and its tokens; its method and length if none is given.
+
+    BadInput where another network or other tokens were asked for.
+    """
+    theirs = checkpoint.load(config.init_from)["config"]
+    if "n_start" in theirs:
+        raise BadInput(f"{config.init_from} needs a first token that is always there, which train.py does not promise:"
+                       f" sample from it and evaluate it, or train --method pgm from scratch")
+    fixed = {name: theirs.get(name, default) for name, default in {**checkpoint.NETWORK, "cond_dim": 128}.items()}
+    fixed["tokenizer"] = theirs["tokenizer"]
+    for name in given:
+        if name in fixed and getattr(config, name) not in (fixed[name], "auto", "model"):
+            raise BadInput(f"--{name} {getattr(config, name)} does not fit {config.init_from}, which has "
+                           f"{fixed[name]}: leave the flag out")
+    free = {name: theirs[name] for name in MADE if name in theirs and name not in given}
+    return replace(config, **{**fixed, **free, "tokenizer": "model"})
+
+
 def check(config):
     """What no single flag can tell is wrong."""
     if config.n_embd % config.n_head or config.n_embd // config.n_head % 2:
@@ -173,6 +201,8 @@ def check(config):
 
 def prepare(config, given):
     """-> the learner, the folder that this process writes to (None but in the first), and the step to go on from"""
+    if hub.known(config.init_from):
+        config = adopted(config, given)
     name = f"{Path(config.data).resolve().stem}-{config.method}" + "-sft" * config.sft
     config = replace(config, out_dir=config.out_dir or f"out/{name}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)

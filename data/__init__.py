@@ -5,6 +5,7 @@ Where tokens come from. Nothing in this folder knows of models, losses or sample
     digits.py     8 x 8 pixels, which are tokens too, from scikit-learn
     text.py       real text: the two corpora that every Python carries, or your own file or folder
     tokenizer.py  text to ids and back: characters, bytes, words, a trained BPE, or a named one such as gpt2
+    wordpiece.py  the words of BERT, for published models that were trained on them
     ngram.py      Witten-Bell n-grams: how far counting alone gets, the first number that a network should beat
     chat.py       questions and answers to learn from: those of village.py, which are made up, or your own file
 """

@@ -6,7 +6,7 @@ Text to ids and back. Every tokenizer is a `tiktoken.Encoding`, ours and the fam
     words(["two", "old"])   word i has id i; a text is words between spaces (data/toy.py)
     pixels(" .:#")          one character per grey level; a text breaks into lines of 8 (data/digits.py)
     bpe(text, vocab_size)   byte-pair encoding, trained here: join the commonest pair of neighbours, again and again
-    named("gpt2")           whatever tiktoken knows
+    named("gpt2")           whatever tiktoken knows; and wordpiece.py has the words of BERT
 
     ids = encode(encoding, text);  text = decode(encoding, ids);  encoding = from_json(to_json(encoding))
 
@@ -26,7 +26,7 @@ import numpy as np
 import regex                                                 # comes with tiktoken; unlike re, it knows \p{L}, a letter
 import tiktoken
 
-from data import BadInput
+from data import BadInput, wordpiece
 
 ASCII = "\n" + "".join(map(chr, range(32, 127)))             # what an English prompt may hold
 ONE_CHARACTER = r"[\s\S]"
@@ -173,6 +173,8 @@ def unknown_symbols(encoding, text):
     tokens = encoding._mergeable_ranks                       # tiktoken's README uses this name: there is no public one
     if encoding.name == "words":
         return sorted(word for word in set(text.split()) if f" {word}".encode("utf-8", "surrogatepass") not in tokens)
+    if encoding.name == wordpiece.NAME:                      # it has a token for what it does not know
+        return []
     spelled = {c: c.encode("utf-8", "surrogatepass") for c in set(text)}
     return sorted(c for c, spelling in spelled.items()
                   if spelling not in tokens and any(bytes([byte]) not in tokens for byte in spelling))
@@ -185,7 +187,7 @@ def decode(encoding, ids, gap="_"):
 
 def pieces(encoding, ids, gap="_"):
     """What each id adds to the text. A character that takes several tokens belongs to the last of them."""
-    space = " " if encoding.name == "words" else ""
+    space = " " if encoding.name in ("words", wordpiece.NAME) else ""
     utf8, texts = codecs.getincrementaldecoder("utf-8")("replace"), []
     for i in ids:
         try:
@@ -216,6 +218,8 @@ def from_json(text):
         ids = [*ranks.values(), *fields["special"].values()]
         if not ranks or len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 1 << 32 for i in ids):
             raise ValueError("the ids of the tokens are not distinct integers")
+        if fields["name"] == wordpiece.NAME:
+            return wordpiece.restored(ranks)
         return tiktoken.Encoding(str(fields["name"]), pat_str=fields["pattern"], mergeable_ranks=ranks,
                                  special_tokens=fields["special"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
