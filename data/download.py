@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data import BadInput
 
-CHUNK = 1 << 20                                              # bytes
+PIECE = 1 << 16                                              # bytes: what a broken connection may lose
 TRIES = 5                                                    # in a row without a new byte
 SILENCE = 30                                                 # seconds without one
 
@@ -129,7 +129,7 @@ def receive(answer, part, have, whole):
     with bar, open(part, "r+b" if have else "wb") as out:
         out.seek(have)
         try:
-            for piece in answer.iter_content(CHUNK):
+            for piece in answer.iter_content(PIECE):
                 out.write(piece)
                 bar.update(len(piece))
             out.flush()
@@ -190,7 +190,7 @@ def size_of(path):
 def sha256_of(path):
     with open(path, "rb") as file:
         digest = hashlib.sha256()
-        while piece := file.read(CHUNK):
+        while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
 
