@@ -57,10 +57,11 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)                            # levels of noise a
 
 
 @torch.no_grad()
-def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None):
+def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337, label=None, counted=None):
     """The mean of method.nelbo over the texts x (n, L) and `draws` draws of noise each. -> (mean, its standard error)
 
     In nats/token. A seed fixes the noise, so that two models, or one at two times, are compared on the same noise.
+    counted (n, L): the tokens that count, where texts are filled up; then it is the mean over tokens, not over texts.
     """
     torch.manual_seed(seed)
     device = x.device
@@ -71,9 +72,19 @@ def estimate(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337
             given = None if frozen is None else frozen[rows]                                            # (b, L)
             told = denoiser if label is None else Told(denoiser, label[rows])
             nats = method.nelbo(told, x[rows], given).double()                                          # (b, L)
+            nats = nats if counted is None else nats.masked_fill(~counted[rows], 0)                     # (b, L)
             scored = nats.shape[1] if given is None else (~given).sum(-1)                               # (b,)
-            total[rows] += nats.sum(-1) / scored / draws                                                # (b,)
-    return mean_error(total)
+            total[rows] += nats.sum(-1) / draws / (scored if counted is None else 1)                    # (b,)
+    if counted is None:
+        return mean_error(total)
+    share = counted.sum(-1) / counted.sum(-1).double().mean()                                           # (n,)
+    mean = (total.sum() / counted.sum()).item()
+    return mean, mean_error(total / counted.sum(-1).double().mean() - mean * share)[1]   # of a ratio, to first order
+
+
+def counted(corpus, x):
+    """Which tokens of its texts (n, L) count, if not all: what fills a text up is noised but not scored."""
+    return corpus.scored(x) if hasattr(corpus, "scored") else None
 
 
 def mean_error(values):
@@ -90,15 +101,23 @@ def league(corpus):
     def bits(nats, bytes_per_symbol):
         return nats / math.log(2) / bytes_per_symbol
 
+    train, val = beginnings(corpus)
+    of = "" if len(train) == len(corpus.train) and len(val) == len(corpus.val) else ", first 2M"
     rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens", nats) for n, nats in
-             witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
-    rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
-    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft"):
-        return rows                                      # the tokens are the smallest part; or questions are given
-    train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
+    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens{of}", nats) for n, nats in
+             witten_bell(train, val, corpus.encoding.n_vocab).items()]
+    rows = [(name, nats, bits(nats, getattr(corpus, "bytes_per_id", corpus.bytes_per_token))) for name, nats in rows]
+    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft") or hasattr(corpus, "beginning"):
+        return rows                  # tokens are the smallest part; questions are given; marks between texts are no bytes
+    train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (train, val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
+
+
+def beginnings(corpus):
+    """The train and held-out ids to count words in: all of them, or of a corpus in shards the first two million."""
+    splits = ("train", "val")
+    return [corpus.beginning(name) if hasattr(corpus, "beginning") else getattr(corpus, name) for name in splits]
 
 
 def unigram_entropy(x):
@@ -112,7 +131,7 @@ def unigram_entropy(x):
 def known_words(texts, corpus):
     """Share of the words of three or more letters that the corpus knows. Words cut by a text's edge do not count."""
     whole = re.compile(r"(?<=[^A-Za-z])[A-Za-z]{3,}(?=[^A-Za-z])")
-    known = {word for ids in (corpus.train, corpus.val) for word in whole.findall(corpus.text(ids))}
+    known = {word for ids in beginnings(corpus) for word in whole.findall(corpus.text(ids))}
     words = [word for text in texts for word in whole.findall(text)]
     return sum(word in known for word in words) / max(1, len(words)), len(words)
 
@@ -161,7 +180,8 @@ def draw(model, corpus, config, device):
 def measure(model, corpus, judge, config, device):
     """Everything that is known about the model, as a dict of plain numbers."""
     x, frozen, label, told = held_out(model, corpus, config, device)                                    # (n, L) ..
-    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told)
+    nats, error = estimate(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed, told,
+                           counted(corpus, x))
     result = {"method": model.config.method, "data": corpus.about, "step": model.step, "texts": len(x),
               "draws": config.draws, "exact": model.config.method == "ar", "nats_per_token": nats,
               "standard_error": error, "bits_per_byte": nats / math.log(2) / corpus.bytes_per_token}

@@ -2,7 +2,7 @@
 Texts from shards (data/shards.py): the conventions of the field, and an order in which no text comes twice.
 
     corpus = Sharded(name, about, encoding, splits, "framed", end, sizes, block_size=1024)
-    x, _, _ = corpus.examples("train", 32, at=(seed, number))        # number of the micro-batch -> (32, 1024)
+    x, _, _ = corpus.turn(number, 32, seed)             # the micro-batch `number` of a run -> (32, 1024)
 
     plain    windows of L tokens, across documents
     framed   windows of L - 2 tokens between two ends: [end] ... [end], all L of them scored (MDLM, arXiv:2406.07524)
@@ -79,7 +79,8 @@ class Sharded:
             if layout != "rows" and len(part.ids) < self.span:
                 raise BadInput(f"{name} has {len(part.ids):,} {split} tokens, not one block of {block_size:,}: use a "
                                f"smaller --block_size")
-        self.bytes_per_token = self.size_of_token(self.split("val"), size)
+        self.bytes_per_id = size / len(self.val)             # of the stream; of what is scored:
+        self.bytes_per_token = self.size_of_token(self.split("val"))
 
     def split(self, name):
         if name not in self.splits:
@@ -90,10 +91,10 @@ class Sharded:
     train = property(lambda self: self.split("train").ids)
     val = property(lambda self: self.split("val").ids)
 
-    def size_of_token(self, part, size):
+    def size_of_token(self, part):
         """UTF-8 bytes for each token that is scored: nats per token -> bits per byte"""
         if self.layout != "rows":
-            return size / max(len(part.ids), 1) * self.span / self.block_size
+            return self.bytes_per_id * self.span / self.block_size
         length = np.array([len(self.encoding.decode_single_token_bytes(i)) for i in range(self.encoding.n_vocab)])
         scored = written = 0
         for first in range(part.documents.start, part.documents.stop, 10_000):
@@ -153,11 +154,14 @@ class Sharded:
         i = np.linspace(0, m - 1, most).astype(int) if most and most < m else np.arange(m)     # (m,)
         return self.rows(part, part.documents.start + i) if self.layout == "rows" else self.at(part, i * self.span)
 
-    def examples(self, split, n, at=None):
-        """What train.py learns from: x (n, L), and None for given tokens and for classes. at: (seed, number of the
-        micro-batch over all steps and processes); without it the texts are drawn at random."""
-        x = self.batch(split, n) if at is None else self.in_order(split, at[1] * n + np.arange(n), at[0])
-        return x, None, None
+    def turn(self, number, n, seed):
+        """What train.py learns from in micro-batch `number` of a run, over all steps and processes: x (n, L); None for
+        given tokens, and for classes."""
+        return self.in_order("train", number * n + np.arange(n), seed), None, None
+
+    def examples(self, split, n):
+        """The same, drawn at random."""
+        return self.batch(split, n), None, None
 
     def example_windows(self, split="val", most=None):
         return self.windows(split, most), None, None
@@ -169,6 +173,10 @@ class Sharded:
         ends = (x == self.end).long()                                                      # (n, L)
         ends[:, 0] = 0                                       # the one that it begins with
         return ends.cumsum(-1) - ends == 0                                                 # (n, L)
+
+    def beginning(self, split, most=2_000_000):
+        """The first ids of the split, for what is counted in memory; none if there is no such split. -> (n,)"""
+        return self.splits[split].ids[:most] if split in self.splits else np.zeros(0, np.uint16)
 
     def text(self, ids):
         return decode(self.encoding, ids)

@@ -81,9 +81,8 @@ class Corpus:
             blocks = blocks[np.linspace(0, len(blocks) - 1, most).astype(int)]                       # (most, L)
         return torch.from_numpy(blocks.astype(np.int64))                                             # (m, L)
 
-    def examples(self, split, n, at=None):
-        """What train.py learns from: x (n, L); frozen (n, L), where tokens are given, or None; label (n,), or None.
-        at: which micro-batch this is (data/sharded.py); here every text is drawn at random"""
+    def examples(self, split, n):
+        """What train.py learns from: x (n, L); frozen (n, L), where tokens are given, or None; label (n,), or None"""
         return self.batch(split, n), None, None
 
     def example_windows(self, split="val", most=None):

@@ -190,12 +190,12 @@ def test_an_epoch_has_each_text_once_and_does_not_depend_on_who_draws(tmp_path, 
     part = c.split("train")
     texts = len(part.documents) if layout == "rows" else len(part.ids) // c.span - 1
     n = 4
-    one = [c.examples("train", n, (7, number))[0] for number in range(texts // n)]
-    two = [c.examples("train", n, (7, number))[0] for rank in (0, 1) for number in range(rank, texts // n, 2)]
+    one = [c.turn(number, n, 7)[0] for number in range(texts // n)]
+    two = [c.turn(number, n, 7)[0] for rank in (0, 1) for number in range(rank, texts // n, 2)]
     assert sorted(map(str, torch.cat(one).tolist())) == sorted(map(str, torch.cat(two).tolist()))
-    every = c.examples("train", texts, (7, 0))[0]
+    every = c.turn(0, texts, 7)[0]
     assert torch.equal(torch.cat(one), every[:texts // n * n])
-    later = c.examples("train", texts, (7, 1))[0]            # the next epoch
+    later = c.turn(1, texts, 7)[0]            # the next epoch
     assert not torch.equal(every, later)
     if layout == "rows":
         assert sorted(map(str, every.tolist())) == sorted(map(str, later.tolist())) == sorted(
@@ -211,7 +211,7 @@ def test_an_epoch_has_each_text_once_and_does_not_depend_on_who_draws(tmp_path, 
             tuple(starts[s + i * c.span:s + (i + 1) * c.span].tolist()) in joined for i in range(texts)))
         cut = [starts[shift + i * c.span:shift + (i + 1) * c.span].tolist() for i in range(texts)]
         assert sorted(cut) == sorted(words.tolist())         # consecutive, without gap or overlap
-    assert torch.equal(c.examples("train", n, (7, 3))[0], corpus(tmp_path, layout).examples("train", n, (7, 3))[0])
+    assert torch.equal(c.turn(3, n, 7)[0], corpus(tmp_path, layout).turn(3, n, 7)[0])
 
 
 def test_a_batch_may_cross_from_one_epoch_to_the_next(tmp_path):
