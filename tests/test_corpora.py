@@ -1,4 +1,4 @@
-"""What `--data NAME` promises: each corpus of the papers, from files as its publisher has them to texts as the tables do."""
+"""What `--data NAME` promises: corpora of the papers, from the files of their publishers to texts as in the tables."""
 import csv
 import dataclasses
 import functools
@@ -18,25 +18,26 @@ import pytest
 import requests
 import torch
 
-from data import BadInput, corpora, prepare, readers, text
+from data import BadInput, corpora, prepare, readers, shards, text, workers
 from data.detokenize import RULES
 from data.text import load
 
 WIKI = " \n = Robert = \n \n The 1 @.@ 5 m tall Robert 's cats ( two ) sleep . \n"
-ENDS = "<|endoftext|>"
+ENDS, FILES = "<|endoftext|>", ("train", "valid", "test")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
-    monkeypatch.setattr(prepare.shards.write, "__defaults__", (1, 5000, 2000))   # one process, small shards
+    monkeypatch.setattr(workers, "cores", lambda: 1)
+    monkeypatch.setattr(shards.write, "__defaults__", (None, 5000, 2000))    # small shards
 
 
-def zipped(**members):
+def zipped(members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in members.items():
-            archive.writestr(name.replace("__", "/"), text)
+            archive.writestr(name, text)
     return out.getvalue()
 
 
@@ -81,19 +82,21 @@ def words(corpus, split):
 @pytest.mark.parametrize("name", ["wikitext-2", "wikitext-103"])
 def test_wikitext_is_lines_detokenised_and_joined(name, tmp_path, monkeypatch):
     inside = name + "-raw"
-    archive = zipped(**{f"{inside}/wiki.{split}.raw": WIKI + f"of {split} \n" * 9 for split in ("train", "valid", "test")})
+    archive = zipped({f"{inside}/wiki.{split}.raw": WIKI + f"of {split} \n" * 9 for split in FILES})
     by_hand(name, tmp_path, monkeypatch, {f"{name}-raw-v1.zip": archive})
     corpus = load(name, 16, "bytes")
     for split, marked in (("train", "train"), ("val", "valid"), ("test", "test")):
-        assert words(corpus, split) == " = Robert =\n The 1.5 m tall Robert's cats (two) sleep.\n" + f"of {marked}\n" * 9
-    assert corpus.layout == "framed" and "two ends" in corpus.about and load(name + "-plain", 16, "bytes").layout == "plain"
+        wanted = " = Robert =\n The 1.5 m tall Robert's cats (two) sleep.\n" + f"of {marked}\n" * 9
+        assert words(corpus, split) == wanted
+    assert corpus.layout == "framed" and "two ends" in corpus.about
+    assert load(name + "-plain", 16, "bytes").layout == "plain"
 
 
 def test_text8_is_cut_at_ninety_and_ninety_five_million_characters(tmp_path, monkeypatch):
     assert corpora.TEXT8 == {"train": (0, 90 * 10**6), "val": (90 * 10**6, 95 * 10**6), "test": (95 * 10**6, 10**8)}
     monkeypatch.setattr(corpora, "TEXT8", {"train": (0, 90), "val": (90, 95), "test": (95, 100)})
     letters = "".join("abcdefghijklmnopqrstuvwxyz "[i * i % 27] for i in range(73)) + "abcdefghijklmnopqrstuvwxyz "
-    by_hand("text8", tmp_path, monkeypatch, {"text8.zip": zipped(text8=letters)})
+    by_hand("text8", tmp_path, monkeypatch, {"text8.zip": zipped({"text8": letters})})
     corpus = load("text8", 5)
     assert [words(corpus, split) for split in ("train", "val", "test")] == [letters[:90], letters[90:95], letters[95:]]
     assert corpus.encoding.n_vocab == 27 and corpus.layout == "plain" and corpus.bytes_per_token == 1
@@ -155,29 +158,33 @@ def test_lambada_is_for_evaluation(tmp_path, monkeypatch):
 
 def test_ptb_and_the_news_and_the_papers(tmp_path, monkeypatch):
     by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": f" the <unk> 's N N $ N of {split} \n".encode() * 3
-                                           for split in ("train", "valid", "test")})
+                                           for split in FILES})
     corpus = load("ptb", 8, "bytes")
     assert words(corpus, "val") == "the ?'s 1 1 $1 of valid" * 3 and "test" in words(corpus, "test")
     by_hand("ag-news", tmp_path, monkeypatch, {
-        f"{split}.csv": rows(["3", f'A "title", {split}', "And\\more"], ["1", "B", "C, D"]) for split in ("train", "test")})
+        f"{split}.csv": rows(["3", f'A "title", {split}', "And\\more"], ["1", "B", "C, D"])
+        for split in ("train", "test")})
     corpus = load("ag-news", 8, "bytes")
     assert words(corpus, "val") == 'A "title", test And\\moreB C, D' and "train" in words(corpus, "train")
     for name in ("pubmed", "arxiv"):
-        inside = {f"{name}-dataset/{split}.txt": papers(f"Of {split} , yes .") * 2 for split in ("train", "val", "test")}
-        by_hand(name, tmp_path, monkeypatch, {f"{name}-dataset.zip": zipped(**inside)})
+        inside = {f"{name}-dataset/{split}.txt": papers(f"Of {split} , yes .") * 2 for split in corpora.SPLITS}
+        by_hand(name, tmp_path, monkeypatch, {f"{name}-dataset.zip": zipped(inside)})
         assert words(load(name, 8, "bytes"), "val") == "Of val, yes .\nsecond (x) ." * 2
 
 
+OLD = " = = Bob 's cats ( 1 @.@ 5 m ) = = \n \" He said : N dogs , 2 @,@ 000 , wo n't ' bark ' ! \" \n"
+
+
 @pytest.mark.parametrize("rules, expected", [
-    ("wikitext", ' == Robert\'s cats (1.5 m) ==\n"He said: 1 dogs, 2,000 at 3°C, wo n\'t \'bark\'!"\n'),
-    ("ptb", ' = = Robert\'s cats ( 1 @.@ 5 m ) = =\n" He said : 1 dogs , 2 @,@ 000 at 3 ° C , won\'t \' bark \' ! " \n'),
-    ("lm1b", ' = = Robert\'s cats (1 @.@ 5 m) = = \n "He said: N dogs, 2 @,@ 000 at 3 ° C, wo n\'t \'bark\'!" \n'),
-    ("lambada", '\n= = Robert \'s cats ( 1 @.@ 5 m ) = = \n " He said : N dogs , 2 @,@ 000 at 3 ° C , wo n\'t \' bark \' ! "'),
-    ("scientific", ' == Robert\'s cats (1.5 m) ==\n"He said: 1 dogs, 2,000 at 3°C, wo n\'t\'bark\'!"\n')])
+    ("wikitext", ' == Bob\'s cats (1.5 m) ==\n"He said: 1 dogs, 2,000, wo n\'t \'bark\'!"\n'),
+    ("ptb", ' = = Bob\'s cats ( 1 @.@ 5 m ) = =\n" He said : 1 dogs , 2 @,@ 000 , won\'t \' bark \' ! " \n'),
+    ("lm1b", ' = = Bob\'s cats (1 @.@ 5 m) = = \n "He said: N dogs, 2 @,@ 000, wo n\'t \'bark\'!" \n'),
+    ("lambada", '\n= = Bob \'s cats ( 1 @.@ 5 m ) = = \n " He said : N dogs , 2 @,@ 000 , wo n\'t \' bark \' ! "'),
+    ("scientific", ' == Bob\'s cats (1.5 m) ==\n"He said: 1 dogs, 2,000, wo n\'t\'bark\'!"\n'),
+])
 def test_detokenisers_give_what_the_public_code_gives(rules, expected):
     """Expected: what MDLM's dataloader.py (github.com/kuleshov-group/mdlm, 06dd29f) makes of the same text."""
-    told = " = = Robert 's cats ( 1 @.@ 5 m ) = = \n \" He said : N dogs , 2 @,@ 000 at 3 ° C , wo n't ' bark ' ! \" \n"
-    assert RULES[rules](told) == expected
+    assert RULES[rules](OLD) == expected
 
 
 # ---- from the network to a text
@@ -192,7 +199,8 @@ def serve(folder):
 
 def test_a_corpus_comes_over_the_network_once_and_serves_every_length_and_convention(tmp_path, monkeypatch, capfd):
     (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "lambada_test.jsonl").write_text("".join(json.dumps({"text": f"words {i}"}) + "\n" for i in range(50)))
+    passages = "".join(json.dumps({"text": f"words {i}"}) + "\n" for i in range(50))
+    (tmp_path / "web" / "lambada_test.jsonl").write_text(passages)
     server, url = serve(tmp_path / "web")
     try:
         file = corpora.File("lambada_test.jsonl", None, None, (url + "/lambada_test.jsonl",))
@@ -209,7 +217,7 @@ def test_a_corpus_comes_over_the_network_once_and_serves_every_length_and_conven
 
 
 def test_offline_says_what_to_put_where_and_leaves_nothing_half(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora.prepare.shards, "write", lambda *a: pytest.fail("nothing is there to write"))
+    monkeypatch.setattr(shards, "write", lambda *a: pytest.fail("nothing is there to write"))
     def offline(*args, **kwargs):
         raise requests.ConnectionError(OSError("no route"))
     monkeypatch.setattr("data.download.requests.get", offline)
@@ -239,9 +247,10 @@ def test_a_name_is_close_to_the_name_that_was_meant():
 
 def test_bpe_and_chars_are_learnt_from_detokenised_text(tmp_path, monkeypatch):
     by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": f" the <unk> dogs of {split} \n".encode() * 30
-                                           for split in ("train", "valid", "test")})
+                                           for split in FILES})
     corpus = load("ptb", 16, "chars")
-    assert corpus.encoding.n_vocab == len(set("the ? dogs of train valid test")) + 1 and corpus.end == corpus.encoding.n_vocab - 1
+    assert corpus.encoding.n_vocab == len(set("the ? dogs of train valid test")) + 1
+    assert corpus.end == corpus.encoding.n_vocab - 1
     corpus = load("ptb", 16, "bpe", 300)
     assert words(corpus, "val") == "the ? dogs of valid" * 30 and len(corpus.val) < 30 * 12
     corpus.encoding.encode_ordinary("日本語 é")               # every byte has a token
@@ -249,7 +258,7 @@ def test_bpe_and_chars_are_learnt_from_detokenised_text(tmp_path, monkeypatch):
 
 @pytest.mark.skipif("TIKTOKEN_CACHE_DIR" not in os.environ, reason="TIKTOKEN_CACHE_DIR (gpt2) is not set")
 def test_gpt2_ends_are_its_own(tmp_path, monkeypatch):
-    by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": b"the dogs\n" * 30 for split in ("train", "valid", "test")})
+    by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": b"the dogs\n" * 30 for split in FILES})
     corpus = load("ptb", 8)
     assert corpus.end == 50256 and corpus.encoding.n_vocab == 50257
     assert corpus.windows("val")[0].tolist() == [50256, 1169, 6844, 1169, 6844, 1169, 6844, 50256]
@@ -261,7 +270,8 @@ def test_a_large_folder_is_streamed_to_the_tokens_that_reading_it_whole_gives(tm
     folder = tmp_path / "mine"
     folder.mkdir()
     for i in range(3):
-        (folder / f"{i}.txt").write_bytes(b"\xef\xbb\xbf" * i + b"".join(b"the old dog %d sees\r\n\r\nit ." % j for j in range(300)))
+        lines = b"".join(b"the old dog %d sees\r\n\r\nit ." % j for j in range(300))
+        (folder / f"{i}.txt").write_bytes(b"\xef\xbb\xbf" * i + lines)
     monkeypatch.setattr(readers.files, "__defaults__", (700,))       # characters in a piece
     monkeypatch.setattr(readers, "PIECE", 100)               # bytes at once
     whole = {kind: load(str(folder), 16, kind, 300) for kind in ("chars", "bytes")}

@@ -1,25 +1,24 @@
 """Runs on the corpora of the papers: texts in turn, what fills them up is not scored, and one line for every fault."""
 import json
-import os
-import subprocess
 
 import pytest
 import torch
+from runs import TINY, cache, elsewhere, fit                 # noqa: F401
+from test_corpora import FILES, by_hand, own_cache, tarred         # noqa: F401
 
 import checkpoint
 import evaluate
+import learner
 import train
 from data import prepare
 from data.text import load
 from learner import Learner
-from test_corpora import by_hand, own_cache, tarred         # noqa: F401
-from runs import TINY, cache, elsewhere, fit, metrics, script, tiny         # noqa: F401
 
 
 def ptb(tmp_path, monkeypatch):
-    by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": f"the dogs of {split} see N cats\n".encode() * 100
-                                           for split in ("train", "valid", "test")})
-    return dict(data="ptb", tokenizer="bytes")
+    lines = "".join(f"{i * 7919 % 99991:05}\n" for i in range(300)).encode()
+    by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": lines for split in FILES})
+    return dict(data="ptb", tokenizer="bytes", block_size=16)
 
 
 def test_a_run_on_a_corpus_takes_its_texts_in_turn_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -33,7 +32,6 @@ def test_a_run_on_a_corpus_takes_its_texts_in_turn_and_goes_on_where_it_stopped(
     again = fit(tmp_path / "part", init_from="resume", max_iters=4)
     assert seen[8:] == list(range(8))
     assert again["config"]["data"] == "ptb" and whole["step"] == again["step"] == 4
-    monkeypatch.undo()
 
 
 @pytest.fixture
@@ -47,17 +45,17 @@ def sentences(tmp_path, monkeypatch):
 
 
 def test_what_fills_a_text_up_is_noised_but_not_learnt(sentences):
-    learner, given = Learner(train.Config(**{**TINY, "data": "lm1b", "block_size": 16, "batch_size": 8}), sentences,
-                             torch.device("cpu")), []
+    given, config = [], train.Config(**{**TINY, "data": "lm1b", "block_size": 16, "batch_size": 8})
+    made = Learner(config, sentences, torch.device("cpu"))
 
     class Known:
         """Its nats are 1 where a token counts, and a million where it does not."""
         def loss(self, denoiser, x, frozen):
             given.append(frozen)
-            return torch.where(sentences.scored(x), 1.0, 1e6) + 0 * sum(p.sum() for p in learner.model.parameters())
+            return torch.where(sentences.scored(x), 1.0, 1e6) + 0 * sum(p.sum() for p in made.model.parameters())
 
-    learner.objective = Known()
-    assert learner.step(0)[0] == 1.0 and given == [None]     # given tokens would stand clean in the noisy text
+    made.objective = Known()
+    assert made.step(0)[0] == 1.0 and given == [None]     # given tokens would stand clean in the noisy text
 
 
 def test_the_bound_of_texts_that_are_filled_up_is_a_mean_over_tokens_with_the_error_of_a_ratio(sentences):
@@ -80,25 +78,26 @@ def test_evaluation_reads_them_in_the_tokens_of_the_model(tmp_path, monkeypatch,
     flags = ptb(tmp_path, monkeypatch)
     fit(tmp_path / "run", **flags)
     capsys.readouterr()
-    evaluate.main(evaluate.Config(out_dir=str(tmp_path / "run"), draws=1, max_texts=4, num_samples=2, steps=2, device="cpu",
-                                  data="ptb-plain", json=True))
+    evaluate.main(evaluate.Config(out_dir=str(tmp_path / "run"), draws=1, max_texts=4, num_samples=2, steps=2,
+                                  device="cpu", data="ptb-plain", json=True))
     told = json.loads(capsys.readouterr().out)
     assert told["data"].startswith("ptb-plain: ") and told["texts"] == 4
     assert checkpoint.load(tmp_path / "run")["config"]["data"] == "ptb"
 
 
-def test_two_processes_learn_what_one_learns(tmp_path, monkeypatch):
-    """The texts of a step do not depend on who reads them: two processes of one micro-batch each, or one of two."""
-    flags = ptb(tmp_path, monkeypatch)
-    load("ptb", 8, "bytes")
-    common = tiny(**flags, gradient_accumulation_steps=2, max_iters=3, log_interval=1)
-    # the files here are not the published ones: only what was prepared above is read
-    one = fit(tmp_path / "one", **flags, gradient_accumulation_steps=2, max_iters=3, log_interval=1)
-    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="29541", WORLD_SIZE="2")
-    both = [subprocess.Popen(**script("train", *common, f"--out_dir={tmp_path / 'two'}", **env, RANK=str(r),
-                                      LOCAL_RANK=str(r)), cwd=tmp_path, stdout=subprocess.DEVNULL) for r in (0, 1)]
-    assert [process.wait(120) for process in both] == [0, 0]
-    two = checkpoint.load(tmp_path / "two")
-    for name, weight in one["model"].items():
-        torch.testing.assert_close(two["model"][name], weight, rtol=1e-4, atol=1e-6)
-    assert metrics(tmp_path / "one")[1] > 0
+def test_processes_share_the_texts_of_a_step_without_overlap(tmp_path, monkeypatch):
+    flags, seen = ptb(tmp_path, monkeypatch), {}
+    corpus, config = load("ptb", 16, "bytes"), train.Config(**{**TINY, **flags, "gradient_accumulation_steps": 2})
+    turn = corpus.turn
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        made, texts = Learner(config, corpus, torch.device("cpu")), []
+        seen[rank, world] = texts
+        monkeypatch.setattr(corpus, "turn", lambda *which: texts.append(turn(*which)) or texts[-1])
+        with monkeypatch.context() as patch:
+            patch.setattr(learner, "RANK", rank)
+            patch.setattr(learner, "WORLD", world)
+            for step in range(3):
+                made.step(step)
+    shared = [x for pair in zip(seen[0, 2], seen[1, 2]) for x, _, _ in pair]
+    assert all(torch.equal(a, b[0]) for a, b in zip(shared, seen[0, 1])) and len(shared) == 6
+    assert len({str(row) for x in shared for row in x.tolist()}) == 6 * 2

@@ -142,7 +142,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
                 file.write("the old dog and the cat " * 42 + "\\n")
         job = Job(tokenizer.to_json(tokenizer.byte_level()))
         folder.mkdir()
-        parts = shards.write(folder, "train", readers.files([text], "train", 0, "strict", 1 << 18), job, 1, 1 << 20, 1 << 18)
+        texts = readers.files([text], "train", 0, "strict", 1 << 18)
+        parts = shards.write(folder, "train", texts, job, 1, 1 << 20, 1 << 18)
         print(sum(part["tokens"] for part in parts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
     peak = []
@@ -164,7 +165,8 @@ def test_several_arrays_read_like_one():
         assert np.array_equal(parts[a:b], whole[a:b])
     where = np.arange(100).reshape(4, 25)[::-1]
     assert np.array_equal(parts[where], whole[where])
-    assert np.array_equal(parts.cut(6, 60)[:], whole[6:60]) and np.array_equal(parts.cut(10, 12)[np.array([0, 1])], whole[10:12])
+    assert np.array_equal(parts.cut(6, 60)[:], whole[6:60])
+    assert np.array_equal(parts.cut(10, 12)[np.array([0, 1])], whole[10:12])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 65_537])
