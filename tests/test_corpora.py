@@ -141,9 +141,10 @@ def test_fineweb_is_parquet(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="pip install pyarrow"):
         load("fineweb-edu", 8, "bytes")
     monkeypatch.undo()
-    arrow = pytest.importorskip("pyarrow")
-    arrow.parquet.write_table(arrow.table({"text": ["one", "two"], "id": [1, 2]}), tmp_path / "a.parquet")
-    assert list(readers.parquet([tmp_path / "a.parquet"])) == ["one", "two"]
+    arrow, table = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"document {i}" for i in range(700)]            # more than are read at once
+    table.write_table(arrow.table({"text": texts, "id": range(700)}), tmp_path / "a.parquet")
+    assert list(readers.parquet([tmp_path / "a.parquet"] * 2)) == texts * 2
 
 
 def test_lambada_is_for_evaluation(tmp_path, monkeypatch):
