@@ -7,8 +7,9 @@ streams() gives {"train": documents, ...}, each of them a function that begins t
 downloads is downloaded, only if the tokens are not there yet. Until all of them are, the folder is called
 NAME.unfinished, and another run goes on with it. Processes that want the same corpus wait for the first.
 
-A text that ends with <|endoftext|> needs a vocabulary that has it: gpt2 does; chars, bytes and bpe are given it behind
-the rest. A vocabulary that is there already (a checkpoint's) stays as it is, and goes without if it has none.
+A text begins and ends with marks of the vocabulary, and is filled up with one: with gpt2 all three are <|endoftext|>,
+with the words of BERT [CLS], [SEP] and [PAD]; chars, bytes and bpe are given <|endoftext|> behind the rest. A
+vocabulary that is there already (a checkpoint's) stays as it is, and goes without if it has none.
 """
 import hashlib
 import json
@@ -51,6 +52,7 @@ class Source:
     ends: bool = False                                       # an end behind each document
     detokenize: str = ""
     tokenizer: str = "gpt2"
+    tables: str = ""                                         # the tokens of the papers' tables, if they are others
     splits: dict = field(default_factory=lambda: {"train": "train", "val": "val", "test": "test"})   # -> stream
     held_out: int = 0                                        # documents at the end of the stream "all"
 
@@ -106,9 +108,9 @@ def prepare(folder, streams, tokenizer, vocab_size, source, workers):
     streams = streams()
     make_folder(unfinished)
     encoding = vocabulary(unfinished, streams, tokenizer, vocab_size, source)
-    end = encoding._special_tokens.get(END)
-    job = Job(to_json(encoding), source.detokenize, end if source.ends else None)
-    meta = {"encoding": job.encoding, "dtype": "uint16" if encoding.n_vocab <= 1 << 16 else "uint32", "end": end,
+    marks = marks_of(encoding)
+    job = Job(to_json(encoding), source.detokenize, marks[1] if marks and source.ends else None)
+    meta = {"encoding": job.encoding, "dtype": "uint16" if encoding.n_vocab <= 1 << 16 else "uint32", "marks": marks,
             "streams": {stream: shards.write(unfinished, stream, documents(), job, workers)
                         for stream, documents in streams.items()}}
     for stream, parts in meta["streams"].items():
@@ -126,7 +128,7 @@ def bytes_of(folder, meta, source, split):
     if not source.held_out:
         return sum(part["bytes"] for part in meta["streams"][source.splits[split]])
     encoding = from_json(meta["encoding"])
-    size = np.array([0 if i == meta["end"] else len(encoding.decode_single_token_bytes(i))
+    size = np.array([0 if i in (meta["marks"] or []) else len(encoding.decode_single_token_bytes(i))
                      for i in range(encoding.n_vocab)])                                    # (n_vocab,)
     ids = cut(folder, meta, source, split).ids
     return sum(int(size[ids[i:i + (1 << 20)]].sum()) for i in range(0, len(ids), 1 << 20))
@@ -181,19 +183,30 @@ def with_end(encoding, source):
                              special_tokens={END: encoding.n_vocab})
 
 
+def marks_of(encoding):
+    """-> [begin, end, fill]: the ids that stand before, behind and after the end of a text; None if it has none."""
+    if END in encoding._special_tokens:
+        return [encoding._special_tokens[END]] * 3
+    marks = [encoding._mergeable_ranks.get(mark) for mark in (b" [CLS]", b" [SEP]", b" [PAD]")]
+    return None if None in marks else marks
+
+
 def assemble(name, meta, folder, source, layout, block_size):
     """The corpus, from what is on the disk, and the line that says what it is."""
-    encoding, end = from_json(meta["encoding"]), meta["end"]
+    encoding, marks = from_json(meta["encoding"]), meta["marks"]
     splits = {split: cut(folder, meta, source, split) for split in source.splits}
-    without = end is None and source.layout != "plain"
+    without = marks is None and source.layout != "plain"
     layout = "plain" if without else layout
     how = {"plain": "texts are windows across documents",
            "framed": "texts are windows between two ends, which are scored",
-           "rows": "a text is one document, filled up with ends that are noised but not scored"}[layout]
+           "rows": "a text is one document, filled up with marks that are noised but not scored"}[layout]
     how += "; no ends, this vocabulary has none" if without else "; an end behind each document" * source.ends
+    tables = source.tables or source.tokenizer
+    foreign = f"; the tables have {tables}: figures in other tokens are not to be compared with them"
     sizes = " and ".join(f"{len(part.ids):,} {split}" for split, part in splits.items())
     about = f"{name}: {source.about}; {how}; {sizes} tokens, {encoding.n_vocab:,} symbols ({encoding.name})"
-    return Sharded(name, about, encoding, splits, layout, end, meta["bytes"]["val"], block_size)
+    about += foreign * (encoding.name != tables and source.files != ())
+    return Sharded(name, about, encoding, splits, layout, marks, meta["bytes"]["val"], block_size)
 
 
 def guarded(documents, paths):

@@ -1,12 +1,12 @@
 """
 Texts from shards (data/shards.py): the conventions of the field, and an order in which no text comes twice.
 
-    corpus = Sharded(name, about, encoding, splits, "framed", end, sizes, block_size=1024)
+    corpus = Sharded(name, about, encoding, splits, "framed", marks, size, block_size=1024)
     x, _, _ = corpus.turn(number, 32, seed)             # the micro-batch `number` of a run -> (32, 1024)
 
     plain    windows of L tokens, across documents
-    framed   windows of L - 2 tokens between two ends: [end] ... [end], all L of them scored (MDLM, arXiv:2406.07524)
-    rows     a document each: [end] document [end] [end] ... up to L; noised as a whole, scored up to its own end
+    framed   windows of L - 2 tokens between two marks, [begin] ... [end], all L scored (MDLM, arXiv:2406.07524)
+    rows     a document each: [begin] document [end] [fill] ... up to L; noised as a whole, scored up to [end]
 
 Text i of an epoch stands at place p(i), p a permutation that costs no memory, another one in each epoch. Which i a
 micro-batch gets follows from its number over all steps and processes: so a run reads each token once in an epoch,
@@ -64,17 +64,17 @@ class Sharded:
 
     splits    train, val, test -> Split; some have no train, some no test
     layout    plain, framed or rows, see above
-    end       the id of the end of a text; framed and rows need one
+    marks     the ids of begin, end and fill, which may be one; None if the layout is plain
     size      of the val text, in UTF-8 bytes
     """
     classes = ()
 
-    def __init__(self, name, about, encoding, splits, layout, end, size, block_size):
-        self.name, self.about, self.encoding, self.layout, self.end = name, about, encoding, layout, end
+    def __init__(self, name, about, encoding, splits, layout, marks, size, block_size):
+        self.name, self.about, self.encoding, self.layout, self.marks = name, about, encoding, layout, marks
         self.block_size, self.splits = block_size, splits
         self.span = block_size - 2 if layout == "framed" else block_size     # tokens of the stream in one text
         if layout != "plain" and block_size < 3:
-            raise BadInput(f"{name} puts an end on either side of a text: --block_size must be at least 3")
+            raise BadInput(f"{name} puts a mark on either side of a text: --block_size must be at least 3")
         for split, part in self.splits.items():
             if layout != "rows" and len(part.ids) < self.span:
                 raise BadInput(f"{name} has {len(part.ids):,} {split} tokens, not one block of {block_size:,}: use a "
@@ -113,17 +113,20 @@ class Sharded:
         return first, np.minimum(last - 1, first + self.block_size - 2)
 
     def rows(self, part, rows):
-        """[end] document [end] [end] ... for each of the documents `rows` (n,) -> (n, L)"""
-        x = np.full((len(rows), self.block_size), self.end, np.int64)                      # (n, L)
+        """[begin] document [end] [fill] ... for each of the documents `rows` (n,) -> (n, L)"""
+        begin, end, fill = self.marks
+        x = np.full((len(rows), self.block_size), fill, np.int64)                          # (n, L)
+        x[:, 0] = begin
         for row, first, last in zip(x, *self.row_bounds(part, rows)):
             row[1:1 + last - first] = part.stream[first:last]
+            row[1 + last - first] = end
         return torch.from_numpy(x)                                                         # (n, L)
 
     def at(self, part, start):
         """The texts that begin at the tokens `start` (n,) -> (n, L)"""
         x = part.ids[start[:, None] + np.arange(self.span)].astype(np.int64)               # (n, span)
         if self.layout == "framed":
-            x = np.pad(x, ((0, 0), (1, 1)), constant_values=self.end)                      # (n, L)
+            x = np.pad(x, ((0, 0), (1, 1)), constant_values=((0, 0), self.marks[:2]))      # (n, L)
         return torch.from_numpy(x)                                                         # (n, L)
 
     def batch(self, split, n, generator=None):
@@ -170,7 +173,7 @@ class Sharded:
         """Which tokens of texts (n, L) count: in rows those up to the text's own end. -> (n, L) bool, or None: all"""
         if self.layout != "rows":
             return None
-        ends = (x == self.end).long()                                                      # (n, L)
+        ends = (x == self.marks[1]).long()                                                 # (n, L)
         ends[:, 0] = 0                                       # the one that it begins with
         return ends.cumsum(-1) - ends == 0                                                 # (n, L)
 

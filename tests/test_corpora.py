@@ -18,7 +18,7 @@ import pytest
 import requests
 import torch
 
-from data import BadInput, corpora, prepare, readers, shards, text, workers
+from data import BadInput, corpora, prepare, readers, shards, text, tokenizer, workers
 from data.detokenize import RULES
 from data.text import load
 
@@ -251,17 +251,30 @@ def test_bpe_and_chars_are_learnt_from_detokenised_text(tmp_path, monkeypatch):
                                            for split in FILES})
     corpus = load("ptb", 16, "chars")
     assert corpus.encoding.n_vocab == len(set("the ? dogs of train valid test")) + 1
-    assert corpus.end == corpus.encoding.n_vocab - 1
+    assert corpus.marks == [corpus.encoding.n_vocab - 1] * 3
     corpus = load("ptb", 16, "bpe", 300)
     assert words(corpus, "val") == "the ? dogs of valid" * 30 and len(corpus.val) < 30 * 12
     corpus.encoding.encode_ordinary("日本語 é")               # every byte has a token
+
+
+def test_the_words_of_bert_have_marks_of_their_own(tmp_path, monkeypatch):
+    """A stand-in for its vocabulary, with what this looks at: the names of the marks."""
+    top = "1-billion-word-language-modeling-benchmark-r13output"
+    lines = {f"{top}/{part}-monolingual.tokenized.shuffled/n": b"ab\nabcab\n" for part in ("training", "heldout")}
+    by_hand("lm1b", tmp_path, monkeypatch, {f"{top}.tar.gz": tarred(lines, "w:gz")})
+    bert = tokenizer.build("bert-base-uncased", r"[\s\S]", [b" [PAD]", b"a", b"b", b"c", b" [CLS]", b" [SEP]"])
+    corpus = load("lm1b", 6, bert)
+    x = corpus.windows("val")
+    assert x.tolist() == [[4, 1, 2, 5, 0, 0], [4, 1, 2, 3, 1, 5]]
+    assert corpus.scored(x).sum(-1).tolist() == [4, 6] and "not to be compared" not in corpus.about
+    assert load("lm1b-packed", 6, bert).windows("val")[0].tolist() == [4, 1, 2, 5, 1, 5]
 
 
 @pytest.mark.skipif("TIKTOKEN_CACHE_DIR" not in os.environ, reason="TIKTOKEN_CACHE_DIR (gpt2) is not set")
 def test_gpt2_ends_are_its_own(tmp_path, monkeypatch):
     by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": b"the dogs\n" * 30 for split in FILES})
     corpus = load("ptb", 8)
-    assert corpus.end == 50256 and corpus.encoding.n_vocab == 50257
+    assert corpus.marks == [50256] * 3 and corpus.encoding.n_vocab == 50257
     assert corpus.windows("val")[0].tolist() == [50256, 1169, 6844, 1169, 6844, 1169, 6844, 50256]
 
 

@@ -88,6 +88,14 @@ def test_a_connection_that_dies_is_taken_up_where_it_died(server, tmp_path):
     assert [asked for _, asked in server.asked] == [None, *(f"bytes={n}-" for n in kept)]
 
 
+def test_one_that_dies_again_and_again_is_gone_on_with_while_each_try_brings_something(server, tmp_path):
+    server.cuts = [download.PIECE] * (2 * download.TRIES)
+    assert fetch(file(server), tmp_path, pause=0).read_bytes() == BODY
+    (tmp_path / "corpus.txt").unlink()
+    server.cuts = [download.PIECE] * 3 + [1] * 99            # one byte is no progress: less than is kept
+    assert "196,608 bytes are kept" in fault(file(server), tmp_path)
+
+
 def test_a_run_that_was_stopped_goes_on_and_one_that_was_done_but_for_the_name_asks_for_no_more(server, tmp_path):
     (tmp_path / "corpus.txt.part").write_bytes(BODY[:1000])
     assert fetch(file(server), tmp_path).read_bytes() == BODY and server.asked[-1][1] == "bytes=1000-"
