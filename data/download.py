@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests                                              # comes with tiktoken
+from filelock import FileLock
 from tqdm import tqdm
 
 from data import BadInput
@@ -48,28 +49,39 @@ def fetch(file, folder, pause=1.0):
 
     pause: seconds before the second try, doubled for each further one.
     """
-    path, part = Path(folder) / file.name, Path(folder) / (file.name + ".part")
-    expected, faults = file.sha256 or manifest(folder).get(file.name), []
-    if path.exists():
-        digest = sha256_of(path)
-        if digest != (expected or digest):
-            raise BadInput(f"{path} has changed or is broken (its sha256 begins {digest[:12]}, it should begin "
-                           f"{expected[:12]}): delete it, then run again to download it anew")
-        return record(path, digest)                          # put there by hand: from now on it stays as it is
-    make_folder(folder)
+    path = Path(folder) / file.name
+    if not path.exists():
+        make_folder(folder)
+        with FileLock(path.with_name(".lock")):              # other processes wait for the first
+            return checked(path, file) if path.exists() else downloaded(path, file, pause)
+    return checked(path, file)
+
+
+def checked(path, file):
+    """The path of a file that is there, if it is what it should be; one that was put there by hand may come first."""
+    digest, expected = sha256_of(path), file.sha256 or manifest(path.parent).get(file.name)
+    if digest != (expected or digest):
+        raise BadInput(f"{path} has changed or is broken (its sha256 begins {digest[:12]}, it should begin "
+                       f"{expected[:12]}): delete it, then run again to download it anew")
+    return record(path, digest)
+
+
+def downloaded(path, file, pause):
+    part, faults = path.with_name(file.name + ".part"), []
     for url in file.urls:
         try:
             told = transfer(url, part, file, pause)
         except Refused as fault:
             faults.append(f"{url}: {fault}")
             continue
-        digest, told = sha256_of(part), expected or told
-        if digest == (told or digest):
+        digest, expected = sha256_of(part), file.sha256 or manifest(path.parent).get(file.name) or told
+        if digest == (expected or digest):
             os.replace(part, path)
             note(part).unlink(missing_ok=True)
             return record(path, digest)
         drop(part)
-        faults.append(f"{url}: the sha256 of what came begins {digest[:12]}, it should begin {told[:12]}: thrown away")
+        faults.append(f"{url}: the sha256 of what came begins {digest[:12]}, it should begin {expected[:12]}: thrown "
+                      f"away")
     kept = f", {size_of(part):,} bytes are kept" if size_of(part) else ""
     raise BadInput(f"cannot download {file.name} ({'; '.join(faults)}){kept}: run again to go on, or save the file by "
                    f"hand as {path}")

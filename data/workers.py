@@ -25,6 +25,9 @@ from data.detokenize import RULES
 from data.tokenizer import encode, from_json
 
 
+MOST = 24                                                    # of 70 MB each; one reader feeds no more
+
+
 @dataclass(frozen=True)
 class Job:
     """What to do with each text: the rules of data/detokenize.py or "", then ids, then the id `end` or None."""
@@ -34,8 +37,8 @@ class Job:
 
 
 def cores():
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many this process may use, up to 24."""
+    return min(MOST, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def work(job, encoding, texts):
@@ -50,7 +53,7 @@ def work(job, encoding, texts):
 
 
 def tokenised(batches, job, workers=None):
-    """`work` of each batch of texts, in order. workers: one does it in this process; None takes all cores."""
+    """`work` of each batch of texts, in order. workers: one does it in this process; None is one a core."""
     workers = workers or cores()
     if workers == 1:
         encoding = from_json(job.encoding)

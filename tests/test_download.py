@@ -1,4 +1,5 @@
 """What a download promises: a file that has its name is whole and right; what broke off is gone on with; one line."""
+import concurrent.futures
 import errno
 import hashlib
 import http.server
@@ -78,7 +79,7 @@ def test_a_file_comes_once_and_its_size_is_told_before_it_starts(server, tmp_pat
     assert path.read_bytes() == BODY
     assert "corpus.txt, 1.0 MB" in capsys.readouterr().err
     assert fetch(file(server), tmp_path / "new" / "folder") == path and len(server.asked) == 1
-    assert sorted(p.name for p in path.parent.iterdir()) == ["corpus.txt", "manifest.json"]
+    assert sorted(p.name for p in path.parent.glob("[!.]*")) == ["corpus.txt", "manifest.json"]
 
 
 def test_a_connection_that_dies_is_taken_up_where_it_died(server, tmp_path):
@@ -94,6 +95,12 @@ def test_one_that_dies_again_and_again_is_gone_on_with_while_each_try_brings_som
     (tmp_path / "corpus.txt").unlink()
     server.cuts = [download.PIECE] * 3 + [1] * 99            # one byte is no progress: less than is kept
     assert "196,608 bytes are kept" in fault(file(server), tmp_path)
+
+
+def test_several_that_want_the_same_file_download_it_once(server, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(lambda _: fetch(file(server), tmp_path), range(4)))
+    assert len(server.asked) == 1 and paths[3].read_bytes() == BODY
 
 
 def test_a_run_that_was_stopped_goes_on_and_one_that_was_done_but_for_the_name_asks_for_no_more(server, tmp_path):
@@ -166,7 +173,7 @@ def test_offline_one_line_says_what_to_put_where(tmp_path):
         port = free.getsockname()[1]
     message = fault(File("corpus.txt", None, None, (f"http://127.0.0.1:{port}/corpus.txt",)), tmp_path)
     assert "offline" in message and f"http://127.0.0.1:{port}/corpus.txt" in message
-    assert str(tmp_path / "corpus.txt") in message and not list(tmp_path.iterdir())
+    assert str(tmp_path / "corpus.txt") in message and not list(tmp_path.glob("[!.]*"))
 
 
 def test_a_full_disk_is_told_before_and_during(server, tmp_path, monkeypatch):

@@ -128,6 +128,14 @@ def test_a_worker_that_dies_is_told_of_and_nobody_waits_for_it(monkeypatch):
         list(workers.tokenised(iter([["ab"]] * 9), JOB, workers=2))
 
 
+def test_no_more_is_read_ahead_than_two_batches_for_each_worker():
+    drawn = []
+    results = workers.tokenised((drawn.append(i) or ["text"] for i in range(50)), JOB, workers=2)
+    next(results)
+    assert len(drawn) == 4
+    results.close()
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     """A process tokenises 4 MB and 40 MB of text: its largest resident size may differ by some 8 MB, not by 40."""
     code = """if True:
