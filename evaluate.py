@@ -101,14 +101,15 @@ def league(corpus):
     def bits(nats, bytes_per_symbol):
         return nats / math.log(2) / bytes_per_symbol
 
-    train, val = beginnings(corpus)
-    of = "" if len(train) == len(corpus.train) and len(val) == len(corpus.val) else ", first 2M"
     rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens{of}", nats) for n, nats in
-             witten_bell(train, val, corpus.encoding.n_vocab).items()]
+    if not hasattr(corpus, "sft"):                       # where questions are given, n-grams answer another one
+        train, val = beginnings(corpus)
+        of = ", first 2M" * (len(train) < len(corpus.train) or len(val) < len(corpus.val))
+        rows += [(f"{n}-gram of tokens{of}", nats)
+                 for n, nats in witten_bell(train, val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, getattr(corpus, "bytes_per_id", corpus.bytes_per_token))) for name, nats in rows]
     if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft") or hasattr(corpus, "beginning"):
-        return rows                  # tokens are the smallest part; questions are given; marks between texts are no bytes
+        return rows                                      # tokens are the smallest part; or marks stand between them
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (train, val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]

@@ -80,12 +80,12 @@ TABLE = {
         tuple(File(f"urlsf_subset{i:02}.tar", None, None,
                    (hub("Skylion007/openwebtext", f"subsets/urlsf_subset{i:02}.tar"),)) for i in range(21)),
         lambda paths: {"all": partial(readers.web_pages, paths)},
-        "the last 100,000 documents are val", ends=True, splits=LAST, held_out=100_000),
+        "the last 100,000 documents are val", ends=True, splits=LAST, held_out=100_000, weight="13.5 GB"),
     "fineweb-edu": Source(
         tuple(File(f"{i:03}_00000.parquet", None, None,
                    (hub("HuggingFaceFW/fineweb-edu", f"sample/10BT/{i:03}_00000.parquet"),)) for i in range(14)),
         lambda paths: {"all": partial(readers.parquet, paths)},
-        "sample-10BT, the last 100,000 documents are val", ends=True, splits=LAST, held_out=100_000),
+        "sample-10BT, the last 100,000 documents are val", ends=True, splits=LAST, held_out=100_000, weight="28.5 GB"),
     "lambada": Source(
         (File("lambada_test.jsonl", None, "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
               ("https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",)),),
@@ -132,17 +132,18 @@ def load(data, block_size, tokenizer, vocab_size, root, workers=None):
     tokenizer = source.tokenizer if tokenizer == "auto" else tokenizer
 
     def streams():
-        paths = download(name, source.files, Path(root) / "downloads" / name)
+        paths = download(name, source.files, Path(root) / "downloads" / name, source.weight)
         return {stream: partial(guarded, documents, paths) for stream, documents in source.streams(paths).items()}
 
     return prepare.load(data, source, layout, [name], streams, block_size, tokenizer, vocab_size, root, workers)
 
 
-def download(name, files, folder):
-    """-> the paths of the files"""
+def download(name, files, folder, weight=""):
+    """-> the paths of the files. weight: of all of them, where it is known in round numbers only"""
     missing = [file for file in files if not (folder / file.name).exists()]
     if missing:
-        size = f" of {human(sum(file.size for file in missing))}" if all(file.size for file in missing) else ""
+        size = f" of {human(sum(file.size for file in missing))}" if all(file.size for file in missing) else \
+            f", {weight} in all," * bool(weight)
         print(f"{name}: {len(missing)} file{'s' * (len(missing) > 1)}{size} to download to {folder}", file=sys.stderr,
               flush=True)
     return [fetch(file, folder) for file in files]

@@ -55,6 +55,7 @@ class Source:
     tables: str = ""                                         # the tokens of the papers' tables, if they are others
     splits: dict = field(default_factory=lambda: {"train": "train", "val": "val", "test": "test"})   # -> stream
     held_out: int = 0                                        # documents at the end of the stream "all"
+    weight: str = ""                                         # of all files, where it is known in round numbers only
 
 
 def load(name, source, layout, key, streams, block_size, tokenizer, vocab_size, root, workers=None):
