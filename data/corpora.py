@@ -6,12 +6,14 @@ The corpora of the papers' tables: where they come from, how they are split, wha
     NAME          as the tables have it, see TABLE
     NAME-plain    windows across documents, with no end put on either side of a window (SEDD, BD3-LM)
     lm1b-packed   LM1B in windows, as BD3-LM has it; 5 points of perplexity more than in rows: never compare the two
+    lm1b-joined   its held-out sentences with nothing between them, as the zero-shot tables of models of other text do
 
 What is downloaded stays in root/downloads/NAME; the tokens are made by data/prepare.py. A size or sha256 stands here
 where it is published: of LM1B, WikiText, PTB, AG News and the papers by the `datasets` library of Hugging Face, of
 LAMBADA by lm-evaluation-harness; of text8 by many. The hub tells those of its own files when they are downloaded.
 """
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -112,6 +114,12 @@ TABLE = {
 }
 
 
+TABLE["lm1b-joined"] = replace(
+    TABLE["lm1b"], layout="framed", ends=False, tables="", splits={"val": "test", "test": "test"},
+    streams=lambda paths: {"test": TABLE["lm1b"].streams(paths)["test"]},
+    about="held-out sentences joined, as the zero-shot tables have them")
+
+
 def known(data):
     """-> name in TABLE, layout; or None if `data` is no such name"""
     name, _, variant = data.rpartition("-")
@@ -132,7 +140,8 @@ def load(data, block_size, tokenizer, vocab_size, root, workers=None):
     tokenizer = source.tokenizer if tokenizer == "auto" else tokenizer
 
     def streams():
-        paths = download(name, source.files, Path(root) / "downloads" / name, source.weight)
+        folder = Path(root) / "downloads" / name.removesuffix("-joined")
+        paths = download(name, source.files, folder, source.weight)
         return {stream: partial(guarded, documents, paths) for stream, documents in source.streams(paths).items()}
 
     return prepare.load(data, source, layout, [name], streams, block_size, tokenizer, vocab_size, root, workers)

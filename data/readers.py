@@ -89,7 +89,7 @@ def plain(chunks, from_start):
 
 def lines(path):
     """A document on each line, without the space around it."""
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(path, encoding="utf-8") as file:
         yield from (line.strip() for line in file)
 
 
@@ -116,7 +116,7 @@ def zipped(path, member, first=0, last=None):
 def zipped_lines(path, member):
     """Each line of a text in a zip with its end; one that is blank is empty."""
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-        yield from (line if line.strip() else "" for line in io.TextIOWrapper(file, "utf-8", newline="\n"))
+        yield from (line if line.strip() else "" for line in io.TextIOWrapper(file, "utf-8"))
 
 
 def zipped_papers(path, member):
@@ -130,8 +130,8 @@ def tarred_lines(path, folder):
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
             if member.isfile() and f"/{folder}/" in member.name:
-                for line in archive.extractfile(member):
-                    yield line.decode("utf-8").strip()
+                for line in archive.extractfile(member):     # a \r ends a line too, as where files are read as text
+                    yield from map(str.strip, line.decode("utf-8").rstrip("\r\n").split("\r"))
 
 
 def web_pages(paths):

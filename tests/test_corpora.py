@@ -118,6 +118,10 @@ def test_lm1b_is_a_sentence_in_each_text_and_packed_if_asked(tmp_path, monkeypat
     assert "bert-base-uncased" in corpus.about and torch.equal(corpus.windows("test"), x)
     packed = load("lm1b-packed", 8, "bytes")
     assert words(packed, "val") == ("Held, out." + ENDS) * 2 and packed.layout == "framed"
+    monkeypatch.setitem(corpora.TABLE, "lm1b-joined", dataclasses.replace(corpora.TABLE["lm1b-joined"],
+                                                                          files=corpora.TABLE["lm1b"].files))
+    assert words(load("lm1b-joined", 8, "bytes"), "val") == "Held, out." * 2
+    assert corpora.known("lm1b-joined-plain") == ("lm1b-joined", "plain")
 
 
 def test_openwebtext_holds_its_last_documents_out_in_the_order_of_the_archives(tmp_path, monkeypatch):
