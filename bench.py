@@ -20,7 +20,7 @@ from flags import flag, one_line_errors, parse
 @dataclass
 class Config:
     command: str = flag("", "what to measure; also the first word", ["train", "toy", "text", "oracle"])
-    data: str = flag("names", "of `train`: names, python, or a text file")
+    data: str = flag("names", "of `train`: names, python, shakespeare, text8, or a text file")
     methods: str = flag("", "with commas between; empty means ar,mdlm for train, and otherwise all")
     minutes: float = flag(10.0, "text: CPU minutes of training for each method", least=0.001)
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
@@ -41,7 +41,7 @@ import time
 import torch
 
 import train
-from bounds import estimate, mean_error
+from bounds import beginnings, estimate, mean_error
 from checkpoint import device_of, dtype_of, keep_memory, restore
 from data import BadInput
 from data.ngram import witten_bell
@@ -112,7 +112,7 @@ def yardstick(config):
                 given_first = estimate(model.method, model.denoiser, longer, frozen=first)
                 rows.append(("ar as nanoGPT counts, nats/char", *given_first, *minutes))
     table(rows)
-    for n, nats in witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items():
+    for n, nats in witten_bell(*beginnings(corpus), corpus.encoding.n_vocab).items():
         print(f"{f'{n}-gram':<44}{nats:.3f}")
     print(f"{'uniform':<44}{math.log(corpus.encoding.n_vocab):.3f}\n{corpus.about}")
 

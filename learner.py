@@ -13,7 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import checkpoint
-from bounds import estimate
+from bounds import counted_in, estimate
 from data import tokenizer
 from model import Told
 from optim import learning_rate, make_optimizers
@@ -22,8 +22,10 @@ from positions import compiled, like
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # set by torchrun
 
 
-def per_token(nats, frozen):
-    """The mean over texts of nats per token that is not given. nats (B, L) -> ()"""
+def per_token(nats, frozen, counted=None):
+    """The mean over texts of nats per token that is not given; or over all tokens that count. nats (B, L) -> ()"""
+    if counted is not None:
+        return nats[counted].mean()                                                                     # ()
     return nats.mean() if frozen is None else (nats.sum(-1) / (~frozen).sum(-1).clamp(min=1)).mean()    # ()
 
 
@@ -39,6 +41,7 @@ class Learner:
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
         self.model.static = bool(config.compile) or device.type == "cuda"        # no size that depends on the noise
+        self.model.fuses = not hasattr(corpus, "scored")     # of texts that are filled up not all counts: positions.py
         self.denoiser = compiled(self.model, config.compile)
         if WORLD > 1:
             self.denoiser = like(self.model, torch.nn.parallel.DistributedDataParallel(self.denoiser))
@@ -52,13 +55,13 @@ class Learner:
         self.method.progress = step / config.max_iters       # for methods that teach in an order
         micros = range(RANK, config.gradient_accumulation_steps, WORLD)
         for micro in micros:
-            seed = config.seed * 1_000_003 + step * config.gradient_accumulation_steps + micro
-            torch.manual_seed(seed)                          # all chance in this micro-batch: text, noise, dropout
-            x, frozen, label = self.on_device(self.corpus.examples("train", config.batch_size))  # (B, L) .. (B,)
+            number = step * config.gradient_accumulation_steps + micro
+            torch.manual_seed(config.seed * 1_000_003 + number)      # all chance in it: text, noise, dropout
+            x, frozen, label = self.on_device(self.texts(number))                                # (B, L) .. (B,)
             with nullcontext() if micro == micros[-1] or WORLD == 1 else self.denoiser.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     nats = self.objective.loss(self.told(label, config.label_dropout), x, frozen)       # (B, L)
-                    loss = per_token(nats, frozen) / len(micros)                                        # ()
+                    loss = per_token(nats, frozen, counted_in(self.corpus, x)) / len(micros)               # ()
                 loss.backward()                              # DDP takes the mean over processes
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)    # ()
@@ -71,6 +74,11 @@ class Learner:
         self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.average.update_parameters(self.model)
         return torch.stack([total, norm])                                                               # (2,)
+
+    def texts(self, number):
+        """Of the micro-batch `number`: those whose turn it is, where the corpus has an order, or random ones."""
+        n, corpus = self.config.batch_size, self.corpus
+        return corpus.turn(number, n, self.config.seed) if hasattr(corpus, "turn") else corpus.examples("train", n)
 
     def on_device(self, parts):
         return (part if part is None else part.to(self.device) for part in parts)
@@ -110,4 +118,4 @@ class Learner:
         """-> nats/token, standard error: of the averaged weights, on texts evenly spread over the split"""
         x, frozen, label = self.on_device(self.corpus.example_windows(split, texts))          # (n, L) .. (n,)
         return estimate(self.method, self.average.module.eval(), x, draws, self.config.batch_size, frozen,
-                        label=label if self.classes else None)
+                        label=label if self.classes else None, counted=counted_in(self.corpus, x))

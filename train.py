@@ -21,7 +21,8 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, or chats.jsonl")
+    data: str = flag("python", "toy, digits, chat, names, python, the path of a text file or folder, chats.jsonl, or "
+                     "what is downloaded: shakespeare, text8, openwebtext, ... (data/corpora.py)")
     sft: bool = flag(False, "fine-tune on the answers of chats: questions are given, never noised, never scored")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, a tiktoken name such as gpt2; model: that of --init_from")
     vocab_size: int = flag(8192, "symbols of a bpe that is trained on the data", least=1)

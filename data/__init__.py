@@ -3,7 +3,11 @@ Where tokens come from. Nothing in this folder knows of models, losses or sample
 
     toy.py        a small English whose entropy is known exactly
     digits.py     8 x 8 pixels, which are tokens too, from scikit-learn
-    text.py       real text: the two corpora that every Python carries, or your own file or folder
+    text.py       real text: the two corpora that every Python carries (docstrings.py), your own, or what follows
+    corpora.py    the corpora of the papers' tables, by name: where they are, how they are split, what one text is
+    download.py   files from the network, resumed and checked;  readers.py  documents out of archives
+    prepare.py    from documents to tokens on the disk: detokenize.py, workers.py (all cores), shards.py
+    sharded.py    texts from shards, each once in an epoch, for any number of processes
     tokenizer.py  text to ids and back: characters, bytes, words, a trained BPE, or a named one such as gpt2
     wordpiece.py  the words of BERT, for published models that were trained on them
     ngram.py      Witten-Bell n-grams: how far counting alone gets, the first number that a network should beat

@@ -1,25 +1,25 @@
 """
-Text corpora: two that are on every machine that has Python, and your own file or folder. Nothing is downloaded.
+Text corpora: two that are on every machine that has Python, your own file or folder, and those of the papers.
 
-    corpus = load("names", block_size=64)               # or "python", or a path
+    corpus = load("names", block_size=64)               # or "python", a path, or a name of data/corpora.py
     x = corpus.batch("train", n=32)                     # (n, block_size) ids;  corpus.text(x[0]) reads them
 
     names    the names of the characters of Unicode 3.2: frozen, so the same bytes on every Python; for benchmarks
     python   the docstrings of your Python's standard library: English, about 1.6 MB; differs from version to version
     a file   your UTF-8 text: the first 90 % of its characters train, the rest is held out
     a folder each file in it is cut in the same way, so that both splits hear every voice; hidden files are left out
+    shakespeare  1 MB, downloaded once, cut as a file is (nanoGPT's split); other downloads see data/corpora.py
 
+Above 64 MB text is not read whole but written to shards (data/shards.py), and drawn from as data/sharded.py says.
 names and python are split by a hash of the name or paragraph, and repeats are dropped: nothing held out is ever
-trained on. The tokens are made once and kept in data/cache (or $PALIMPSEST_CACHE); delete that whenever you like.
+trained on. The tokens are made once and kept in data/cache (or $PALIMPSEST_CACHE), and so are downloads; delete that
+whenever you like.
 load("toy", ...) is data/toy.py, and digits and chat have files of their own, with the same attributes. Not here:
 tokenizers, see tokenizer.py.
 """
-import ast
 import difflib
 import errno
 import hashlib
-import importlib
-import inspect
 import json
 import os
 import re
@@ -28,7 +28,6 @@ import sys
 import sysconfig
 import tempfile
 import unicodedata
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +36,13 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import BadInput, chat, digits, lot, toy
+from data import BadInput, chat, corpora, digits, docstrings, lot, toy
 from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, from_json, named, to_json
 
 RECIPE = 1                                   # part of every cache key: raise it when the code below makes other tokens
 HELD_OUT = 0.1                               # the share of the text that is never trained on
 BPE_SAMPLE = 4_000_000                       # characters from which merges are learnt: more would change few of them
-MAX_BYTES = 1 << 30                          # text is read whole; beyond this it should be read in shards
+READ_WHOLE = 1 << 26                         # bytes; what is longer is written to shards
 
 
 @dataclass
@@ -74,6 +73,8 @@ class Corpus:
 
     def windows(self, split="val", most=None):
         """The split cut into consecutive blocks, the rest dropped; `most` of them, evenly spread -> (m, L) int64."""
+        if split not in ("train", "val"):
+            raise BadInput(f"{self.name} has no {split} split, only train and val")
         ids = getattr(self, split)
         blocks = ids[:len(ids) // self.block_size * self.block_size].reshape(-1, self.block_size)    # (M, L)
         if most and most < len(blocks):
@@ -93,8 +94,8 @@ class Corpus:
 
 
 def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None, sft=False):
-    """The corpus `data`: toy, digits, chat, names, python, a path. Tokens: auto, chars, bytes, bpe, a name like gpt2,
-    or an Encoding that is there already (a checkpoint's, to read other text with).
+    """The corpus `data`: toy, digits, chat, names, python, a path, a name of data/corpora.py. Tokens: auto, chars,
+    bytes, bpe, a name like gpt2, or an Encoding that is there already (a checkpoint's, to read other text with).
 
     vocab_size is for bpe alone; cache is the folder to use for data/cache; sft, for chats alone: questions are given.
     Raises BadInput, one line, for all that the user can mend.
@@ -106,8 +107,13 @@ def load(data, block_size, tokenizer="auto", vocab_size=1024, cache=None, sft=Fa
         raise BadInput(f"--sft learns answers to questions, and {data} has none: give --data chat, or a .jsonl file")
     if data in ("toy", "digits"):
         return (toy.ToyCorpus if data == "toy" else digits.Digits)(block_size)
+    if corpora.known(data):
+        return corpora.load(data, block_size, tokenizer, vocab_size, cache_root(cache))
     if tokenizer == "auto":
-        tokenizer = "chars" if data == "names" else "bpe"
+        tokenizer = "bpe" if data not in ("names", "shakespeare") else "chars"
+    if data not in SOURCES and size_of(data) > READ_WHOLE:
+        return corpora.load_files(name_of(data), paths_of(data), HELD_OUT, source_of(data), block_size, tokenizer,
+                                  vocab_size, cache_root(cache))
     folder = cache_folder(data, tokenizer, vocab_size, cache)
     corpus = open_cache(folder, block_size)
     if corpus is None:
@@ -192,16 +198,8 @@ def names():
 
 
 def python():
-    """The docstrings of the standard library, in printable ASCII, without repeats, split by paragraph.
-
-    By paragraph and not by file or docstring, since the library copies paragraphs from class to class.
-    """
-    docs = [re.sub(r"[^\n -~]", "", doc) for doc in docstrings_of_sources() or docstrings_of_modules()]
-    paragraphs = {}                                          # its words -> the paragraph: a copy may be indented
-    for doc in docs:
-        for paragraph in re.split(r"\n(?: *\n)+", doc) if len(doc) > 40 else []:
-            paragraphs.setdefault(" ".join(paragraph.split()), paragraph.rstrip())
-    paragraphs.pop("", None)
+    """The docstrings of the standard library, split by paragraph and not by file, since it copies paragraphs."""
+    paragraphs = docstrings.paragraphs()                     # its words -> the paragraph
     train = "".join(paragraph + "\n\n" for words, paragraph in paragraphs.items() if lot(words) >= HELD_OUT)
     val = "".join(paragraph + "\n\n" for words, paragraph in paragraphs.items() if lot(words) < HELD_OUT)
     about = f"docstrings of Python {sys.version.split()[0]}, {fingerprint(paragraphs.values())}, " \
@@ -209,41 +207,13 @@ def python():
     return train, val, about
 
 
-def docstrings_of_sources():
-    """Read from the .py files, tests and guests left out, without importing any. [] where Python ships no sources."""
-    root = Path(sysconfig.get_path("stdlib"))
-    guests = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled"}
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docs = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                      # old files hold escapes that newer Pythons frown upon
-        for path in sorted(root.rglob("*.py")):
-            if guests.isdisjoint(path.relative_to(root).parts):
-                try:
-                    nodes = ast.walk(ast.parse(path.read_bytes()))
-                except (OSError, SyntaxError, ValueError):   # templates with a .py ending
-                    continue
-                docs += [ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)]
-    return docs
+def shakespeare():
+    """A million characters of the plays, as Karpathy cut them for char-rnn and nanoGPT."""
+    path, = corpora.download("shakespeare", [corpora.SHAKESPEARE], cache_root() / "downloads" / "shakespeare")
+    return files(path, "strict")
 
 
-def docstrings_of_modules():
-    """The fallback where the library is a zip of compiled files (embedded Python): import, and ask the objects."""
-    docs = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                      # of modules that are to go
-        for name in sorted(sys.stdlib_module_names - {"antigravity", "this"}):   # these open a browser, or print
-            try:
-                module = importlib.import_module(name)
-            except Exception:                                # a module of another system
-                continue
-            for thing in [module, *vars(module).values()]:
-                inside = list(vars(thing).values()) if inspect.isclass(thing) else []
-                docs += [inspect.getdoc(each) or "" for each in [thing, *inside] if callable(each) or each is module]
-    return docs
-
-
-SOURCES = {"names": names, "python": python}
+SOURCES = {"names": names, "python": python, "shakespeare": shakespeare}
 
 
 def files(data, errors):
@@ -274,36 +244,45 @@ def paths_of(data):
     """The file, or the files below the folder in order of name."""
     root = Path(data).expanduser()
     if not data or not os.path.exists(root):                 # unlike root.exists(), never an error of its own
-        near = difflib.get_close_matches(data, ["toy", "digits", "chat", *SOURCES], n=1)
+        names = ["toy", "digits", "chat", *SOURCES, *corpora.TABLE]
+        near = difflib.get_close_matches(data, names, n=1)
         raise BadInput(f"there is no data {data!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                       f"give toy, digits, chat, {', '.join(SOURCES)}, or the path of a text file or folder")
+                       f"give {', '.join(names)}, or the path of a text file or folder")
     paths = [root] if root.is_file() else sorted(root.rglob("*")) if root.is_dir() else []
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     found = [path for path in shown if path.is_file() and path.stat().st_size]
     if not found:
         raise BadInput(f"{data} holds no text: give a text file that is not empty, or a folder with one in it")
-    size = sum(path.stat().st_size for path in found)
-    if size > MAX_BYTES:
-        raise BadInput(f"{data} has {size / 2**30:.1f} GiB, and text is read whole: use a part of at most 1 GiB")
     return found
+
+
+def size_of(data):
+    return sum(path.stat().st_size for path in paths_of(data))
 
 
 # ---- the cache: one folder per corpus and tokenizer, whole or absent
 
 def cache_folder(data, tokenizer, vocab_size, cache=None):
     """Named by all that decides the tokens. For a file that is its path, size and time: no need to read it."""
-    if data == "names":
-        source = "Unicode 3.2"
-    elif data == "python":
-        source = [sys.version, sysconfig.get_path("stdlib")]
-    else:
-        source = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths_of(data)]
     tokens = to_json(tokenizer) if isinstance(tokenizer, tiktoken.Encoding) else \
         [tokenizer, vocab_size if tokenizer == "bpe" else None]
-    key = json.dumps([RECIPE, source, tokens])
-    root = cache or os.environ.get("PALIMPSEST_CACHE") or Path(__file__).parent / "cache"
+    key = json.dumps([RECIPE, source_of(data), tokens])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return Path(root).expanduser() / f"{name_of(data)}-{getattr(tokenizer, 'name', tokenizer)}-{digest}"
+    return cache_root(cache) / f"{name_of(data)}-{getattr(tokenizer, 'name', tokenizer)}-{digest}"
+
+
+def source_of(data):
+    if data == "names":
+        return "Unicode 3.2"
+    if data == "python":
+        return [sys.version, sysconfig.get_path("stdlib")]
+    if data == "shakespeare":
+        return corpora.SHAKESPEARE.sha256
+    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths_of(data)]
+
+
+def cache_root(cache=None):
+    return Path(cache or os.environ.get("PALIMPSEST_CACHE") or Path(__file__).parent / "cache").expanduser()
 
 
 def open_cache(folder, block_size):

@@ -13,7 +13,7 @@ import requests
 import tiktoken
 import torch
 
-from data import BadInput, text, tokenizer
+from data import BadInput, docstrings, text, tokenizer
 from data.ngram import witten_bell
 from data.text import load
 
@@ -182,7 +182,7 @@ def test_a_second_load_takes_no_time_and_the_same_tokens(kept, capsys):
 
 
 def test_where_python_has_no_sources_its_objects_are_asked(monkeypatch):
-    monkeypatch.setattr(text, "docstrings_of_sources", lambda: [])
+    monkeypatch.setattr(docstrings, "docstrings_of_sources", lambda: [])
     train, val, about = text.python()
     assert len(train) > 500_000 and len(val) > 50_000
 
@@ -270,12 +270,6 @@ def test_what_is_no_utf8_is_refused_but_bytes_take_it(story):
     assert "--tokenizer bytes" in fault(load, str(story), 64)
     corpus = load(str(story), 64, "bytes")
     assert bytes([*corpus.train, *corpus.val]) == story.read_bytes() and corpus.bytes_per_token == 1
-
-
-def test_a_file_beyond_memory_is_refused_before_it_is_read(tmp_path):
-    with open(tmp_path / "huge.txt", "wb") as file:
-        file.truncate(2 << 30)                               # a hole: takes no space on the disk
-    assert "2.0 GiB" in fault(load, str(tmp_path / "huge.txt"), 64)
 
 
 def test_a_misspelt_name_suggests_the_nearest_before_the_work(monkeypatch):

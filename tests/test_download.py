@@ -1,0 +1,189 @@
+"""What a download promises: a file that has its name is whole and right; what broke off is gone on with; one line."""
+import concurrent.futures
+import errno
+import hashlib
+import http.server
+import json
+import socket
+import threading
+
+import pytest
+
+from data import BadInput, download
+from data.download import File, fetch
+
+BODY = bytes(range(256)) * 4096                              # 1 MiB
+SHA = hashlib.sha256(BODY).hexdigest()
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """A file server that can be told to misbehave; each test has its own."""
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self):
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.append((self.path, asked))
+        if self.path == "/moved":                            # as the hub does: the hash comes with the redirection
+            self.send_response(302)
+            self.send_header("Location", "/file")
+            self.send_header("X-Linked-Etag", f'"{server.linked}"')
+            return self.end_headers()
+        if server.status:
+            return self.send_error(server.status.pop(0) if len(server.status) > 1 else server.status[0])
+        body, tag = server.body[::-1 if self.path == "/wrong" else 1], server.tag
+        first = int(asked[6:-1]) if asked and server.ranges and self.headers.get("If-Range", tag) == tag else 0
+        if first and first >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            return self.end_headers()
+        self.send_response(206 if first else 200)
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - first))
+        self.send_header("ETag", tag)
+        self.end_headers()
+        self.wfile.write(body[first:][:server.cuts.pop(0) if server.cuts else None])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.body, server.tag, server.ranges, server.linked = BODY, '"1"', True, SHA
+        server.status, server.cuts = [], []
+        server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def file(server, size=len(BODY), sha256=SHA, path="/file"):
+    return File("corpus.txt", size, sha256, (server.url + path,))
+
+
+def fault(wanted, folder):
+    """The one line that the download ends with."""
+    with pytest.raises(BadInput) as caught:
+        fetch(wanted, folder, pause=0)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_file_comes_once_and_its_size_is_told_before_it_starts(server, tmp_path, capsys):
+    path = fetch(file(server), tmp_path / "new" / "folder", pause=0)
+    assert path.read_bytes() == BODY
+    assert "corpus.txt, 1.0 MB" in capsys.readouterr().err
+    assert fetch(file(server), tmp_path / "new" / "folder") == path and len(server.asked) == 1
+    assert sorted(p.name for p in path.parent.glob("[!.]*")) == ["corpus.txt", "manifest.json"]
+
+
+def test_a_connection_that_dies_is_taken_up_where_it_died(server, tmp_path):
+    server.cuts = [300_000, 200_000]
+    assert fetch(file(server), tmp_path, pause=0).read_bytes() == BODY
+    kept = [300_000 // download.PIECE * download.PIECE, (300_000 // download.PIECE + 3) * download.PIECE]
+    assert [asked for _, asked in server.asked] == [None, *(f"bytes={n}-" for n in kept)]
+
+
+def test_one_that_dies_again_and_again_is_gone_on_with_while_each_try_brings_something(server, tmp_path):
+    server.cuts = [download.PIECE] * (2 * download.TRIES)
+    assert fetch(file(server), tmp_path, pause=0).read_bytes() == BODY
+    (tmp_path / "corpus.txt").unlink()
+    server.cuts = [download.PIECE] * 3 + [1] * 99            # one byte is no progress: less than is kept
+    assert "196,608 bytes are kept" in fault(file(server), tmp_path)
+
+
+def test_several_that_want_the_same_file_download_it_once(server, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(lambda _: fetch(file(server), tmp_path), range(4)))
+    assert len(server.asked) == 1 and paths[3].read_bytes() == BODY
+
+
+def test_a_run_that_was_stopped_goes_on_and_one_that_was_done_but_for_the_name_asks_for_no_more(server, tmp_path):
+    (tmp_path / "corpus.txt.part").write_bytes(BODY[:1000])
+    assert fetch(file(server), tmp_path).read_bytes() == BODY and server.asked[-1][1] == "bytes=1000-"
+    (tmp_path / "corpus.txt").rename(tmp_path / "corpus.txt.part")
+    assert fetch(file(server), tmp_path).read_bytes() == BODY and len(server.asked) == 2
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(server, tmp_path):
+    server.ranges, server.cuts = False, [300_000]
+    assert fetch(file(server), tmp_path, pause=0).read_bytes() == BODY
+
+
+def test_half_of_one_file_is_never_joined_to_half_of_another(server, tmp_path):
+    """Nobody tells the hash here: only the tag of the first half says that the file has changed since."""
+    server.cuts, server.status = [300_000], []
+    first = file(server, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "TRIES", 1)
+        fault(first, tmp_path)
+    server.body, server.tag = BODY[::-1], '"2"'
+    assert fetch(first, tmp_path, pause=0).read_bytes() == BODY[::-1]
+
+
+def test_what_has_the_wrong_hash_is_thrown_away_and_the_next_place_is_asked(server, tmp_path):
+    message = fault(file(server, path="/wrong"), tmp_path)
+    assert SHA[:12] in message and "by hand" in message and not list(tmp_path.glob("corpus*"))
+    places = server.url + "/wrong", server.url + "/file"
+    assert fetch(File("corpus.txt", len(BODY), SHA, places), tmp_path, pause=0).read_bytes() == BODY
+
+
+def test_another_size_than_the_published_one_is_refused_before_it_comes(server, tmp_path):
+    assert "1,048,576 bytes" in fault(file(server, size=5), tmp_path) and not list(tmp_path.glob("corpus*"))
+
+
+def test_the_hub_tells_the_hash_of_its_files(server, tmp_path):
+    assert fetch(file(server, None, None, "/moved"), tmp_path / "good", pause=0).read_bytes() == BODY
+    server.linked = "0" * 64
+    assert "0" * 12 in fault(file(server, None, None, "/moved"), tmp_path / "bad")
+
+
+def test_a_hash_that_nobody_tells_is_kept_from_the_first_download_on(server, tmp_path):
+    path = fetch(file(server, None, None), tmp_path, pause=0)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"corpus.txt": SHA}
+    path.write_bytes(BODY + b"more")
+    assert "delete it" in fault(file(server, None, None), tmp_path)
+    path.unlink()
+    server.body = BODY + b"more"
+    assert "sha256" in fault(file(server, None, None), tmp_path) and not path.exists()
+
+
+def test_a_file_put_there_by_hand_is_taken_if_its_hash_is_right(server, tmp_path):
+    (tmp_path / "corpus.txt").write_bytes(BODY)
+    assert fetch(file(server), tmp_path) == tmp_path / "corpus.txt" and not server.asked
+    (tmp_path / "corpus.txt").write_bytes(BODY[:-1])
+    assert "delete it" in fault(file(server), tmp_path)
+
+
+def test_a_404_ends_it_at_once_and_a_500_is_tried_again(server, tmp_path):
+    server.status = [404]
+    assert "404" in fault(file(server), tmp_path) and len(server.asked) == 1
+    server.status, server.asked = [503, 503, 503], []
+    assert "503" in fault(file(server), tmp_path) and len(server.asked) == download.TRIES
+
+
+def test_offline_one_line_says_what_to_put_where(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    message = fault(File("corpus.txt", None, None, (f"http://127.0.0.1:{port}/corpus.txt",)), tmp_path)
+    assert "offline" in message and f"http://127.0.0.1:{port}/corpus.txt" in message
+    assert str(tmp_path / "corpus.txt") in message and not list(tmp_path.glob("[!.]*"))
+
+
+def test_a_full_disk_is_told_before_and_during(server, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+        assert "1.0 kB are free" in fault(file(server), tmp_path)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(download.os, "fsync", full)
+    assert "what has come is kept" in fault(file(server), tmp_path) and not (tmp_path / "corpus.txt").exists()
+    monkeypatch.undo()
+    assert fetch(file(server), tmp_path).read_bytes() == BODY
