@@ -56,7 +56,7 @@ def states(film, number):
     dict(oracle="mdlm", sampler="confidence"), dict(oracle="udlm", tail="gibbs", rounds=5),
     dict(oracle="duo", label="sea", guidance=3.0)], ids=str)
 def test_the_page_is_told_every_state_of_every_text(flags, monkeypatch, capsys):
-    told, _, walks = films(monkeypatch, prompt="the old _ _ _ _ _", **flags)
+    told, _, walks = films(monkeypatch, prompt="the old _ _ _ _ _ _", **flags)
     encoding = exact("mdlm").encoding
     assert len(told["films"]) == len(walks) >= 1
     for film, walk in zip(told["films"], walks):
