@@ -1,5 +1,5 @@
 """
-What --html writes: one page, on the leaf page.html, that plays how texts came about. It needs no network and no library.
+What --html writes: one page, on the leaf page.html, that plays how texts came about. It needs no network, no library.
 
 A walk is kept as what it changes. Of each text: its first ids, and for each step the tokens that the step wrote, with
 what the network believed when it was asked for them: the probability of what was written, and the five likeliest

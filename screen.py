@@ -32,7 +32,7 @@ class Screen:
     def __init__(self, steps=0):
         dumb = os.environ.get("NO_COLOR") or os.name != "nt" and os.environ.get("TERM", "") in ("", "dumb")
         self.live, self.steps = sys.stdout.isatty() and not dumb, steps
-        self.last = self.waiting = self.size = None          # ids of the last frame, a frame left out, (columns, lines)
+        self.last = self.waiting = self.size = None          # ids of the last frame, a frame left out, its size
         self.drawn, self.top, self.began = 0, 0, 0.0          # lines of the last frame, its first line, its time
 
     def show(self, step, z, frozen, encoding):

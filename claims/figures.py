@@ -7,8 +7,8 @@ The figures of docs/, each drawn from a small file of what was measured, docs/fi
     python -m claims.figures learning              the bound above the exact entropy while training
     python -m claims.figures forward --measure     measures first; `learning` trains, a minute or two a method
 
-What is drawn is what the code does: noise comes from the processes' own alpha and b, patterns from the calls that reach
-attention, orders from walks through the exact denoiser. Drawing needs matplotlib (requirements-extras.txt).
+What is drawn is what the code does: noise comes from the processes' own alpha and b, patterns from the calls that
+reach attention, orders from walks through the exact denoiser. Drawing needs matplotlib (requirements-extras.txt).
 """
 import json
 import sys
@@ -199,7 +199,8 @@ def draw_learning(measured, plot):
         axes.errorbar(step, above, error, label=method, marker="o", markersize=3, color=plot.cm.tab10(i))
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.text(step[-1], 0.004, "exact entropy", ha="right", va="bottom", fontsize=9)
-    axes.set(xlabel="steps of 64 texts of 32 words", ylabel="held-out bound above the entropy, nats/word", ylim=(-0.05, 1.5))
+    axes.set(xlabel="steps of 64 texts of 32 words", ylabel="held-out bound above the entropy, nats/word")
+    axes.set_ylim(-0.05, 1.5)
     axes.grid(alpha=0.3)
     axes.legend(ncol=2)
     figure.tight_layout()

@@ -23,8 +23,10 @@ KEYS = {"left": "\ue012", "right": "\ue014", "home": "\ue011", "end": "\ue010", 
 
 class Browser:
     def __init__(self):
-        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        port = next(match[1] for line in self.driver.stdout if (match := re.search(r"successfully on port (\d+)", line)))
+        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                       text=True)
+        ready = (re.search(r"successfully on port (\d+)", line) for line in self.driver.stdout)
+        port = next(filter(None, ready))[1]
         self.base = f"http://127.0.0.1:{port}/session"
         options = {"browserName": "chrome", "goog:loggingPrefs": {"browser": "ALL"},
                    "goog:chromeOptions": {"binary": CHROMIUM, "args": ARGUMENTS}}

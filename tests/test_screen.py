@@ -20,14 +20,15 @@ COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Glass:
-    """What a terminal shows: rows of cells. Up by n lines, erase below, colours, new lines, and characters of 0, 1 or 2
-    columns; a character that does not fit on its line is an error, since the terminal would break the line itself."""
+    """What a terminal shows: rows of cells. Up by n lines, erase below, colours, new lines, and characters of 0, 1 or
+    2 columns; a character that does not fit on its line is an error, since the terminal would break the line itself."""
 
     def __init__(self, columns, lines=1000):
         self.rows, self.at, self.column, self.width, self.lines, self.colour = [[]], 0, 0, columns, lines, ""
 
     def feed(self, text):
-        for up, erase, colour, char in re.findall(r"\x1b\[(\d+)F|(\x1b\[J)|\x1b\[([\d;]*)m|([^\x1b])|\x1b", text, re.S):
+        known = r"\x1b\[(\d+)F|(\x1b\[J)|\x1b\[([\d;]*)m|([^\x1b])|\x1b"
+        for up, erase, colour, char in re.findall(known, text, re.S):
             if up:
                 assert int(up) < self.lines                  # further than the screen no cursor goes
                 self.at, self.column = self.at - int(up), 0
@@ -94,7 +95,7 @@ def test_watching_redraws_each_frame_in_place_and_leaves_the_terminal_clean(term
     assert seen.rindex("\x1b[0m") > max(seen.rfind(f"\x1b[{style}m") for style in ("1", "2", "32", "33;4"))
     assert "\x1b[?25l" not in seen                            # the cursor is never hidden
     glass = Glass(40).feed(seen.split("--------")[0]).text()
-    assert glass.count("step") == 1 and "step 6 of 6 [" in glass and glass.count("_ mask") == 1      # one frame is left
+    assert glass.count("step") == 1 and "step 6 of 6 [" in glass and glass.count("_ mask") == 1  # one frame left
 
 
 def test_ctrl_c_while_watching_leaves_no_colour_and_no_traceback(terminal):
@@ -134,7 +135,8 @@ def test_what_opened_changed_was_given_or_is_still_hidden_each_has_its_own_style
     assert last.startswith("\x1b[1mold\x1b[0m cat \x1b[2m_\x1b[0m \x1b[33;4meats\x1b[0m\n")
 
 
-ODD = "東京へ行く🙂 e\u0301e\u0301 \u0300 na\u00efve \u200b\u200d\ufe0f\u202etxt \x07\x1b[31m\t한\u1112\u1161 end\n\n"
+ODD = ("東京へ行く🙂 e\u0301e\u0301 \u0300 na\u00efve \u200b\u200d\ufe0f\u202etxt "
+       "\x07\x1b[31m\t한\u1112\u1161 end\n\n")
 
 
 @pytest.mark.parametrize("width", [21, 22, 23, 40, 80])
