@@ -21,7 +21,7 @@ COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 class Glass:
     """What a terminal shows: rows of cells. Up by n lines, erase below, colours, new lines, and characters of 0, 1 or
-    2 columns; a character that does not fit on its line is an error, since the terminal would break the line itself."""
+    2 columns; one that does not fit on its line is an error, since a terminal would break the line itself."""
 
     def __init__(self, columns, lines=1000):
         self.rows, self.at, self.column, self.width, self.lines, self.colour = [[]], 0, 0, columns, lines, ""
