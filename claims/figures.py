@@ -178,11 +178,12 @@ def draw_attention(measured, plot):
 
 
 def draw_orders(measured, plot):
+    from matplotlib.colors import PowerNorm
     figure, panels = plot.subplots(2, 3, figsize=(10, 4.8), sharex=True, sharey=True)
     for (name, rows), axes in zip(measured.items(), panels.flat):
         image = list(zip(*rows))                             # time upwards, places to the right
-        axes.imshow(image, origin="lower", cmap="magma", vmin=0, vmax=0.6, aspect="auto", interpolation="nearest",
-                    extent=(0, len(rows), 0, 1))
+        axes.imshow(image, origin="lower", cmap="magma", norm=PowerNorm(0.5, 0, 1), aspect="auto",
+                    interpolation="nearest", extent=(0, len(rows), 0, 1))
         axes.set_title(name, fontsize=10)
     for axes in panels[:, 0]:
         axes.set_ylabel("share of the walk")
