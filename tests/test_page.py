@@ -200,7 +200,7 @@ def test_markup_in_a_text_stays_text_and_what_cannot_be_seen_is_shown(browser):
 
 @needed
 def test_every_step_on_the_slider_shows_the_state_of_that_step(browser, monkeypatch):
-    told, _, walks = films(monkeypatch, oracle="mdlm", beside="udlm,ar", prompt="the old dog _ _ _ _ _ _ _ _ _")
+    told, _, walks = films(monkeypatch, oracle="mdlm", beside="udlm,ar", prompt="the old dog _ _ _ _")
     encoding = exact("mdlm").encoding
     browser.open(Path("out.html").resolve())
     browser.run("document.querySelector('#slider').focus()")
