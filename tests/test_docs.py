@@ -10,6 +10,7 @@ TESTS = {name for path in (ROOT / "tests").glob("test_*.py")
          for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)}
 CODE = {str(path.relative_to(ROOT)): path.read_text("utf-8")
         for folder in ("", "data/", "claims/") for path in ROOT.glob(folder + "*.py")}
+OTHERS = [ROOT / "docs" / "README.md", ROOT / "docs" / "looking.md"]
 IDS = [path.stem for path in PAGES]
 
 
@@ -46,7 +47,7 @@ def test_every_test_that_a_page_names_exists_and_every_mistake_has_one(path):
     assert set(re.findall(r"`(test_\w+)`", prose(path))) <= TESTS
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "docs" / "README.md"], ids=[*IDS, "README"])
+@pytest.mark.parametrize("path", [*PAGES, *OTHERS], ids=[*IDS, "README", "looking"])
 def test_every_file_function_link_and_flag_that_a_page_names_exists(path):
     text = prose(path)
     for file, name in re.findall(r"`([\w/]+\.py)(?:: (\w+))?`", text):
