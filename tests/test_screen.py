@@ -179,8 +179,9 @@ def test_the_frame_never_gets_shorter_and_its_head_stays_where_it_is(tty, capsys
     assert all(frame.startswith(f"step {i} of 3 [") for i, frame in enumerate(drawn))
 
 
-def test_a_text_taller_than_the_screen_is_shown_where_something_happens(tty, capsys):
+def test_a_text_taller_than_the_screen_is_shown_where_something_happens(tty, monkeypatch, capsys):
     tty(30, 10)
+    monkeypatch.setattr(screen, "FASTEST", 0)                # no frame is left out
     encoding, z = words([f"word{i}" for i in range(300)]), torch.full((300,), 300)                   # (300,)
     states = [z]
     for i in range(300):
@@ -189,7 +190,7 @@ def test_a_text_taller_than_the_screen_is_shown_where_something_happens(tty, cap
     out = capsys.readouterr().out
     drawn, up = frames(out)
     assert all(frame.count("\n") <= 8 for frame in drawn) and max(up) <= 8
-    assert all(f"\x1b[32mword{i}\x1b[0m" in frame for i, frame in enumerate(drawn[1:]))
+    assert len(drawn) == 301 and all(f"\x1b[32mword{i}\x1b[0m" in frame for i, frame in enumerate(drawn[1:]))
     Glass(30, 10).feed(out)
 
 
