@@ -41,7 +41,7 @@ class Learner:
         self.average = AveragedModel(self.model)             # the same weights, averaged over the last steps
         self.optimizers = make_optimizers(self.model, config)
         self.model.static = bool(config.compile) or device.type == "cuda"        # no size that depends on the noise
-        self.model.fuses = not hasattr(corpus, "scored")     # of texts that are filled up not all counts: positions.py
+        self.model.fuses = getattr(corpus, "layout", "") != "rows"       # what fills texts up does not count
         self.denoiser = compiled(self.model, config.compile)
         if WORLD > 1:
             self.denoiser = like(self.model, torch.nn.parallel.DistributedDataParallel(self.denoiser))

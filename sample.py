@@ -6,6 +6,8 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --prompt "Return ____ of the ____ object."  fill in: each _ is one token, what you gave stays
     python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
     python sample.py --watch --steps 64                          see it denoise in the terminal
+    python sample.py --html out.html                             the same as a page, to play and to look into
+    python sample.py --html out.html --oracle mdlm --beside udlm,bd3lm,pgm,ar        several models side by side
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
     python sample.py --oracle udlm --label farm --guidance 2     texts of a class, and more so than the data are
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
@@ -16,7 +18,7 @@ A sampler is a generator that yields the ids after every step (see the method fi
 """
 from dataclasses import dataclass
 
-from flags import flag, one_line_errors, parse
+from flags import flag, nearest, one_line_errors, parse
 from sampling import Sampling
 
 
@@ -31,6 +33,8 @@ class Config(Sampling):
     stride: int = flag(0, "texts longer than in training: new tokens per window; 0 means half a window", least=0)
     png: str = flag("", "digits: write the images to this file")
     watch: bool = flag(False, "show the text while it denoises")
+    html: str = flag("", "write a page to this file that plays how the texts came about")
+    beside: str = flag("", "html: further models from the same prompt, folders or oracles, with commas between")
     json: bool = flag(False, "one JSON object per text, for machines")
 
 
@@ -40,17 +44,20 @@ import json  # noqa: E402
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import chat
+import page
 from checkpoint import device_of, restore
 from data import BadInput
 from data.digits import png
 from data.tokenizer import decode, encode
 from decoding import windows
 from diffusion import ancestral, probabilities
+from methods import METHODS
 from oracle import exact
 from screen import Screen
 from steering import compiled_by, end_of_text, law_of, sampler_of, steer
@@ -150,10 +157,16 @@ def stride_of(stride, block_size):
     return stride or max(1, block_size // 2)
 
 
+def not_yet(z, frozen, step, blank):
+    """What ar has not written after `step` steps shows as `blank`: it has no mask, and any id stands there. (B, L)"""
+    return torch.where(~frozen & ((~frozen).cumsum(-1) > step), blank, z)                               # (B, L)
+
+
 def show(texts, length, config, name, denoiser, seconds):
     """The texts of so many tokens, and what they cost; or one line of JSON each. texts: [(text, ids)]"""
     if config.json:
-        left_out = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "json", "device")
+        left_out = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside",
+                    "json", "device")
         shared = {key: value for key, value in vars(config).items() if key not in left_out}
         for text, ids in texts:
             print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": denoiser.calls,
@@ -165,9 +178,46 @@ def show(texts, length, config, name, denoiser, seconds):
           f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {seconds:.1f} s", file=sys.stderr)
 
 
+def beside(config):
+    """The flags of each model that is asked: one, or several on a page."""
+    others, known = [name for name in config.beside.split(",") if name], [*METHODS]
+    if others and not config.html:
+        raise BadInput("--beside sets models side by side on a page: give --html out.html too")
+    if config.html and config.chat:
+        raise BadInput("--html plays texts that are written in one go: leave out --chat")
+    if config.html and not Path(config.html).absolute().parent.is_dir():
+        raise BadInput(f"--html {config.html}: there is no folder {Path(config.html).parent}")
+    if config.oracle and (unknown := [name for name in others if name not in known]):
+        raise BadInput(f"--beside {unknown[0]} is no oracle{nearest(unknown[0], known)}: with --oracle, name others")
+    other = lambda name: dict(oracle=name) if config.oracle else dict(out_dir=name, init_from="")
+    return [config, *(replace(config, **other(name)) for name in others)]
+
+
+def filmed(config, name, denoiser, encoding, frozen, window, stop):
+    """-> the film of a walk, or None without --html, and the denoiser that it looks through"""
+    if not config.html:
+        return None, denoiser
+    if window:
+        raise BadInput(f"--html plays texts of one window: --length {window} at most, or a model that is ar or bd3lm")
+    seen = page.Seen(denoiser, encoding.n_vocab, len(frozen))
+    about = "the exact denoiser of the toy language" if config.oracle else config.out_dir
+    walk = "left to right" if name == "ar" else f"{config.sampler}, {config.steps} steps"
+    return page.Film(name, f"{about}; {walk}", seen, encoding, frozen, stop), seen
+
+
 def main(config):
     device = device_of(config.device)
-    model = exact(config.oracle) if config.oracle else restore(config.init_from or config.out_dir, device)
+    asked = [(flags, exact(flags.oracle) if flags.oracle else restore(flags.init_from or flags.out_dir, device))
+             for flags in beside(config)]
+    films = [run(flags, model, device) for flags, model in asked]
+    if config.html:
+        prompt = read_prompt(config.prompt)
+        size = page.write(config.html, f"“{prompt}”" if prompt else "from nothing", films)
+        print(f"{'-' * 8} {config.html}, {size / 1000:.0f} kB: open it in a browser", file=sys.stderr)
+
+
+def run(config, model, device):
+    """The texts of one model, printed. -> their film, with --html"""
     name, encoding, L = model.config.method, model.encoding, model.config.block_size
     if name == "classifier":
         raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
@@ -178,8 +228,9 @@ def main(config):
         raise BadInput("--guidance needs something to lean on: a --label, or a --prompt")
     sampler = sampler_of(config, name, encoding)
     endless = hasattr(model.method, "window")                # ar and bd3lm
+    stop = end_of_text(encoding) if endless else None
     if endless:
-        model.method.stop = end_of_text(encoding)
+        model.method.stop = None if config.html else stop    # in a film all texts go on to the end
         model.method.window = window_of(config.window or L, model.method)
     torch.manual_seed(config.seed)
     denoiser, began = Counted(compiled_by(config, model)), time.time()
@@ -196,20 +247,24 @@ def main(config):
     blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
     rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
     parts = 1 + math.ceil((given.shape[1] - L) / stride) if window else blocks
+    film, guided = filmed(config, name, guided, encoding, frozen, window, stop)
     screen = Screen(given.shape[1] if name == "ar" else (config.steps + rounds) * parts)
     walk = trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config), window, stride)
     try:
         for step, z in enumerate(walk):
+            shown = not_yet(z, frozen, step, encoding.n_vocab) if name == "ar" else z                   # (B, L)
+            if film:
+                film.add(shown, denoiser.calls)
             if config.watch and not config.json:
-                screen.show(step, z[0], frozen[0], encoding)
+                screen.show(step, shown[0], frozen[0], encoding)
     finally:
         screen.close()
-    stop = model.method.stop if endless else None
     rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
     texts = [(decode(encoding, row, config.gap), row) for row in rows]
     show(texts, given.shape[1], config, name, denoiser, time.time() - began)
     if config.png:                                           # last: where it fails, the texts are there
         png(config.png, torch.tensor(rows))
+    return film
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass, field
-from functools import partial
 from lzma import LZMAError
 from pathlib import Path
 from zlib import error as ZlibError

@@ -5,7 +5,6 @@ Most runs are in this process, since loading torch costs seconds.
 import json
 import os
 import re
-import signal
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -211,60 +210,6 @@ def test_the_judge_rates_samples_and_text_by_the_same_model(tmp_path, capsys):
     (_, rated, _), = [row for row in result["held_out"] if row[0].startswith("-log p by judge")]
     evaluate.main(replace(config, out_dir="judge", judge=""))
     assert rated == pytest.approx(json.loads(capsys.readouterr().out)["nats_per_token"], rel=1e-6)
-
-
-def frames(seen):
-    """The frames of --watch, and by how many lines the cursor went up before each."""
-    parts = re.split(r"(?:\x1b\[(\d+)F)?\x1b\[J", seen)
-    return parts[2::2], [int(up or 0) for up in parts[1::2]]
-
-
-def test_watching_redraws_each_frame_in_place_and_leaves_the_terminal_clean(terminal):
-    seen, code = terminal(["sample", "--oracle", "mdlm", "--watch", "--steps", 6, "--prompt", "the _ _ _"])
-    drawn, up = frames(seen)
-    assert code == 0 and len(drawn) == 7 and up[0] == 0
-    for frame, rise in zip(drawn, up[1:]):
-        assert frame.count("\n") == rise and "\x1b[1mt\x1b[0m" in frame              # what was given is bold
-        assert all(len(re.sub(r"\x1b\[\d*m", "", line)) < 40 for line in frame.splitlines())
-    assert "\x1b[2m_\x1b[0m" in drawn[0] and "\x1b[2m" not in drawn[6].split("--------")[0]      # noise is dim
-    assert seen.rindex("\x1b[0m") > max(seen.rfind(f"\x1b[{style}m") for style in (1, 2, 32))
-    assert "\x1b[?25l" not in seen                            # the cursor is never hidden
-
-
-def test_ctrl_c_while_watching_leaves_no_colour_and_no_traceback(terminal):
-    interrupted = []
-
-    def after(seen, process):
-        if seen.count(b"\x1b[J") > 5 and not interrupted:
-            interrupted.append(process.send_signal(signal.SIGINT))
-
-    seen, code = terminal(["sample", "--oracle", "udlm", "--watch", "--steps", 100_000], after)
-    assert code == 130 and seen.endswith("interrupted\n") and "Traceback" not in seen
-    assert seen.rindex("\x1b[0m") > max(seen.rfind(f"\x1b[{style}m") for style in (1, 2, 32))
-
-
-def test_watching_prints_plain_lines_where_there_is_no_terminal_or_no_colour_is_wanted(terminal, capsys):
-    sample.main(sample.Config(oracle="mdlm", watch=True, steps=6, prompt="the _ _ _", device="cpu"))
-    out = capsys.readouterr().out
-    assert "\x1b" not in out and out.startswith("step    0: 'the _ _ _'\n") and out.count("\nstep") == 6
-    seen, code = terminal(["sample", "--oracle", "mdlm", "--watch", "--steps", 6], NO_COLOR="1")
-    assert code == 0 and "\x1b" not in seen and seen.count("step ") == 7
-
-
-def test_a_tall_text_is_cut_to_the_screen_and_odd_characters_do_not_garble_it(monkeypatch, capsys):
-    monkeypatch.setattr(sample.sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "30")
-    monkeypatch.setenv("LINES", "10")
-    encoding = sample.exact("mdlm").encoding
-    screen = sample.Screen(2)
-    z = torch.zeros(300, dtype=torch.long)
-    for step in range(3):
-        screen.show(step, z, z.bool(), encoding)
-    drawn, up = frames(capsys.readouterr().out)
-    assert all(frame.count("\n") <= 9 for frame in drawn) and up[1:] == [9, 9]
-    assert sample.Screen.wrap([("\x1b", ""), ("\t", ""), ("界", ""), ("界", "")], 4) == ["  界", "界"]
 
 
 def test_in_a_terminal_a_bar_shows_progress(terminal):

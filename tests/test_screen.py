@@ -1,0 +1,215 @@
+"""
+--watch in a terminal: every frame takes the place of the one before, whatever it holds, and nothing else is touched.
+`Glass` is a terminal of the plainest kind: it knows what a frame may use, and refuses everything else.
+"""
+import re
+import signal
+import sys
+import unicodedata
+from types import SimpleNamespace
+
+import pytest
+import torch
+from runs import cache, elsewhere, terminal  # noqa: F401
+
+import sample
+import screen
+from data.tokenizer import byte_level, chars, encode, words
+
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+
+class Glass:
+    """What a terminal shows: rows of cells. Up by n lines, erase below, colours, new lines, and characters of 0, 1 or
+    2 columns; one that does not fit on its line is an error, since a terminal would break the line itself."""
+
+    def __init__(self, columns, lines=1000):
+        self.rows, self.at, self.column, self.width, self.lines, self.colour = [[]], 0, 0, columns, lines, ""
+
+    def feed(self, text):
+        known = r"\x1b\[(\d+)F|(\x1b\[J)|\x1b\[([\d;]*)m|([^\x1b])|\x1b"
+        for up, erase, colour, char in re.findall(known, text, re.S):
+            if up:
+                assert int(up) < self.lines                  # further than the screen no cursor goes
+                self.at, self.column = self.at - int(up), 0
+                assert self.at >= 0
+            elif erase:
+                self.rows[self.at:] = [self.rows[self.at][:self.column]]
+            elif colour:
+                self.colour = "" if colour == "0" else colour
+            elif char == "\n":
+                self.at, self.column = self.at + 1, 0
+                self.rows += [[]] * (self.at == len(self.rows))
+            else:
+                assert char.isprintable(), repr(text)
+                wide = unicodedata.east_asian_width(char) in "WF"
+                self.column += 0 if unicodedata.combining(char) else 1 + wide
+                assert self.column < self.width, repr(text)
+                self.rows[self.at].append((char, self.colour))
+        return self
+
+    def text(self):
+        return "\n".join("".join(char for char, _ in row) for row in self.rows)
+
+
+@pytest.fixture
+def tty(monkeypatch):
+    """Standard output is a terminal of that size. -> set its size"""
+    out = SimpleNamespace(isatty=lambda: True, write=lambda text: sys.stdout.write(text), flush=lambda: None)
+    monkeypatch.setattr(screen, "sys", SimpleNamespace(stdout=out))
+    monkeypatch.setattr(screen.time, "sleep", lambda seconds: None)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+    def size(columns, lines):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("LINES", str(lines))
+    size(80, 24)
+    return size
+
+
+def frames(seen):
+    """The frames, and by how many lines the cursor went up before each."""
+    parts = re.split(r"(?:\x1b\[(\d+)F)?\x1b\[J", seen)
+    return parts[2::2], [int(up or 0) for up in parts[1::2]]
+
+
+def shown(states, encoding, given=()):
+    """Show the states of a text one after the other."""
+    watched, frozen = screen.Screen(len(states) - 1), torch.zeros(len(states[0]), dtype=torch.bool)
+    frozen[list(given)] = True
+    for step, z in enumerate(states):
+        watched.show(step, torch.as_tensor(z), frozen, encoding)
+    watched.close()
+
+
+def test_watching_redraws_each_frame_in_place_and_leaves_the_terminal_clean(terminal):
+    seen, code = terminal(["sample", "--oracle", "mdlm", "--watch", "--steps", 6, "--prompt", "the _ _ _"])
+    drawn, up = frames(seen)
+    assert code == 0 and len(drawn) == 7 and up[0] == 0
+    for frame, rise in zip(drawn, up[1:]):
+        assert frame.count("\n") == rise and "\x1b[1mthe\x1b[0m" in frame            # what was given is bold
+        assert all(len(COLOURS.sub("", line)) < 40 for line in frame.splitlines())
+    text = lambda frame: frame.split("\n", 3)[3]             # below the head and the legend
+    assert "\x1b[2m_" in text(drawn[0]) and "\x1b[2m" not in text(drawn[6]).split("--------")[0]     # noise is dim
+    assert seen.rindex("\x1b[0m") > max(seen.rfind(f"\x1b[{style}m") for style in ("1", "2", "32", "33;4"))
+    assert "\x1b[?25l" not in seen                            # the cursor is never hidden
+    glass = Glass(40).feed(seen.split("--------")[0]).text()
+    assert glass.count("step") == 1 and "step 6 of 6 [" in glass and glass.count("_ mask") == 1  # one frame left
+
+
+def test_ctrl_c_while_watching_leaves_no_colour_and_no_traceback(terminal):
+    """And a cursor that is where the next line goes."""
+    interrupted = []
+
+    def after(seen, process):
+        if seen.count(b"\x1b[J") > 5 and not interrupted:
+            interrupted.append(process.send_signal(signal.SIGINT))
+
+    seen, code = terminal(["sample", "--oracle", "udlm", "--watch", "--steps", 100_000], after)
+    assert code == 130 and seen.endswith("interrupted\n") and "Traceback" not in seen and "\x1b[?25l" not in seen
+    glass = Glass(40).feed(seen)
+    assert glass.colour == "" and glass.text().splitlines()[-1].endswith("sample.py: interrupted")
+    assert glass.text().startswith("step") and glass.text().count("given") == 1
+
+
+def test_watching_prints_plain_lines_where_there_is_no_terminal_or_no_colour_is_wanted(terminal, capsys):
+    sample.main(sample.Config(oracle="mdlm", watch=True, steps=6, prompt="the _ _ _", device="cpu"))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and out.startswith("step    0: 'the _ _ _'\n") and out.count("\nstep") == 6
+    seen, code = terminal(["sample", "--oracle", "mdlm", "--watch", "--steps", 6], NO_COLOR="1")
+    assert code == 0 and "\x1b" not in seen and seen.count("step ") == 7
+
+
+@pytest.mark.parametrize("name, value", [("NO_COLOR", "1"), ("TERM", "dumb"), ("TERM", "")])
+def test_dumb_terminals_and_those_who_want_no_colour_get_plain_lines(name, value, tty, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    shown([[3, 3], [0, 3], [0, 1]], chars("abc"))
+    assert capsys.readouterr().out.splitlines() == ["step    0: '__'", "step    1: 'a_'", "step    2: 'ab'"]
+
+
+def test_what_opened_changed_was_given_or_is_still_hidden_each_has_its_own_style(tty, capsys):
+    shown([[0, 4, 4, 1], [0, 2, 4, 1], [0, 2, 4, 3]], words(["old", "dog", "cat", "eats"]), given=[0])
+    last, second = (frame.split("\n", 3)[3] for frame in reversed(frames(capsys.readouterr().out)[0][1:3]))
+    assert second.startswith("\x1b[1mold\x1b[0m \x1b[32mcat\x1b[0m \x1b[2m_\x1b[0m dog\n")
+    assert last.startswith("\x1b[1mold\x1b[0m cat \x1b[2m_\x1b[0m \x1b[33;4meats\x1b[0m\n")
+
+
+ODD = ("東京へ行く🙂 e\u0301e\u0301 \u0300 na\u00efve \u200b\u200d\ufe0f\u202etxt "
+       "\x07\x1b[31m\t한\u1112\u1161 end\n\n")
+
+
+@pytest.mark.parametrize("width", [21, 22, 23, 40, 80])
+def test_wide_combining_and_dangerous_characters_neither_break_a_line_nor_garble_the_screen(width, tty, capsys):
+    tty(width, 24)
+    encoding = byte_level()
+    ids = torch.from_numpy(encode(encoding, ODD * 3).astype("int64"))                               # (n,)
+    torch.manual_seed(0)
+    order = torch.rand(len(ids)).argsort()                                                          # (n,)
+    states = [torch.where(order < k * len(ids) // 9, ids, 256) for k in range(10)]
+    shown(states, encoding)
+    glass = Glass(width, 24).feed(capsys.readouterr().out)
+    text = glass.text()
+    assert text.startswith("step 9 of 9") and glass.colour == "" and text.count("step") == 1
+    if width == 80:
+        assert "東京へ行く🙂 e\u0301e\u0301 " in text and "txt" in text
+
+
+def test_words_stay_whole_and_only_what_is_longer_than_a_line_is_broken():
+    lines = lambda text, width: ["".join(char for char, _ in line) for line in
+                                 screen.wrap([(char, "") for char in text], width)]
+    assert lines("two old dogs sleep", 8) == ["two old ", "dogs ", "sleep"]
+    assert lines("two old dogs", 7) == ["two old", "dogs"]
+    assert lines("abcdefghij kl", 4) == ["abcd", "efgh", "ij ", "kl"]
+    assert lines("a\n\nb", 4) == ["a", "", "b"]
+    assert lines("界界界", 5) == ["界界", "界"] and lines("a 界界", 5) == ["a ", "界界"]
+    assert lines("\x1b\t界界", 4) == ["  ", "界界"] and lines("\u0301a", 4) == [" \u0301a"]
+    assert lines("a\u200bb\u202ec", 4) == ["abc"]
+    for width in range(2, 9):
+        assert all(screen.columns(line) <= width for line in lines("a 界 bc 界界 de\u0301f 界 g" * 5, width))
+
+
+def test_the_frame_never_gets_shorter_and_its_head_stays_where_it_is(tty, capsys):
+    """What the tokens spell grows and shrinks; under it nothing jumps."""
+    long, short = [0] * 40, [1] * 40
+    shown([short, long, short, long], words(["extraordinary", "a"]))
+    drawn, up = frames(capsys.readouterr().out)
+    heights = [frame.count("\n") for frame in drawn]
+    assert heights == sorted(heights) and heights[0] < heights[1] == heights[2] and up == [0, *heights[:-1]]
+    assert all(frame.startswith(f"step {i} of 3 [") for i, frame in enumerate(drawn))
+
+
+def test_a_text_taller_than_the_screen_is_shown_where_something_happens(tty, monkeypatch, capsys):
+    tty(30, 10)
+    monkeypatch.setattr(screen, "FASTEST", 0)                # no frame is left out
+    encoding, z = words([f"word{i}" for i in range(300)]), torch.full((300,), 300)                   # (300,)
+    states = [z]
+    for i in range(300):
+        states.append(torch.where(torch.arange(300) == i, i, states[-1]))
+    shown(states, encoding)
+    out = capsys.readouterr().out
+    drawn, up = frames(out)
+    assert all(frame.count("\n") <= 8 for frame in drawn) and max(up) <= 8
+    assert len(drawn) == 301 and all(f"\x1b[32mword{i}\x1b[0m" in frame for i, frame in enumerate(drawn[1:]))
+    Glass(30, 10).feed(out)
+
+
+def test_a_long_walk_leaves_frames_out_but_never_the_last_and_a_short_one_waits(tty, monkeypatch, capsys):
+    slept, looks = [], []                                    # a clock that ticks at every look
+    monkeypatch.setattr(screen.time, "sleep", slept.append)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: looks.append(0) or 0.001 * len(looks) + sum(slept))
+    shown([[0]] * 2001, chars("a"))
+    drawn, _ = frames(capsys.readouterr().out)
+    assert 60 < len(drawn) < 240 and drawn[-1].startswith("step 2000 of 2000") and not slept
+    shown([[0]] * 9, chars("a"))
+    drawn, _ = frames(capsys.readouterr().out)
+    assert len(drawn) == 9 and sum(slept) == pytest.approx(8 * screen.SLOWEST, rel=0.1)
+
+
+def test_a_window_of_another_size_gets_a_new_frame_below_the_old_one(tty, capsys):
+    watched, z = screen.Screen(9), torch.zeros(60, dtype=torch.long)                                # (60,)
+    watched.show(0, z, z.bool(), chars("a"))
+    tty(40, 24)
+    watched.show(1, z, z.bool(), chars("a"))
+    drawn, up = frames(capsys.readouterr().out)
+    assert up == [0, 0] and all(len(COLOURS.sub("", line)) < 40 for line in drawn[1].splitlines())
