@@ -93,7 +93,8 @@ CHANGES = {                                                  # name -> flags of 
     "8 layers of 88": (dict(n_layer=8, n_embd=88), {}),
 }
 TOGETHER = {"all": (ALL, BEST), "all but told the time": (ALL, {**BEST, "told": True}),
-            "all but weighted 1/t": (ALL, {**BEST, "simple": False}), "all with opposite masks": (ALL, {**BEST, "pairs": True}),
+            "all but weighted 1/t": (ALL, {**BEST, "simple": False}),
+            "all with opposite masks": (ALL, {**BEST, "pairs": True}),
             "all in 2 layers of 184": ({**ALL, "n_layer": 2, "n_embd": 184}, BEST)}
 
 
@@ -123,7 +124,7 @@ def reached(corpus, x, recipe, steps, seed):
     each = learner(corpus, *recipe, steps, seed)
     for step in range(steps):
         each.step(step)
-    return estimate(each.method, each.average.module.eval(), x, 4)
+    return estimate(each.method, each.average, x, 4)
 
 
 def main(config):
