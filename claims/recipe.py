@@ -27,6 +27,7 @@ class Config:
     steps: int = flag(2000, "steps of the plain recipe", least=20)
     share: float = flag(1.0, "share of these steps, for a quick look", least=0.01, most=100)
     only: str = flag("", "rows to run, with commas between; empty: all")
+    target: float = flag(0.0, "the bound to reach, where it is known; 0: train the plain recipe first", least=0)
     rounds: int = flag(9, "rounds in which the steps are timed", least=1)
 
 
@@ -149,8 +150,8 @@ def main(config):
                       f"{f'{bound:.3f} +- {error:.3f}':>20}"
 
     for seed in range(1, config.seeds + 1):
-        tries = []
-        for lr in (1e-3, 2e-3, 4e-3):
+        tries = [(config.target, "", PLAIN["learning_rate"])] if config.target else []
+        for lr in () if config.target else (5e-4, 1e-3, 2e-3):
             tries.append((*row("plain", (dict(learning_rate=lr), {}), 1.0, seed), lr))
             print(f"{tries[-1][1]}    learning rate {lr}", flush=True)
         target, _, lr = min(tries)
