@@ -12,6 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+import torch._dynamo                                         # these three are not used here, but by each of the forks
+import torch.distributed.checkpoint.state_dict
+import torch.distributed.fsdp
 
 import parallel
 import train
