@@ -24,8 +24,9 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 
 
 def device_name(name):
-    """auto, where several processes share a machine with GPUs: to each its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "auto" and WORLD > 1 and torch.cuda.is_available() else name
+    """auto or cuda, where several processes share a machine with GPUs: to each its own."""
+    several = WORLD > 1 and torch.cuda.is_available() and name in ("auto", "cuda")
+    return f"cuda:{os.environ['LOCAL_RANK']}" if several else name
 
 
 def start(device):
@@ -37,7 +38,9 @@ def start(device):
 
 
 def stop():
+    """Leave together: who hangs up early cuts off what others are still told."""
     if WORLD > 1:
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -92,6 +92,8 @@ CHANGES = {                                                  # name -> flags of 
     "norms of q and k": (dict(qk_norm=True), {}),
     "2 layers of 184": (dict(n_layer=2, n_embd=184), {}),
     "8 layers of 88": (dict(n_layer=8, n_embd=88), {}),
+    "medium precision": (dict(matmul_precision="medium"), {}),
+    "bfloat16": (dict(dtype="bfloat16"), {}),
 }
 TOGETHER = {"all": (ALL, BEST), "all but told the time": (ALL, {**BEST, "told": True}),
             "all but weighted 1/t": (ALL, {**BEST, "simple": False}),
@@ -113,6 +115,7 @@ def seconds_per_step(corpus, recipes, rounds):
     taken = {name: [] for name in recipes}
     for n in range(rounds + 2):                              # the first ones touch fresh memory
         for name, each in learners.items():
+            torch.set_float32_matmul_precision(each.config.matmul_precision)
             began = time.process_time()
             each.step(2 * n)
             each.step(2 * n + 1)
@@ -123,6 +126,7 @@ def seconds_per_step(corpus, recipes, rounds):
 def reached(corpus, x, recipe, steps, seed):
     """The bound after so many steps -> nats/token, standard error"""
     each = learner(corpus, *recipe, steps, seed)
+    torch.set_float32_matmul_precision(each.config.matmul_precision)
     for step in range(steps):
         each.step(step)
     return estimate(each.method, each.average, x, 4)

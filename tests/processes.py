@@ -1,7 +1,8 @@
 """
 Runs of several processes without the seconds that each needs to load torch: they are forks of one that has it.
 
-    python tests/processes.py JOBS      JOBS is JSON: a list of [number of processes, flags, given], one after the other
+    python tests/processes.py GROUPS    JSON: a list of [number of processes, [[flags, given], ...]]; a group's runs
+                                        come one after the other, in the same processes
 """
 import json
 import os
@@ -26,25 +27,27 @@ def free_port():
         return s.getsockname()[1]
 
 
-def fork(rank, world, port, flags, given):
-    pid = os.fork()
-    if pid:
-        return pid
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def work(rank, world, runs, ports):
     parallel.RANK, parallel.WORLD = rank, world
-    try:
-        train.main(train.Config(**flags), given)
-    except BaseException as error:                           # also what would end a script with a sentence
-        print(f"{flags['out_dir']}, process {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1")
+    for (flags, given), port in zip(runs, ports):
+        os.environ["MASTER_PORT"] = str(port)
+        try:
+            train.main(train.Config(**flags), given)
+        except BaseException as error:                       # also what would end a script with a sentence
+            print(f"{flags['out_dir']}, process {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
     os._exit(0)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     train.report = train.final = lambda *args: None
-    for world, flags, given in json.loads(sys.argv[1]):
-        port = free_port()
-        children = [fork(rank, world, port, flags, given) for rank in range(world)]
+    for world, runs in json.loads(sys.argv[1]):
+        ports, children = [free_port() for _ in runs], []
+        for rank in range(world):
+            children.append(os.fork())
+            if children[-1] == 0:
+                work(rank, world, runs, ports)
         for child in children:
             os.waitpid(child, 0)
