@@ -2,7 +2,6 @@
 import copy
 import math
 import threading
-import time
 
 import pytest
 import torch
@@ -64,28 +63,32 @@ def test_no_step_looks_at_a_number_on_the_device(flags):
 # ---- text, ahead of the step
 
 class Slow:
-    """A corpus that tells who draws what, and takes its time."""
+    """A corpus that tells who draws, and lets other threads wait at a gate."""
 
-    def __init__(self, wait=0.0):
-        self.corpus, self.wait, self.by, self.fails = load("toy", 8), wait, [], False
+    def __init__(self):
+        self.corpus, self.gate, self.by, self.fails = load("toy", 8), threading.Event(), [], False
         self.encoding, self.classes = self.corpus.encoding, ()
+        self.gate.set()
 
     def examples(self, split, n, generator):
-        self.by.append(threading.current_thread())
-        time.sleep(self.wait)
+        mine = threading.current_thread() is threading.main_thread()
+        self.by.append("main" if mine else "another")
+        assert mine or self.gate.wait(60)
         if self.fails:
             raise BadInput("the disk is gone")
         return self.corpus.examples(split, n, generator)
 
 
 def test_the_text_of_the_next_step_is_drawn_in_a_thread_while_this_one_runs():
-    each = learner(corpus := Slow(0.05))
-    each.step(0)
-    assert len(corpus.by) == 2 and threading.main_thread() in corpus.by and len(set(corpus.by)) == 2
+    each = learner(corpus := Slow())
+    corpus.gate.clear()
+    each.step(0)                                             # the whole step, while the next text is still to come
+    assert not each.text.made.done()
+    corpus.gate.set()
+    for step in (1, 2, 3):
+        each.step(step)
     each.text.made.result()
-    began = time.perf_counter()
-    each.on_device(each.text(1, then=2))
-    assert time.perf_counter() - began < 0.04 and len(corpus.by) == 3        # it was there
+    assert corpus.by == ["main"] + 4 * ["another"]           # only the first had nobody to draw it ahead
 
 
 def test_a_text_is_that_of_its_number_whoever_asks_in_whatever_order():
