@@ -73,7 +73,7 @@ class Recipe(MDLM):
         if self.pairs:
             x, t, u = torch.cat([x, x]), torch.cat([t, 1 - t]), torch.cat([u, 1 - u])                   # (2B, L), ..
         t = 1 - (1 - t).sqrt() if self.simple else t                                                    # (B, 1)
-        z = torch.where(u < t, self.process.mask, x)                                                    # (B, L)
+        z = torch.where(u < self.process.alpha(t), x, self.process.mask)                                # (B, L)
         ce = self.cross_entropy(denoiser, x, z, t)                                                      # (B, L)
         return 3 * ce if self.simple else masked_bound(self.process, ce, z, t)                          # (B, L)
 

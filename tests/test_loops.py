@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import optim
 import train
+from claims.recipe import Recipe
 from data import BadInput
 from data.text import load
 from learner import Ahead, Learner
+from masked import MDLM
 
 CPU = torch.device("cpu")
 
@@ -211,6 +213,28 @@ def test_the_move_of_muon_is_nearly_orthogonal_along_the_gradient():
         assert 0.6 < values.min() and values.max() < 1.3
         assert (mixed - torch.diag_embed(values)).abs().max() < 0.06                                    # bfloat16
     assert math.isfinite(optim.orthogonal(torch.zeros(1, 4, 4)).sum())
+
+
+# ---- the recipes of claims.recipe
+
+@pytest.mark.parametrize("weighting, choices", [
+    ("simple", dict(told=False, even=True, simple=True)), ("bound", dict(told=False, even=True))])
+def test_the_recipes_at_both_ends_are_the_losses_of_mdlm(weighting, choices):
+    each = learner(method="mdlm")
+    x, losses = each.drawn(0)[0], []
+    for method in (MDLM(each.method.n_tokens, weighting), Recipe(each.method.n_tokens, **choices)):
+        torch.manual_seed(3)
+        losses.append(method.loss(each.model, x))
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+
+
+def test_opposite_masks_cover_every_token_once(monkeypatch):
+    each, seen = Recipe(5, pairs=True), []
+    monkeypatch.setattr(each, "cross_entropy", lambda denoiser, x, z, t: (seen.append((z, t)), torch.ones(x.shape))[1])
+    each.loss(None, torch.zeros(6, 40, dtype=torch.long))
+    (z, t), masked = seen[0], seen[0][0] == each.process.mask                                           # (6, 40)
+    assert (masked[:3] ^ masked[3:]).all() and torch.equal(t[:3], 1 - t[3:])
+    assert 0 < masked[:3].float().mean() < 1 and z.shape == (6, 40)
 
 
 def test_shards_need_processes_and_a_schedule_inside_the_network(capsys):
