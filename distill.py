@@ -178,7 +178,7 @@ class Student(Learner):
         r, since = divmod(step, self.settings.iters_per_round)
         self.objective.dt = min(1.0, 2 ** r / self.settings.first_steps)         # of the step alone: resumes exactly
         if since == 0 and r > 0:
-            source = self.average.module if self.settings.refresh == "ema" else self.model
+            source = self.average if self.settings.refresh == "ema" else self.model
             self.teacher.load_state_dict(source.state_dict())
         return super().step(step)
 
@@ -200,7 +200,7 @@ def rated(learner, denoiser, steps):
 
 def report(learner, step, folder):
     """After each round: the bound, which distilling loosens, and samples in few steps."""
-    settings, denoiser = learner.settings, learner.average.module.eval()
+    settings, denoiser = learner.settings, learner.gathered
     bound, error = learner.bound("val", 512)
     rows = {n: rated(learner, denoiser, n) for n in (4, 8, 16)}
     tqdm.write(f"round {step // settings.iters_per_round} of {settings.rounds}, step {step}: held-out bound "
@@ -235,7 +235,7 @@ def prepare(settings, given):
     known = {f.name: teacher["config"].get(f.name, f.default) for f in fields(train.Config)}
     config = train.Config(**{**known, **{name: getattr(settings, name) for name in own}, "out_dir": out_dir,
                              "max_iters": settings.rounds * settings.iters_per_round, "lr_schedule": "constant",
-                             "eval_interval": settings.iters_per_round})
+                             "eval_interval": settings.iters_per_round, "shard": False})
     return train.equip(config, state, partial(Student, settings=settings, teacher=teacher))
 
 

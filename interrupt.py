@@ -1,15 +1,12 @@
 """
 How a run ends before its last step: Ctrl-C or SIGTERM, after which it saves and leaves; or a loss that is no number.
 """
-import os
 import signal
 
 import torch
-import torch.distributed as dist
 
+import parallel
 from data import BadInput
-
-WORLD = int(os.environ.get("WORLD_SIZE", 1))                 # processes; set by torchrun
 
 
 class Stop:
@@ -27,29 +24,24 @@ class Stop:
             signal.signal(number, handler)
 
     def ask(self, number, frame):
-        if WORLD == 1 and (self.asked or not self.unsaved):  # torchrun repeats its signals: there, twice means once
+        if parallel.WORLD == 1 and (self.asked or not self.unsaved):     # torchrun repeats its signals: twice is once
             raise KeyboardInterrupt
         self.asked = True
 
-    def everywhere(self, device):
-        """One process that was asked to stop stops them all, after the same step."""
-        if WORLD == 1:
-            return self.asked
-        asked = torch.tensor(int(self.asked), device=device)                                            # ()
-        dist.all_reduce(asked)
+    def everywhere(self):
+        """One process that was asked to stop stops them all, after the same step. They agree on the CPU."""
+        asked = parallel.total(torch.tensor(int(self.asked)))                                           # ()
         self.asked = self.asked or bool(asked)               # subtle: it may have become True during the sum, and then
         return bool(asked)                                   # only this process knows: the next sum tells the others
 
 
 def look(losses, step, saved, config):
     """The mean of the losses since the last look; one that is no number ends the run. losses: k of (2,) -> float"""
-    losses = torch.stack(losses)                                                                        # (k, 2)
-    if WORLD > 1:
-        dist.all_reduce(losses)
+    losses = parallel.total(torch.stack(losses))                                                        # (k, 2)
     bad = ~losses.isfinite().all(-1)                                                                    # (k,)
     if bad.any():
         first = step - len(losses) + 1 + int(bad.nonzero()[0])
         rest = f"the checkpoint of step {saved} is whole" if saved else "nothing was saved yet"
         raise BadInput(f"the loss or its gradient is not finite at step {first} (seed {config.seed}): {rest}; try a "
                        f"lower --learning_rate and --muon_lr, a longer --warmup_iters, or --dtype float32")
-    return losses[:, 0].mean().item() / WORLD
+    return losses[:, 0].mean().item() / parallel.WORLD

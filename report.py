@@ -16,7 +16,7 @@ from tables import show_by_noise
 
 def report(learner, step, folder):
     """One evaluation, printed: the bound on train and held-out text, and a sample."""
-    config, corpus, average = learner.config, learner.corpus, learner.average.module
+    config, corpus, average = learner.config, learner.corpus, learner.gathered
     classifies = config.method == "classifier"
     told = lambda nats, error: f"{nats:.3f} +- {error:.3f} nats/text" if classifies else unit(
         nats, error, corpus.bytes_per_token)
@@ -34,7 +34,7 @@ def report(learner, step, folder):
         return
     torch.manual_seed(config.seed)
     L, label = config.block_size, torch.zeros(1, dtype=torch.long, device=learner.device)               # (1,)
-    writer = Told(average.eval(), label) if learner.classes else average.eval()      # a text of the first class
+    writer = Told(average, label) if learner.classes else average      # a text of the first class
     x, frozen, _ = learner.on_device(corpus.example_windows("val", 1))                                  # (1, L)
     x = generate(learner.method, writer, 1, L, L, device=learner.device, given=x, frozen=frozen)[0]     # (L,)
     tqdm.write("    | " + corpus.text(x.tolist()).replace("\n", "\n    | "))
@@ -44,7 +44,7 @@ def final(learner):
     """The whole held-out text, beside what counting alone reaches on it: how much was learnt?"""
     config, corpus, draws = learner.config, learner.corpus, 4
     if config.method == "classifier":
-        show_by_noise(by_noise(learner.method, learner.average.module.eval(), corpus, 1000, learner.device))
+        show_by_noise(by_noise(learner.method, learner.gathered, corpus, 1000, learner.device))
         return print(f"\npython sample.py --label {learner.classes[0]} --classifier {config.out_dir} --out_dir ...")
     nats, error = learner.bound("val", 1000, draws)
     bits = 1 / math.log(2) / corpus.bytes_per_token

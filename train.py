@@ -80,18 +80,21 @@ class Config:
     eval_iters: int = flag(8, "batches per evaluation", least=1)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
+    matmul_precision: str = flag("highest", "of float32 products; high, medium: TF32 on GPUs, TF32, bfloat16 on CPUs",
+                                 choices=["highest", "high", "medium"])
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
         "", "default", "reduce-overhead", "max-autotune"], alone="default")
     attention: str = flag("auto", "who computes it: PyTorch, FlexAttention (GPUs), our Triton kernel (GPUs), or the "
                           "best for each call", choices=["auto", "sdpa", "flex", "triton"])
+    recompute: bool = flag(False, "forget what is inside blocks, compute it again for the gradient: saves memory")
+    shard: bool = flag(False, "torchrun: spread weights and optimizers over the processes (FSDP2), no copies (DDP)")
     log_interval: int = flag(10, "steps between looks at the loss", least=1)
     tensorboard: bool = flag(False, "metrics for TensorBoard too, in out_dir/tensorboard")
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
 
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # set by torchrun
 CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
-if CONFIG and RANK == 0:
+if CONFIG and os.environ.get("RANK", "0") == "0":
     what = f"{CONFIG.method} on {CONFIG.data}" if CONFIG.init_from != "resume" else "going on"
     print(f"palimpsest: {what}", flush=True)
 
@@ -100,11 +103,11 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 import checkpoint
 import hub
+import parallel
 from data import BadInput, text, tokenizer
 from interrupt import Stop, look
 from learner import Learner
@@ -129,11 +132,13 @@ def train(learner, folder, stop, report=report):
     with tqdm(range(first, config.max_iters), initial=first, total=config.max_iters,
               disable=None if folder else True) as bar:      # None: where stderr is no terminal
         for step in bar:
-            if folder and (step == first or step % config.eval_interval == 0):
-                report(learner, step, folder)
+            if step == first or step % config.eval_interval == 0:
+                learner.gather()
+                if folder:
+                    report(learner, step, folder)
             stop.unsaved = True
             losses.append(learner.step(step))
-            done, stopping = step + 1, stop.everywhere(learner.device)
+            done, stopping = step + 1, stop.everywhere()
             due = stopping or done % config.eval_interval == 0 or done == config.max_iters
             if due or step == first or done % config.log_interval == 0:
                 loss, losses, seconds = look(losses, done, stop.saved, config), [], time.time() - began
@@ -145,8 +150,9 @@ def train(learner, folder, stop, report=report):
                     print(f"step {done:>5} of {config.max_iters}  loss {loss:.3f}  {seconds:.0f} s", flush=True)
                     shown = time.time()
             if due:
+                state = learner.state(done)
                 if folder:
-                    folder.save(learner.state(done))
+                    folder.save(state)
                 stop.saved, stop.unsaved = done, False
             if stopping:
                 break
@@ -192,9 +198,13 @@ def check(config):
     """What no single flag can tell is wrong."""
     if config.n_embd % config.n_head or config.n_embd // config.n_head % 2:
         raise BadInput(f"--n_embd {config.n_embd} must be --n_head {config.n_head} times an even number")
-    if config.gradient_accumulation_steps % WORLD:
+    if config.gradient_accumulation_steps % parallel.WORLD:
         raise BadInput(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} cannot be shared by "
-                       f"{WORLD} processes: give a multiple of {WORLD}")
+                       f"{parallel.WORLD} processes: give a multiple of {parallel.WORLD}")
+    if config.shard and (parallel.WORLD == 1 or config.method == "genmd4"):
+        raise BadInput("--shard cannot spread genmd4, whose schedule is read outside of the network: leave it out"
+                       if config.method == "genmd4" else
+                       "--shard spreads the weights over processes, and there is one: start it with torchrun")
     if config.method == "bd3lm" and config.block_size % config.diffusion_block:
         raise BadInput(f"--block_size {config.block_size} must be a multiple of --diffusion_block "
                        f"{config.diffusion_block}")
@@ -222,23 +232,21 @@ def prepare(config, given):
 
 def equip(config, state, make):
     """Device, folder, text and precision for make(config, corpus, device); `state` is what to go on from, or None."""
-    here = "cuda:" + os.environ["LOCAL_RANK"] if WORLD > 1 and torch.cuda.is_available() else "auto"
-    device = checkpoint.device_of(here if config.device == "auto" else config.device)
+    device = checkpoint.device_of(parallel.device_name(config.device))
+    torch.set_float32_matmul_precision(config.matmul_precision)
     if kernels:
         kernels.attend_by(config.attention, device)
     elif config.attention not in ("auto", "sdpa"):
         raise BadInput(f"--attention {config.attention} needs the file kernels.py, which is not here")
-    folder = checkpoint.Folder(config.out_dir, state and state["step"]) if RANK == 0 else None
+    folder = checkpoint.Folder(config.out_dir, state and state["step"]) if parallel.RANK == 0 else None
     corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state), config.vocab_size,
                        sft=config.sft)
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
         raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the "
                        f"text (or the Python) of then, or start anew with another --out_dir")
-    dtype = [checkpoint.dtype_of(config.dtype, device)]
-    if WORLD > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        dist.broadcast_object_list(dtype)                    # one choice for all
-    learner = make(replace(config, dtype=dtype[0]), corpus, device)          # saved: a resumed run does not choose
+    parallel.start(device)
+    dtype = parallel.agree(checkpoint.dtype_of(config.dtype, device))
+    learner = make(replace(config, dtype=dtype), corpus, device)             # saved: a resumed run does not choose
     if state:
         learner.load(state)
     return learner, folder, state["step"] if state else 0
@@ -256,10 +264,11 @@ def run(learner, folder, first, report, final):
     if folder:
         size, dtype = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"
         print(f"{learner.corpus.about}\n{size:,} parameters, {learner.device}, {dtype}, "
-              f"{WORLD} process{'es' * (WORLD > 1)}, to {learner.config.out_dir}")
+              f"{parallel.WORLD} process{'es' * (parallel.WORLD > 1)}, to {learner.config.out_dir}")
     with Stop(first) as stop:
         try:
             train(learner, folder, stop, report)
+            learner.gather()
             if folder and not stop.asked:
                 report(learner, stop.saved, folder)
                 final(learner)
@@ -271,8 +280,7 @@ def run(learner, folder, first, report, final):
             if isinstance(error, BrokenPipeError):
                 raise
             raise BadInput(lost(error, stop.saved, learner.config.out_dir)) from None
-        if WORLD > 1:
-            dist.destroy_process_group()
+        parallel.stop()
     if folder and stop.asked:
         print(f"stopped: step {stop.saved} is saved in {learner.config.out_dir}, go on with --init_from resume"
               if stop.saved else "stopped before the first step: nothing to save")

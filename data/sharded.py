@@ -162,9 +162,9 @@ class Sharded:
         given tokens, and for classes."""
         return self.in_order("train", number * n + np.arange(n), seed), None, None
 
-    def examples(self, split, n):
+    def examples(self, split, n, generator=None):
         """The same, drawn at random."""
-        return self.batch(split, n), None, None
+        return self.batch(split, n, generator), None, None
 
     def example_windows(self, split="val", most=None):
         return self.windows(split, most), None, None

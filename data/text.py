@@ -81,9 +81,9 @@ class Corpus:
             blocks = blocks[np.linspace(0, len(blocks) - 1, most).astype(int)]                       # (most, L)
         return torch.from_numpy(blocks.astype(np.int64))                                             # (m, L)
 
-    def examples(self, split, n):
+    def examples(self, split, n, generator=None):
         """What train.py learns from: x (n, L); frozen (n, L), where tokens are given, or None; label (n,), or None"""
-        return self.batch(split, n), None, None
+        return self.batch(split, n, generator), None, None
 
     def example_windows(self, split="val", most=None):
         """The same of `windows`."""

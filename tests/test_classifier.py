@@ -52,8 +52,8 @@ class Topics:
     def __init__(self):
         self.encoding = load("toy", 4).encoding
 
-    def examples(self, split, n):
-        label = torch.randint(4, (n,))                                                                  # (n,)
+    def examples(self, split, n, generator=None):
+        label = torch.randint(4, (n,), generator=generator)                                             # (n,)
         return label[:, None].expand(-1, 4).contiguous(), None, label
 
     def example_windows(self, split, most):
@@ -72,7 +72,7 @@ def test_it_learns_the_exact_posterior_where_that_is_known(noise):
         e = likelihood(learner.method.process, z, t.double().clamp(1e-6, 1 - 1e-6))                     # (B, L, N)
         return (e.clamp(min=1e-30).log().sum(1)[:, :4])                                                 # (B, 4)
     ours, best = (evaluate.examine(learner.method.process, [judge], *Topics().example_windows("val", 1000)[::2],
-                                   evaluate.TIMES) for judge in (learner.average.module.eval(), exact))
+                                   evaluate.TIMES) for judge in (learner.average, exact))
     for t in evaluate.TIMES:
         (nats, right), (least, most) = ours[t][0], best[t][0]
         assert nats.mean() < least.mean() + 0.1 and right.double().mean() > most.double().mean() - 0.04

@@ -17,8 +17,8 @@ def test_a_network_learns_what_its_label_tells(tmp_path):
         def __init__(self, corpus):
             self.encoding = corpus.encoding
 
-        def examples(self, split, n):
-            label = torch.randint(4, (n,))                                                              # (n,)
+        def examples(self, split, n, generator=None):
+            label = torch.randint(4, (n,), generator=generator)                                         # (n,)
             return label[:, None].expand(-1, 4).contiguous(), None, label
 
         def example_windows(self, split, most):
