@@ -187,6 +187,6 @@ def sampler_error(config, n=256):
 if __name__ == "__main__":
     with one_line_errors():
         if not CONFIG.command:
-            raise BadInput("say what to measure: python bench.py train, toy, text, oracle, speed or gpu; --help tells more")
+            raise BadInput("say what to measure: train, toy, text, oracle, speed or gpu; --help tells more")
         {"train": yardstick, "toy": toy, "text": text, "oracle": sampler_error, "speed": speed.cpu,
          "gpu": speed.gpu}[CONFIG.command](CONFIG)

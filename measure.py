@@ -22,7 +22,8 @@ def processor():
         lines = (line.partition(":") for line in open("/proc/cpuinfo"))
         return next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
     if sys.platform == "darwin":
-        return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout.strip()
+        words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
     name = platform.processor()
     return "" if name == platform.machine() else name
 
@@ -51,7 +52,7 @@ def cost(do, device):
 
 
 def paired(ways, rounds, device):
-    """Each way once in every round, after one to warm up. ways {name: (do, times)} -> {name: [seconds]}, times times"""
+    """Each way once in every round, after one to warm up. ways {name: (do, times)} -> {name: [seconds x times]}"""
     for do, _ in ways.values():
         do()
     seconds = {name: [] for name in ways}

@@ -9,7 +9,12 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
     python sample.py --oracle udlm --label farm --guidance 2     texts of a class, and more so than the data are
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
+    python sample.py --num_samples 1000 --json > texts.jsonl     many: a line for each text as soon as it is finished
     python sample.py --chat                                      talk to a network that has learnt to answer
+
+Texts are written --batch_size at a time and printed with their number as they finish: batch after batch, and those of
+ar and bd3lm that draw the end of a text before the rest of their batch. What is printed stays, whatever comes then. A
+seed fixes the texts for a given --batch_size, not beyond: texts that are written together share their chance.
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
@@ -25,6 +30,10 @@ class Config(Sampling):
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
+    batch_size: int = flag(0, "texts at once, which share their chance; 0: as many as half the free memory holds",
+                           least=0)
+    dtype: str = flag("float32", "of matrix products; auto: bfloat16 where it is faster, which rounds predictions",
+                      ["float32", "bfloat16", "auto"])
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
     window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
     stride: int = flag(0, "texts longer than in training: new tokens per window; 0 means half a window", least=0)
@@ -44,15 +53,19 @@ from pathlib import Path
 import torch
 
 import chat
-from checkpoint import device_of, restore
+from checkpoint import device_of, dtype_of, restore
 from data import BadInput
 from data.digits import png
 from data.tokenizer import decode, encode
 from decoding import windows
 from diffusion import ancestral, probabilities
+from memory import fitting, per_text
 from oracle import exact
 from screen import Screen
 from steering import end_of_text, law_of, sampler_of, steer
+
+
+LEFT_OUT = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "json", "device")   # of JSON
 
 
 def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
@@ -139,19 +152,48 @@ def stride_of(stride, block_size):
     return stride or max(1, block_size // 2)
 
 
-def show(texts, length, config, name, denoiser, seconds):
-    """The texts of so many tokens, and what they cost; or one line of JSON each. texts: [(text, ids)]"""
-    if config.json:
-        left_out = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "json", "device")
-        shared = {key: value for key, value in vars(config).items() if key not in left_out}
-        for text, ids in texts:
-            print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": denoiser.calls,
-                              "seconds": round(seconds, 3)}))
-        return
-    for i, (text, _) in enumerate(texts):
-        print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {length} tokens, {name}, {config.sampler}: {denoiser.calls} network calls, "
-          f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {seconds:.1f} s", file=sys.stderr)
+def texts_at_once(config, model, length, device):
+    """--batch_size, or what fits."""
+    if config.batch_size or config.oracle:
+        return min(config.num_samples, config.batch_size or 64)
+    scored = getattr(model.method, "block", 1) if hasattr(model.method, "window") else None
+    copies = 1 + (config.guidance != 1) + bool(config.classifier) * config.candidates
+    return min(config.num_samples, fitting(copies * per_text(model.denoiser, length, scored), device))
+
+
+def ended(z, frozen, method):
+    """Texts of ar and bd3lm that drew their end and have left the batch, filled up with it. (In the last block the
+    samplers of masks may still take it back.) z, frozen (B, L) -> (B,)"""
+    if getattr(method, "stop", None) is None:
+        return torch.zeros(len(z), dtype=torch.bool)                                                    # (B,)
+    at_the_end = ((z == method.stop) & ~frozen).flip(-1).cumprod(-1).sum(-1)                            # (B,) stops
+    return at_the_end > getattr(method, "block", 1)                                                     # (B,)
+
+
+def written(walk, frozen, method, show=None):
+    """The texts of a batch as they are finished: yields (which, ids). show(step, z) sees every state, and then all
+    texts come at the end, so that they do not run into what it shows."""
+    waiting = dict.fromkeys(range(len(frozen)))
+    for step, z in enumerate(walk):
+        if show:
+            show(step, z)
+            continue
+        for i in ended(z, frozen, method).nonzero()[:, 0].tolist():
+            if i in waiting:
+                del waiting[i]
+                yield i, z[i].tolist()
+    for i in waiting:
+        yield i, z[i].tolist()
+
+
+def tell(number, text, ids, shared, calls, since):
+    """Print a text as soon as it is there; or, where flags are `shared`, a line of JSON with them, and with the
+    network calls and the seconds that its batch has taken so far."""
+    if shared is None:
+        return print(f"{'-' * 8} text {number}\n{text}", flush=True)
+    flags = {key: value for key, value in shared.items() if key not in LEFT_OUT}
+    print(json.dumps({"text": text, "ids": ids, "number": number, **flags, "network_calls": calls,
+                      "seconds": round(time.time() - since, 3)}), flush=True)
 
 
 def main(config):
@@ -171,33 +213,43 @@ def main(config):
         model.method.stop = end_of_text(encoding)
         model.method.window = window_of(config.window or L, model.method)
     torch.manual_seed(config.seed)
-    denoiser, began = Counted(model.denoiser), time.time()
+    denoiser = Counted(model.denoiser)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(config.dtype, device) == "bfloat16")
     if config.chat:
         screen = lambda: Screen() if config.watch and not config.json else None
-        return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)
-    given, frozen = template(prompt, config.gap, encoding, config.length, L)
-    window, stride = L if len(given) > L and not endless else None, stride_of(config.stride, L)
-    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
+        with half:
+            return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)
+    given, frozen = template(prompt, config.gap, encoding, config.length, L)                            # (L,) each
+    length, window, stride = len(given), L if len(given) > L and not endless else None, stride_of(config.stride, L)
     guided, sampler = steer(config, model, denoiser, sampler, device)
     if not config.label:
-        guided = chat.guided(model, guided, frozen, config, window)
-    blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
+        guided = chat.guided(model, guided, frozen[None].to(device), config, window)
     rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
-    parts = 1 + math.ceil((given.shape[1] - L) / stride) if window else blocks
-    screen = Screen(given.shape[1] if name == "ar" else (config.steps + rounds) * parts)
-    walk = trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config), window, stride)
-    try:
-        for step, z in enumerate(walk):
-            if config.watch and not config.json:
-                screen.show(step, z[0], frozen[0], encoding)
-    finally:
-        screen.close()
-    stop = model.method.stop if endless else None
-    rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
+    parts = 1 + math.ceil((length - L) / stride) if window else length // getattr(model.method, "block", length)
+    size, began, rows = texts_at_once(config, model, window or length, device), time.time(), {}
+    shared = None if not config.json else {**vars(config), "batch_size": size}
+    with half:
+        for first in range(0, config.num_samples, size):
+            batch = [a.to(device).expand(min(size, config.num_samples - first), -1) for a in (given, frozen)]  # (B, L)
+            calls, since = denoiser.calls, time.time()
+            torch.manual_seed(config.seed + 1_000_003 * first)
+            walk = trajectory(model.method, guided, *batch, config.steps, sampler, law_of(config), window, stride)
+            screen = Screen(length if name == "ar" else (config.steps + rounds) * parts)
+            show = lambda step, z: screen.show(step, z[0], batch[1][0], encoding)
+            show = show if config.watch and not config.json else None
+            try:
+                for i, row in written(walk, batch[1], model.method, show):
+                    row = until(row, frozen, model.method.stop if endless else None)
+                    rows[first + i] = row if config.png else None
+                    tell(first + i + 1, decode(encoding, row, config.gap), row, shared, denoiser.calls - calls, since)
+            finally:
+                screen.close()
     if config.png:
-        png(config.png, torch.tensor(rows))
-    texts = [(decode(encoding, row, config.gap), row) for row in rows]
-    show(texts, given.shape[1], config, name, denoiser, time.time() - began)
+        png(config.png, torch.tensor([rows[i] for i in sorted(rows)]))
+    if not config.json:
+        print(f"{'-' * 8} {len(rows)} x {length} tokens, {size} at a time, {name}, {config.sampler}: {denoiser.calls} "
+              f"network calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, "
+              f"{time.time() - began:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def flops(size, head=1.0):
     return 3 * per_token * size.batch * L
 
 
-def matmul_peak(device, dtype, n):
-    """The best of ten products of n x n matrices, FLOP/s."""
-    a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))            # (n, n) each
+def matmul_peak(device, size, n):
+    """The best of twelve products of n x n matrices, FLOP/s."""
+    a, b = (torch.randn(n, n, device=size.device, dtype=getattr(torch, size.dtype)) for _ in range(2))  # (n, n) each
     return 2 * n ** 3 / min(cost(lambda: a @ b, device) for _ in range(12))
 
 
@@ -188,6 +188,7 @@ class Report:
         self.config, self.device, self.path = config, device, Path(config.out_dir) / f"{config.command}.json"
         self.hardware, self.rows = hardware(device, config.hardware), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.save()
         few = " -- fewer than 7 rounds: a look, no measurement" if config.rounds < 7 else ""
         print(f"{self.hardware}; {config.rounds} rounds{few}" + "; TINY: says nothing of speed" * config.tiny)
 
@@ -227,7 +228,7 @@ def training(report, size, names=("plain", "ours", "ours by default")):
             peaks[name] = torch.cuda.max_memory_allocated() - before
         else:
             peaks[name] = memory(name, size)
-    peak = matmul_peak(report.device, size.dtype, 64 if report.config.tiny else 8192 if gpu else 2048)
+    peak = matmul_peak(report.device, size, 64 if report.config.tiny else 8192 if gpu else 2048)
     heads = {"plain": 1.0, "ours": 0.5, "ours by default": 1 / 3}       # the mean share of masked positions
 
     def more(name, runs):

@@ -65,7 +65,7 @@ from partition import PGM
 from plain import masked_step as plain_step
 from sample import Counted
 
-PLAIN_POSITIONS, ROWS = 2048, 512                        # at most so many of the plain sampler are timed, so many at once
+PLAIN_POSITIONS, ROWS = 2048, 512                        # of the plain sampler: timed at most, and at once
 
 
 def our_step(process, network, z, i, config):
