@@ -15,7 +15,7 @@ tokens; bits per byte always. Samples are given by two numbers: their negative l
 language, by the judge elsewhere) and the entropy of the tokens within a text. A sampler can lower the first by
 repeating itself; then the second falls too.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flags import flag, one_line_errors, parse
 from sampling import Sampling
@@ -27,7 +27,7 @@ class Config(Sampling):
     data: str = flag("", "evaluate on other text, in the checkpoint's own tokens; empty means its own data")
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
-    batch_size: int = flag(64, "texts at once", least=1)
+    batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds", least=0)
     num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
     judge: str = flag("", "folder of an ar checkpoint with the same tokens, which rates the samples")
     json: bool = flag(False, "one JSON object instead of the table")
@@ -47,6 +47,7 @@ from data import BadInput, text
 from data.ngram import witten_bell
 from data.tokenizer import to_json
 from guidance import label_of
+from memory import fitting, per_text
 from model import Told
 from oracle import classifier as exact_classifier
 from oracle import exact
@@ -258,6 +259,9 @@ def main(config):
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.out_dir, device)
+    if not config.batch_size:
+        need = None if config.oracle else per_text(model.denoiser, model.config.block_size)
+        config = replace(config, batch_size=fitting(need, device) if need else 64)
     if model.config.method == "classifier":
         corpus = corpus_of(model, config.data)
         rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import cache, complaint, elsewhere, fit, script  # noqa: F401
 
+import evaluate
 import memory
 import sample
 from methods import make_method
@@ -162,3 +163,13 @@ def test_matrix_products_may_be_in_bfloat16(capsys):
     other = lines(capsys, oracle="", out_dir="out", dtype="bfloat16", num_samples=2)
     assert len(other) == 2 and other[0]["dtype"] == "bfloat16"
     assert "is not one of" in complaint(sample, "--dtype", "float16", capsys=capsys)
+
+
+def test_evaluation_takes_as_many_texts_as_fit_too(monkeypatch, capsys):
+    fit("out")
+    sizes = []
+    monkeypatch.setattr(evaluate, "estimate", lambda *a: sizes.append(a[4]) or (1.0, 0.1))
+    monkeypatch.setattr(memory, "free", lambda device: 0)
+    for flags in (dict(out_dir="out"), dict(oracle="mdlm")):
+        evaluate.main(evaluate.Config(**flags, batch_size=0, max_texts=4, num_samples=2, steps=2, device="cpu"))
+    assert sizes == [1, 64]
