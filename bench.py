@@ -24,7 +24,7 @@ class Config:
     command: str = flag("", "what to measure; also the first word", [
         "train", "toy", "text", "oracle", "speed", "gpu"])
     data: str = flag("names", "of `train`: names, python, or a text file")
-    methods: str = flag("", "with commas between; empty means ar,mdlm for train, and otherwise all")
+    methods: str = flag("", "with commas between; empty means ar,mdlm for train, otherwise all")
     minutes: float = flag(10.0, "text: CPU minutes of training for each method", least=0.001)
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps, for a quick look", least=0.0001, most=100)

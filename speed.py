@@ -240,10 +240,13 @@ def training(report, size, names=("plain", "ours", "ours by default")):
 
 
 def sampling(report, size, steps):
-    """Whole texts from nothing."""
-    ways = samplers(size, steps)
+    """Whole texts from nothing, by --methods or by all."""
+    wanted = [name for name in report.config.methods.split(",") if name] or [""]
+    ways = {name: way for name, way in samplers(size, steps).items() if name.startswith(tuple(wanted))}
+    if not ways:
+        raise BadInput(f"--methods {report.config.methods}: of mdlm, udlm, ar, pgm and bd3lm, with commas between")
     against = {name: f"{name}, plain" for name in ways if f"{name}, plain" in ways}
-    against |= {name: "ar" for name in ways if name.startswith(("pgm", "bd3lm"))}
+    against |= {name: "ar" for name in ways if name.startswith(("pgm", "bd3lm")) and "ar" in ways}
     report.table("sampling", size, ways, against, size.batch * size.length)
 
 
