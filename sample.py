@@ -186,14 +186,29 @@ def written(walk, frozen, method, show=None):
         yield i, z[i].tolist()
 
 
-def tell(number, text, ids, shared, calls, since):
-    """Print a text as soon as it is there; or, where flags are `shared`, a line of JSON with them, and with the
-    network calls and the seconds that its batch has taken so far."""
-    if shared is None:
+def in_batches(walk, model, denoiser, given, frozen, config, size, watching=None):
+    """--num_samples texts, `size` at a time, as they are finished: yields (number from 1 on, ids, what its batch has
+    cost so far). given, frozen (L,): what all begin with; watching() is a new screen for the first text of a batch."""
+    for first in range(0, config.num_samples, size):
+        batch = [a.expand(min(size, config.num_samples - first), -1) for a in (given, frozen)]          # (B, L) each
+        calls, began, screen = denoiser.calls, time.time(), watching and watching()
+        show = screen and (lambda step, z: screen.show(step, z[0], frozen, model.encoding))
+        torch.manual_seed(config.seed + 1_000_003 * first)
+        try:
+            for i, row in written(walk(*batch), batch[1], model.method, show):
+                yield first + i + 1, row, {"network_calls": denoiser.calls - calls,
+                                           "seconds": round(time.time() - began, 3)}
+        finally:
+            if screen:
+                screen.close()
+
+
+def tell(number, text, ids, about):
+    """Print a text as soon as it is there; with --json as a line, with what is known `about` it: flags, and costs."""
+    if not about["json"]:
         return print(f"{'-' * 8} text {number}\n{text}", flush=True)
-    flags = {key: value for key, value in shared.items() if key not in LEFT_OUT}
-    print(json.dumps({"text": text, "ids": ids, "number": number, **flags, "network_calls": calls,
-                      "seconds": round(time.time() - since, 3)}), flush=True)
+    about = {key: value for key, value in about.items() if key not in LEFT_OUT}
+    print(json.dumps({"text": text, "ids": ids, "number": number, **about}), flush=True)
 
 
 def main(config):
@@ -226,24 +241,17 @@ def main(config):
         guided = chat.guided(model, guided, frozen[None].to(device), config, window)
     rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
     parts = 1 + math.ceil((length - L) / stride) if window else length // getattr(model.method, "block", length)
+    frames = length if name == "ar" else (config.steps + rounds) * parts
+    watching = (lambda: Screen(frames)) if config.watch and not config.json else None
     size, began, rows = texts_at_once(config, model, window or length, device), time.time(), {}
-    shared = None if not config.json else {**vars(config), "batch_size": size}
+    walk = lambda given, frozen: trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config),
+                                            window, stride)
     with half:
-        for first in range(0, config.num_samples, size):
-            batch = [a.to(device).expand(min(size, config.num_samples - first), -1) for a in (given, frozen)]  # (B, L)
-            calls, since = denoiser.calls, time.time()
-            torch.manual_seed(config.seed + 1_000_003 * first)
-            walk = trajectory(model.method, guided, *batch, config.steps, sampler, law_of(config), window, stride)
-            screen = Screen(length if name == "ar" else (config.steps + rounds) * parts)
-            show = lambda step, z: screen.show(step, z[0], batch[1][0], encoding)
-            show = show if config.watch and not config.json else None
-            try:
-                for i, row in written(walk, batch[1], model.method, show):
-                    row = until(row, frozen, model.method.stop if endless else None)
-                    rows[first + i] = row if config.png else None
-                    tell(first + i + 1, decode(encoding, row, config.gap), row, shared, denoiser.calls - calls, since)
-            finally:
-                screen.close()
+        for number, row, spent in in_batches(walk, model, denoiser, given.to(device), frozen.to(device), config, size,
+                                             watching):
+            row = until(row, frozen, model.method.stop if endless else None)
+            rows[number] = row if config.png else None
+            tell(number, decode(encoding, row, config.gap), row, {**vars(config), "batch_size": size, **spent})
     if config.png:
         png(config.png, torch.tensor([rows[i] for i in sorted(rows)]))
     if not config.json:
