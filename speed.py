@@ -192,7 +192,7 @@ class Report:
         few = " -- fewer than 7 rounds: a look, no measurement" if config.rounds < 7 else ""
         print(f"{self.hardware}; {config.rounds} rounds{few}" + "; TINY: says nothing of speed" * config.tiny)
 
-    def table(self, title, size, ways, against, tokens, more=lambda name, seconds: ("", {})):
+    def table(self, title, size, ways, against, tokens=0, more=lambda name, seconds: ("", {})):
         """ways as in paired; against {name: the way that it is compared with}; more(name, seconds) -> text, figures"""
         seconds = paired(ways, self.config.rounds, self.device)
         print(f"\n{title}: {size}\n{'':<36}{'seconds':>9}{'tokens/s':>10}   times as fast (least to most)")
@@ -204,8 +204,8 @@ class Report:
             if name in against:
                 row["against"], row["ratio"] = against[name], ratio(seconds[against[name]], runs)
                 gain = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) + f" as {against[name]}"
-            mark = "~" * row["extrapolated"]
-            print(f"{name:<36}{mark + f'{middle:.3g}':>9}{tokens / middle:>10.0f}   {gain}{text}", flush=True)
+            mark, rate = "~" * row["extrapolated"], f"{tokens / middle:.0f}" * bool(tokens)
+            print(f"{name:<36}{mark + f'{middle:.3g}':>9}{rate:>10}   {gain}{text}", flush=True)
             self.rows.append(row)
         self.save()
 

@@ -10,6 +10,7 @@ import world
 from runs import cache, complaint, elsewhere  # noqa: F401
 
 import bench
+import claims.levers as levers
 import measure
 import plain
 import speed
@@ -197,3 +198,10 @@ def test_what_cannot_be_measured_is_one_line(capsys):
     config = bench.Config(command="speed", only="sampling", lengths="many")
     with pytest.raises(BadInput, match="--lengths 'many' must be whole numbers"):
         speed.lists(config)
+
+
+def test_the_levers_are_told_one_by_one(capsys, tmp_path):
+    levers.levers(levers.Config(tiny=True, rounds=1, out_dir=str(tmp_path)))
+    out, rows = told(capsys, tmp_path / "levers.json")
+    assert len(rows) == 15 and sum("ratio" in row for row in rows) == 8
+    assert all(row["against"].partition(",")[0] == row["way"].partition(",")[0] for row in rows if "ratio" in row)
