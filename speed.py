@@ -76,8 +76,9 @@ class Words:
     def __init__(self, size):
         self.size, self.encoding, self.classes = size, SimpleNamespace(n_vocab=size.n_tokens), []
 
-    def examples(self, split, n):
-        return torch.randint(self.size.n_tokens, (n, self.size.length)), None, None                     # (n, L)
+    def examples(self, split, n, generator=None):
+        x = torch.randint(self.size.n_tokens, (n, self.size.length), generator=generator)               # (n, L)
+        return x, None, None
 
 
 def our_trainer(size, **flags):
