@@ -119,7 +119,7 @@ def matmul_peak(device, size, n):
     return 2 * n ** 3 / min(cost(lambda: a @ b, device) for _ in range(12))
 
 
-def sampler_of(name, size, method=None, **options):
+def untrained(name, size, **options):
     """A method, and a network of random weights for it. -> method, network"""
     torch.manual_seed(1337)
     method = make_method(name, size.n_tokens, **options)
@@ -145,7 +145,7 @@ def samplers(size, steps):
         def do():
             with half():
                 for k in range(FEW):
-                    step(method.process, network, z, 0.5 - 1 / steps, 0.5)
+                    step(method.process, network, z, 0.5 - 0.5 / steps, 0.5)
         return do
 
     def uncached(method, network):
@@ -157,9 +157,9 @@ def samplers(size, steps):
                     plain.next_token(network, x[:, :n], size.n_tokens)
         return do
 
-    mdlm, udlm, ar, pgm = (sampler_of(name, size) for name in ("mdlm", "udlm", "ar", "pgm"))
+    mdlm, udlm, ar, pgm = (untrained(name, size) for name in ("mdlm", "udlm", "ar", "pgm"))
     block = min(16, size.length)
-    bd3lm = sampler_of("bd3lm", size, diffusion_block=block)
+    bd3lm = untrained("bd3lm", size, diffusion_block=block)
     return {f"mdlm, {steps} steps, plain": (dense(plain.masked_step, *mdlm), steps / FEW),
             f"mdlm, {steps} steps": (ours(*mdlm, steps), 1),
             f"udlm, {steps} steps, plain": (dense(plain.uniform_step, *udlm), steps / FEW),

@@ -37,7 +37,7 @@ from model import rotary_angles
 
 def losses(size):
     """Head and loss, there and back, of a batch of which half is masked."""
-    method, net = speed.sampler_of("mdlm", replace(size, batch=4))
+    method, net = speed.untrained("mdlm", replace(size, batch=4))
     h = torch.randn(4, size.length, size.n_embd, requires_grad=True)                                    # (B, L, D)
     x = torch.randint(size.n_tokens, (4, size.length))                                                  # (B, L)
     z = torch.where(torch.rand(x.shape) < 0.5, method.process.mask, x)                                  # (B, L)
@@ -48,7 +48,7 @@ def losses(size):
 
 def optimizers(size):
     """One update of all weights, and of their average."""
-    _, net = speed.sampler_of("mdlm", size)
+    _, net = speed.untrained("mdlm", size)
     for p in net.parameters():
         p.grad = torch.randn_like(p)
     default, fused = (torch.optim.AdamW(net.parameters(), lr=1e-6, fused=fused) for fused in (None, True))
@@ -67,11 +67,11 @@ def optimizers(size):
 @torch.no_grad()
 def steps(size):
     """One of 32 steps at t = 1/2: the network and its head everywhere, or where something changes."""
-    mdlm, net = speed.sampler_of("mdlm", size)
+    mdlm, net = speed.untrained("mdlm", size)
     words = torch.randint(size.n_tokens, (1, size.length))                                              # (1, L)
     z = torch.where(torch.rand(words.shape) < 0.5, mdlm.process.mask, words)                            # (1, L)
     s, t = (torch.full((1, 1), u, dtype=torch.float64) for u in (0.5 - 1 / 32, 0.5))                    # (1, 1) each
-    udlm, told = speed.sampler_of("udlm", size)
+    udlm, told = speed.untrained("udlm", size)
     nothing = torch.zeros_like(z, dtype=torch.bool)                                                     # (1, L)
     return {"masked step, everywhere": lambda: plain.masked_step(mdlm.process, net, z, 0.5 - 1 / 32, 0.5),
             "masked step, where masks open": lambda: step(mdlm.process, net, z, nothing, s, t),
@@ -88,7 +88,7 @@ def draws(size, rows=32):
 
 def blocks(size):
     """The network asked at 8 positions: all of the last block, or its second half at these alone; in bfloat16."""
-    _, net = speed.sampler_of("mdlm", size)
+    _, net = speed.untrained("mdlm", size)
     z, at = torch.randint(size.n_tokens, (1, size.length)), torch.arange(size.length)[None] < 8         # (1, L) each
     rotary = rotary_angles(torch.arange(size.length), net.head_size)
 
