@@ -1,11 +1,13 @@
 """
-Benchmarks: how much is learnt in a fixed time.
+Benchmarks: how much is learnt in a fixed time, and how fast everything is.
 
     python bench.py train --data input.txt   the yardstick: nanoGPT's size for CPUs on your text, 5 minutes each
     python bench.py train --data names --seeds 3
     python bench.py toy                      distance of each method to the toy language's entropy, 2 minutes each
     python bench.py text --minutes 10        all methods on the default text for the same CPU time, bits per byte
     python bench.py oracle                   no training: what few steps cost when the denoiser is exact
+    python bench.py speed                    speed and memory of training and sampling, see speed.py
+    python bench.py gpu                      the same on a GPU, in one call
 
 The yardstick is scored on the whole held-out text, by the bound (exact for ar), in nats per character. ar is given
 twice: with nothing before the text, as the diffusion methods are, and as nanoGPT counts, where the first character is
@@ -19,13 +21,24 @@ from flags import flag, one_line_errors, parse
 
 @dataclass
 class Config:
-    command: str = flag("", "what to measure; also the first word", ["train", "toy", "text", "oracle"])
+    command: str = flag("", "what to measure; also the first word", [
+        "train", "toy", "text", "oracle", "speed", "gpu"])
     data: str = flag("names", "of `train`: names, python, shakespeare, text8, or a text file")
-    methods: str = flag("", "with commas between; empty means ar,mdlm for train, and otherwise all")
+    methods: str = flag("", "with commas between; empty means ar,mdlm for train, otherwise all")
     minutes: float = flag(10.0, "text: CPU minutes of training for each method", least=0.001)
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps, for a quick look", least=0.0001, most=100)
-    out_dir: str = flag("out/bench", "where the checkpoints go")
+    out_dir: str = flag("out/bench", "where checkpoints and figures go")
+    only: str = flag("", "speed, gpu: one kind of table", ["", "training", "sampling", "kernels"])
+    rounds: int = flag(7, "speed, gpu: rounds; fewer than 7 are a look, no measurement", least=1)
+    lengths: str = flag("256", "speed: tokens of the samples, with commas between")
+    batches: str = flag("1", "speed: samples at once, with commas between")
+    steps: str = flag("32", "speed: from noise to text, with commas between")
+    dtype: str = flag("float32", "speed: of matrix products, on all sides", ["float32", "bfloat16"])
+    matmul: str = flag("none", "speed: how oneDNN may round float32 matrix products", ["none", "bf16", "tf32"])
+    device: str = flag("auto", "gpu: auto, cuda, cuda:1; or cpu with --tiny")
+    hardware: str = flag("", "speed, gpu: what the machine is, where it does not say so itself")
+    tiny: bool = flag(False, "speed, gpu: tiny networks, to see whether it runs")
 
 
 if __name__ == "__main__":
@@ -33,19 +46,19 @@ if __name__ == "__main__":
     CONFIG, GIVEN = parse(Config, words)
 
 import math  # noqa: E402
-import os
-import platform
 import statistics
 import time
 
 import torch
 
+import speed
 import train
 from bounds import beginnings, estimate, mean_error
 from checkpoint import device_of, dtype_of, keep_memory, restore
 from data import BadInput
 from data.ngram import witten_bell
 from data.text import load
+from measure import hardware
 from methods import METHODS, make_method
 from oracle import oracle
 from sample import Counted, generate
@@ -53,15 +66,6 @@ from sample import Counted, generate
 SIZE = dict(tokenizer="chars", block_size=64, n_layer=4, n_head=4, n_embd=128)          # nanoGPT's model for CPUs
 FIVE_MINUTES = dict(batch_size=24, max_iters=5000)                                      # on two cores of 2024
 TWO_MINUTES = dict(batch_size=64, block_size=32, max_iters=1800)
-
-
-def hardware():
-    """The name without which a time means nothing."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = (line.split(":") for line in open("/proc/cpuinfo") if line.startswith("model name"))
-        name = next((line[1].strip() for line in lines), name)
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def trained(config, method, seed, **flags):
@@ -183,5 +187,6 @@ def sampler_error(config, n=256):
 if __name__ == "__main__":
     with one_line_errors():
         if not CONFIG.command:
-            raise BadInput("say what to measure: python bench.py train, toy, text or oracle; --help tells more")
-        {"train": yardstick, "toy": toy, "text": text, "oracle": sampler_error}[CONFIG.command](CONFIG)
+            raise BadInput("say what to measure: train, toy, text, oracle, speed or gpu; --help tells more")
+        {"train": yardstick, "toy": toy, "text": text, "oracle": sampler_error, "speed": speed.cpu,
+         "gpu": speed.gpu}[CONFIG.command](CONFIG)

@@ -91,7 +91,7 @@ def probabilities(logits, temperature=1.0, top_p=1.0):
     logits = logits if logits.dtype == torch.float64 else logits.float()                            # (..., V)
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()                              # (..., V)
-    p = (logits / temperature).softmax(-1).double()                                                 # (..., V)
+    p = (logits if temperature == 1 else logits / temperature).softmax(-1).double()                 # (..., V)
     if top_p < 1:
         ranked, order = p.sort(-1, descending=True)                                                 # (..., V)
         beyond = ranked.cumsum(-1) - ranked >= top_p                                                # (..., V)
@@ -134,7 +134,7 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
     So a token moves with probability beta / b_t(z) at most, known before the network is asked: toss that coin first,
     choose between x_theta and noise, and ask only at the few tokens whose fate depends on the answer. A mask moves
     with exactly that probability (x_theta has none on it), so a masked model is asked where a mask opens, and not at
-    all when none does.
+    all when none does. So does every token at t = 1, where it says nothing: only what becomes text is asked for.
     """
     coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)                        # (B, L)
     alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)                     # (B, 1|L)
@@ -142,7 +142,7 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
     moves = (coin() * b_z < beta) & ~frozen                                                         # (B, L)
     to_text = coin() < alpha_s                                                                      # (B, L)
     new = torch.where(to_text, z, process.draw_noise(s, z))                                         # (B, L)
-    ask = moves & (to_text | (z < process.n_tokens))                                                # (B, L)
+    ask = moves & (to_text | (z < process.n_tokens) & (alpha_t > 0))                                # (B, L)
     if ask.any():
         of = z[ask].clamp(max=process.n_tokens - 1)                                                 # (N,)
         word, own = draw_at(denoiser, z, t.float(), ask, law, process.n_tokens, of)                 # (N,), x_theta(z)

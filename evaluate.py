@@ -20,7 +20,7 @@ language, by the judge elsewhere) and the entropy of the tokens within a text. A
 repeating itself; then the second falls too. The figures are in bounds.py, quality.py and judge.py, the conventions in
 docs/evaluation.md. All that is measured is kept in evaluation.json, beside the checkpoint.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flags import flag, one_line_errors, parse
 from sampling import Sampling
@@ -33,7 +33,7 @@ class Config(Sampling):
     split: str = flag("val", "which text; the papers' tables have either", choices=["val", "test"])
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
-    batch_size: int = flag(64, "texts at once", least=1)
+    batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds", least=0)
     num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
     judge: str = flag("", "rates the samples: an ar checkpoint of the same tokens, or a model of transformers")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, in the eyes of a --judge of transformers")
@@ -60,6 +60,7 @@ from data import BadInput, text
 from data.tokenizer import to_json
 from guidance import label_of
 from judge import judge_of
+from memory import fitting, per_text
 from oracle import classifier as exact_classifier
 from oracle import exact
 from quality import mauve_of, quality, variety
@@ -235,6 +236,9 @@ def main(config):
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
     model = exact(config.oracle) if config.oracle else restore(config.init_from or config.out_dir, device)
+    if not config.batch_size:
+        need = None if config.oracle else per_text(model.denoiser, model.config.block_size)
+        config = replace(config, batch_size=fitting(need, device) if need else 64)
     if model.config.method == "classifier":
         corpus = corpus_of(model, config.data)
         rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)

@@ -226,12 +226,16 @@ class Block(nn.Module):
         y = attention(q, k, v, mask_mod, dropout, first, turns)                                     # (B, H, L, hd)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))                                       # (B, L, D)
 
-    def forward(self, h, c, rotary, mask_mod, remember=None):
+    def forward(self, h, c, rotary, mask_mod, remember=None, at=None):
+        """(B, L, D) -> (B, L, D), or the (N, D) rows that `at` (B, L) selects: the others end where all were read."""
         if self.adaln is None:                           # tell nothing: a plain pre-norm transformer block
             h = h + self.drop(self.attend(self.norm1(h), rotary, mask_mod, remember))               # (B, L, D)
+            h = rows(h, at)                                                                         # (B, L, D)
             return h + self.drop(self.mlp(self.norm2(h)))                                           # (B, L, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(c).chunk(6, -1)                   # (B, 1|L, D)
         h = h + gate1 * self.drop(self.attend(modulate(self.norm1(h), shift1, scale1), rotary, mask_mod, remember))
+        if at is not None:
+            h, shift2, scale2, gate2 = (rows(a.expand_as(h), at) for a in (h, shift2, scale2, gate2))    # (N, D) each
         return h + gate2 * self.drop(self.mlp(modulate(self.norm2(h), shift2, scale2)))             # (B, L, D)
 
 
@@ -316,11 +320,11 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)   # (L,)
         rotary, mask_mod = rotary_angles(positions, self.head_size), mask_mod or self.mask_mod      # 2 x (L, hd/2)
-        for layer, block in enumerate(self.blocks):
-            h = block(h, c, rotary, mask_mod, cache and partial(cache.write, layer))                # (B, L, D)
         shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)  # (B, L, D)
-        h, shift, scale = (rows(a, at) for a in (h, shift, scale))       # the head is most of the cost at large V
-        return self.scored(modulate(self.norm(h), shift, scale), head)                              # (N|B L, V)
+        for layer, block in enumerate(self.blocks, 1):   # select, then score: the head is most of the cost at large V
+            last = at if layer == len(self.blocks) else None
+            h = block(h, c, rotary, mask_mod, cache and partial(cache.write, layer), last)    # (B, L, D) or (N, D)
+        return self.scored(modulate(self.norm(h), rows(shift, at), rows(scale, at)), head)          # (N|B L, V)
 
     def scored(self, h, head=None):
         """Logits of hidden states (..., D), or what `head` makes of them."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from checkpoint import beside
+from data import BadInput
 from diffusion import probabilities
 
 LEAF = Path(__file__).parent / "page.html"
@@ -119,3 +120,15 @@ def write(path, title, films):
     with beside(Path(path)) as file:
         file.write(text)
     return len(text)
+
+
+def filmed(config, name, denoiser, encoding, frozen, window, stop):
+    """-> the film of a walk, or None without --html, and the denoiser that it looks through"""
+    if not config.html:
+        return None, denoiser
+    if window:
+        raise BadInput(f"--html plays texts of one window: --length {window} at most, or a model that is ar or bd3lm")
+    seen = Seen(denoiser, encoding.n_vocab, len(frozen))
+    about = "the exact denoiser of the toy language" if config.oracle else config.out_dir
+    walk = "left to right" if name == "ar" else f"{config.sampler}, {config.steps} steps"
+    return Film(name, f"{about}; {walk}", seen, encoding, frozen, stop), seen

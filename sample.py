@@ -6,13 +6,17 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --prompt "Return ____ of the ____ object."  fill in: each _ is one token, what you gave stays
     python sample.py --prompt FILE:notes.txt --gap "?"           the prompt from a file, another gap mark
     python sample.py --watch --steps 64                          see it denoise in the terminal
-    python sample.py --html out.html                             the same as a page, to play and to look into
-    python sample.py --html out.html --oracle mdlm --beside udlm,bd3lm,pgm,ar        several models side by side
     python sample.py --oracle mdlm --steps 4                     no training: the exact denoiser of the toy language
     python sample.py --oracle udlm --label farm --guidance 2     texts of a class, and more so than the data are
     python sample.py --out_dir out/toy-bd3lm --length 4096       as long as you like, through a window
+    python sample.py --num_samples 1000 --json > texts.jsonl     many: a line for each text as soon as it is finished
     python sample.py --chat                                      talk to a network that has learnt to answer
     python sample.py --init_from kuleshov-group/mdlm-owt         a published model, by its name (hub.py)
+    python sample.py --html out.html --beside out/toy-udlm       a page that plays how the texts came about
+
+Texts are written --batch_size at a time and printed with their number as they finish: batch after batch, and those of
+ar and bd3lm that draw the end of a text before the rest of their batch. What is printed stays, whatever comes then. A
+seed fixes the texts for a given --batch_size, not beyond: texts that are written together share their chance.
 
 A sampler is a generator that yields the ids after every step (see the method files): watching needs no hooks.
 """
@@ -28,6 +32,10 @@ class Config(Sampling):
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
+    batch_size: int = flag(0, "texts at once, which share their chance; 0: as many as half the free memory holds",
+                           least=0)
+    dtype: str = flag("float32", "of matrix products; auto: bfloat16 where it is faster, which rounds predictions",
+                      ["float32", "bfloat16", "auto"])
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
     window: int = flag(0, "ar, bd3lm: tokens that are remembered; 0 means the training length", least=0)
     stride: int = flag(0, "texts longer than in training: new tokens per window; 0 means half a window", least=0)
@@ -51,16 +59,21 @@ import torch
 
 import chat
 import page
-from checkpoint import device_of, restore
+from checkpoint import device_of, dtype_of, restore
 from data import BadInput
 from data.digits import png
 from data.tokenizer import decode, encode
 from decoding import windows
 from diffusion import ancestral, probabilities
+from memory import fitting, per_text
 from methods import METHODS
 from oracle import exact
 from screen import Screen
 from steering import compiled_by, end_of_text, law_of, sampler_of, steer
+
+
+LEFT_OUT = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside", "json",
+            "device")                                        # of what --json says
 
 
 def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
@@ -162,20 +175,64 @@ def not_yet(z, frozen, step, blank):
     return torch.where(~frozen & ((~frozen).cumsum(-1) > step), blank, z)                               # (B, L)
 
 
-def show(texts, length, config, name, denoiser, seconds):
-    """The texts of so many tokens, and what they cost; or one line of JSON each. texts: [(text, ids)]"""
-    if config.json:
-        left_out = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside",
-                    "json", "device")
-        shared = {key: value for key, value in vars(config).items() if key not in left_out}
-        for text, ids in texts:
-            print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": denoiser.calls,
-                              "seconds": round(seconds, 3)}))
-        return
-    for i, (text, _) in enumerate(texts):
-        print(f"{'-' * 8} text {i + 1}\n{text}")
-    print(f"{'-' * 8} {len(texts)} x {length} tokens, {name}, {config.sampler}: {denoiser.calls} network calls, "
-          f"{denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, {seconds:.1f} s", file=sys.stderr)
+def texts_at_once(config, model, length, device):
+    """--batch_size, or what fits."""
+    if config.html:                                          # a film has one batch
+        return config.num_samples
+    if config.batch_size or config.oracle:
+        return min(config.num_samples, config.batch_size or 64)
+    scored = getattr(model.method, "block", 1) if hasattr(model.method, "window") else None
+    copies = 1 + (config.guidance != 1) + bool(config.classifier) * config.candidates
+    return min(config.num_samples, fitting(copies * per_text(model.denoiser, length, scored), device))
+
+
+def ended(z, frozen, method):
+    """Texts of ar and bd3lm that drew their end and have left the batch, filled up with it. (In the last block the
+    samplers of masks may still take it back.) z, frozen (B, L) -> (B,)"""
+    if getattr(method, "stop", None) is None:
+        return torch.zeros(len(z), dtype=torch.bool)                                                    # (B,)
+    at_the_end = ((z == method.stop) & ~frozen).flip(-1).cumprod(-1).sum(-1)                            # (B,) stops
+    return at_the_end > getattr(method, "block", 1)                                                     # (B,)
+
+
+def written(walk, frozen, method, show=None):
+    """The texts of a batch as they are finished: yields (which, ids). show(step, z) sees every state, and then all
+    texts come at the end, so that they do not run into what it shows."""
+    waiting = dict.fromkeys(range(len(frozen)))
+    for step, z in enumerate(walk):
+        if show:
+            show(step, z)
+            continue
+        for i in ended(z, frozen, method).nonzero()[:, 0].tolist():
+            if i in waiting:
+                del waiting[i]
+                yield i, z[i].tolist()
+    for i in waiting:
+        yield i, z[i].tolist()
+
+
+def in_batches(walk, model, denoiser, given, frozen, config, size, watching=None):
+    """--num_samples texts, `size` at a time, as they are finished: yields (number from 1 on, ids, what its batch has
+    cost so far). given, frozen (L,): what all begin with; watching() -> show(step, z) of a batch's states, close()"""
+    for first in range(0, config.num_samples, size):
+        batch = [a.expand(min(size, config.num_samples - first), -1) for a in (given, frozen)]          # (B, L) each
+        calls, began = denoiser.calls, time.time()
+        show, close = watching() if watching else (None, lambda: None)
+        torch.manual_seed(config.seed + 1_000_003 * first)
+        try:
+            for i, row in written(walk(*batch), batch[1], model.method, show):
+                yield first + i + 1, row, {"network_calls": denoiser.calls - calls,
+                                           "seconds": round(time.time() - began, 3)}
+        finally:
+            close()
+
+
+def tell(number, text, ids, about):
+    """Print a text as soon as it is there; with --json as a line, with what is known `about` it: flags, and costs."""
+    if not about["json"]:
+        return print(f"{'-' * 8} text {number}\n{text}", flush=True)
+    about = {key: value for key, value in about.items() if key not in LEFT_OUT}
+    print(json.dumps({"text": text, "ids": ids, "number": number, **about}), flush=True)
 
 
 def beside(config):
@@ -193,18 +250,6 @@ def beside(config):
     return [config, *(replace(config, **other(name)) for name in others)]
 
 
-def filmed(config, name, denoiser, encoding, frozen, window, stop):
-    """-> the film of a walk, or None without --html, and the denoiser that it looks through"""
-    if not config.html:
-        return None, denoiser
-    if window:
-        raise BadInput(f"--html plays texts of one window: --length {window} at most, or a model that is ar or bd3lm")
-    seen = page.Seen(denoiser, encoding.n_vocab, len(frozen))
-    about = "the exact denoiser of the toy language" if config.oracle else config.out_dir
-    walk = "left to right" if name == "ar" else f"{config.sampler}, {config.steps} steps"
-    return page.Film(name, f"{about}; {walk}", seen, encoding, frozen, stop), seen
-
-
 def main(config):
     device = device_of(config.device)
     asked = [(flags, exact(flags.oracle) if flags.oracle else restore(flags.init_from or flags.out_dir, device))
@@ -217,7 +262,7 @@ def main(config):
 
 
 def run(config, model, device):
-    """The texts of one model, printed. -> their film, with --html"""
+    """The texts of one model, printed as they are finished. -> their film, with --html"""
     name, encoding, L = model.config.method, model.encoding, model.config.block_size
     if name == "classifier":
         raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
@@ -233,37 +278,49 @@ def run(config, model, device):
         model.method.stop = None if config.html else stop    # in a film all texts go on to the end
         model.method.window = window_of(config.window or L, model.method)
     torch.manual_seed(config.seed)
-    denoiser, began = Counted(compiled_by(config, model)), time.time()
+    denoiser = Counted(compiled_by(config, model))
+    half = torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(config.dtype, device) == "bfloat16")
     if config.chat:
         screen = lambda: Screen() if config.watch and not config.json else None
-        return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)
-    given, frozen = template(prompt, config.gap, encoding, config.length, L)
-    window, stride = L if len(given) > L and not endless else None, stride_of(config.stride, L)
-    given, frozen = (a.to(device).expand(config.num_samples, -1) for a in (given, frozen))              # (B, L) each
-    given, frozen = begun(model.method, given, frozen)
+        with half:
+            return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)
+    given, frozen = template(prompt, config.gap, encoding, config.length, L)                            # (L,) each
+    given, frozen = (a[0].to(device) for a in begun(model.method, given[None], frozen[None]))           # (L,) each
+    length, window, stride = len(given), L if len(given) > L and not endless else None, stride_of(config.stride, L)
     guided, sampler = steer(config, model, denoiser, sampler, device)
     if not config.label:
-        guided = chat.guided(model, guided, frozen, config, window)
-    blocks = given.shape[1] // getattr(model.method, "block", given.shape[1])
+        guided = chat.guided(model, guided, frozen[None], config, window)
     rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
-    parts = 1 + math.ceil((given.shape[1] - L) / stride) if window else blocks
-    film, guided = filmed(config, name, guided, encoding, frozen, window, stop)
-    screen = Screen(given.shape[1] if name == "ar" else (config.steps + rounds) * parts)
-    walk = trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config), window, stride)
-    try:
-        for step, z in enumerate(walk):
-            shown = not_yet(z, frozen, step, encoding.n_vocab) if name == "ar" else z                   # (B, L)
+    parts = 1 + math.ceil((length - L) / stride) if window else length // getattr(model.method, "block", length)
+    frames = length if name == "ar" else (config.steps + rounds) * parts
+    film, guided = page.filmed(config, name, guided, encoding, frozen.expand(config.num_samples, -1), window, stop)
+    size, began, rows = texts_at_once(config, model, window or length, device), time.time(), {}
+    walk = lambda given, frozen: trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config),
+                                            window, stride)
+
+    def watching():
+        screen = Screen(frames) if config.watch and not config.json else None
+
+        def show(step, z):
+            z = not_yet(z, frozen.expand_as(z), step, encoding.n_vocab) if name == "ar" else z          # (B, L)
             if film:
-                film.add(shown, denoiser.calls)
-            if config.watch and not config.json:
-                screen.show(step, shown[0], frozen[0], encoding)
-    finally:
-        screen.close()
-    rows = [until(row, fixed, stop) for row, fixed in zip(z.tolist(), frozen.tolist())]
-    texts = [(decode(encoding, row, config.gap), row) for row in rows]
-    show(texts, given.shape[1], config, name, denoiser, time.time() - began)
+                film.add(z, denoiser.calls)
+            if screen:
+                screen.show(step, z[0], frozen, encoding)
+        return show, screen.close if screen else lambda: None
+
+    with half:
+        for number, row, spent in in_batches(walk, model, denoiser, given, frozen, config, size,
+                                             watching if film or config.watch and not config.json else None):
+            row = until(row, frozen, stop)
+            rows[number] = row if config.png else None
+            tell(number, decode(encoding, row, config.gap), row, {**vars(config), "batch_size": size, **spent})
     if config.png:                                           # last: where it fails, the texts are there
-        png(config.png, torch.tensor(rows))
+        png(config.png, torch.tensor([rows[i] for i in sorted(rows)]))
+    if not config.json:
+        print(f"{'-' * 8} {len(rows)} x {length} tokens, {size} at a time, {name}, {config.sampler}: {denoiser.calls} "
+              f"network calls, {denoiser.texts:,} texts read, {denoiser.positions:,} positions scored, "
+              f"{time.time() - began:.1f} s", file=sys.stderr)
     return film
 
 

@@ -55,36 +55,17 @@ import time
 
 import torch
 
-from bench import hardware
 from checkpoint import device_of, keep_memory
 from data import BadInput
 from diffusion import step
 from masked import MDLM, first_hitting
+from measure import hardware, numbers
 from model import Transformer
 from partition import PGM
+from plain import masked_step as plain_step
 from sample import Counted
 
-PLAIN_POSITIONS = 2048                                   # at most so many of the plain sampler are timed
-
-
-# ---- THE BASELINE. Not how to sample: what the public code of MDLM spends, in our words. Its extra passes over the
-# ---- logits (carrying text over, a search for NaN) are left out, in its favour.
-
-@torch.no_grad()
-def plain_step(process, network, z, s, t, rows=512):
-    """(3) of masked.py the long way: the law of z_s at every position, masked or not, and a draw from all of them.
-
-    z (B, L); s, t numbers. The float64 part goes `rows` positions at a time, which bounds its memory. -> (B, L)
-    """
-    logits = network(z, torch.full((len(z), 1), t, device=z.device)).float().flatten(0, 1)          # (B L, V)
-    logits[:, process.mask] = -float("inf")
-    drawn = []
-    for part in logits.split(rows):
-        p = part.log_softmax(-1).double().exp() * (t - s)                                           # (rows, V)
-        p[:, process.mask] = s
-        race = 1e-10 - (torch.rand_like(p) + 1e-10).log()                                           # (rows, V)
-        drawn.append((p / race).argmax(-1))                                                         # (rows,)
-    return torch.where(z == process.mask, torch.cat(drawn).view_as(z), z)                           # (B, L)
+PLAIN_POSITIONS, ROWS = 2048, 512                        # of the plain sampler: timed at most, and at once
 
 
 def our_step(process, network, z, i, config):
@@ -140,7 +121,7 @@ def measure(config, made, B, L, device):
 
     def once():
         z, t = states[moments[0]][:few], 1 - moments[0] / config.steps                              # (few, L)
-        plain = lambda: plain_step(process, made["mdlm"], z, t - 1 / config.steps, t)
+        plain = lambda: plain_step(process, made["mdlm"], z, t - 1 / config.steps, t, ROWS)
         run = {"plain": B / few * timed(config, device, plain)}
         for name, network in counted.items():
             run[name] = statistics.mean(timed(config, device, lambda: our_step(process, network, states[i], i, config))
@@ -184,16 +165,6 @@ def speed(config):
                 gain = "" if name == "pgm" else ratio(runs, seconds["pgm"])
                 print(f"{f'{L} x {B}':<16}{name:<8}{mark + f'{run:.2f}':>10}{B * L / run:>10.0f}"
                       f"{positions[name]:>16,.0f}    {gain}", flush=True)
-
-
-def numbers(name, text):
-    try:
-        found = [int(word) for word in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise BadInput(f"--{name} {text!r} must be whole numbers with commas between, such as 256,1024")
-    return found
 
 
 if __name__ == "__main__":
