@@ -138,8 +138,9 @@ def test_a_run_trains_with_attention_by(way, monkeypatch):
 
 def test_a_way_that_is_not_there_is_refused_in_one_line(capsys, monkeypatch):
     assert "needs a GPU" in complaint(train, *tiny(attention="flex"), capsys=capsys)
-    monkeypatch.setattr(kernels, "flash", None)
-    assert "pip install triton" in complaint(train, *tiny(attention="triton"), capsys=capsys)
+    for there in (None, SimpleNamespace(INTERPRET=False)):   # no Triton; Triton, but the run is on a CPU
+        monkeypatch.setattr(kernels, "flash", there)
+        assert "pip install triton" in complaint(train, *tiny(attention="triton"), capsys=capsys)
     assert "is not one of auto, sdpa, flex, triton" in complaint(train, "--attention", "fast", capsys=capsys)
     monkeypatch.setattr(train, "kernels", None)
     assert "kernels.py" in complaint(train, *tiny(attention="flex"), capsys=capsys)
