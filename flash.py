@@ -151,9 +151,8 @@ def forward(Q, K, V, O, LSE, ANGLES_Q, ANGLES_K, SPAN, ORDER, MASK, qb, qh, ql, 
         p, c = tl.exp2(s - larger[:, None]), tl.exp2(m - larger)                              # (BM, BN), (BM,)
         m, l = larger, l * c + tl.sum(p, 1)                                                   # (BM,) each
         a = tl.dot(p.to(v.dtype), v, a * c[:, None], input_precision=PRECISION)               # (BM, 2 HALF)
-    some = l > 0                                             # else there was nothing to look at
-    l = tl.where(some, l, 1.0)                                                                # (BM,)
-    o, lse = a / l[:, None], tl.where(some, m + tl.log2(l), float("inf"))    # inf: every p of (50) comes back as 0
+    l = tl.where(l > 0, l, 1.0)                              # 0 where there was nothing to look at: o becomes 0
+    o, lse = a / l[:, None], m + tl.log2(l)                                                   # (BM, 2 HALF), (BM,)
     tl.store(LSE + (b * H + h) * Lq + query, lse, mask=query < Lq)
     store(O + (b * Lq * H + h) * HEAD, ANGLES_Q, o.to(q.dtype), row, H * HEAD, Lq, False, HEAD, HALF, BM)
 
@@ -240,9 +239,10 @@ def blocks(head_size, dtype, device):
     """
     if INTERPRET:                                            # it pays for each tile
         return ((128, 64, 4, 1),) * 3
+    small = torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 200_000
     if dtype == torch.float32:
-        return (64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)
-    if torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 200_000:
+        return ((32, 32, 4, 1),) * 3 if small else ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
+    if small:
         return ((64, 32, 4, 2),) * 3
     if head_size <= 64:
         return (128, 64, 4, 3), (128, 64, 8, 3), (64, 128, 8, 3)

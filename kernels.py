@@ -30,7 +30,6 @@ if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
 # looking at a pattern costs as much as using it once: auto skips tiles only for predicates that last (`lasts`), being
 # the same object in each call; PGM's groups are new in each batch.
 
-WAYS = ("auto", "sdpa", "flex", "triton")
 chosen = "auto"
 
 
@@ -39,7 +38,7 @@ def attend_by(way, device):
     global chosen
     if way == "flex" and device.type != "cuda":
         raise BadInput("--attention flex needs a GPU: elsewhere FlexAttention has no gradient. Take auto")
-    if way == "triton" and flash is None:
+    if way == "triton" and not (flash and (flash.INTERPRET or device.type == "cuda")):
         raise BadInput("--attention triton needs a GPU, and Triton (pip install triton). Take auto")
     chosen = way
 

@@ -70,6 +70,13 @@ def test_flex_is_the_plain_form(mask_mod, Lq, Lk, first, monkeypatch):
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
 
+def test_flex_has_tiles_of_their_own_for_texts_and_heads_that_differ():
+    tiles = lambda mask_mod: kernels.flex_tiles(mask_mod, 2, 3, 256, 256, torch.device("cpu"))[1].shape[:2]
+    assert tiles(causal) == (1, 1)
+    assert tiles(lambda b, h, query, key: query // 128 == (key // 128 + h) % 2) == (1, 3)
+    assert tiles(lambda b, h, query, key: query // 128 == (key // 128 + b) % 2) == (2, 1)
+
+
 def test_a_compiled_network_takes_its_block_mask_as_a_constant(monkeypatch):
     monkeypatch.setattr(kernels, "chosen", "flex")
     net = Transformer(11, n_layer=1, n_head=1, n_embd=16, cond_dim=0).requires_grad_(False)
@@ -138,8 +145,9 @@ def test_a_run_trains_with_attention_by(way, monkeypatch):
 
 def test_a_way_that_is_not_there_is_refused_in_one_line(capsys, monkeypatch):
     assert "needs a GPU" in complaint(train, *tiny(attention="flex"), capsys=capsys)
-    monkeypatch.setattr(kernels, "flash", None)
-    assert "pip install triton" in complaint(train, *tiny(attention="triton"), capsys=capsys)
+    for there in (None, SimpleNamespace(INTERPRET=False)):   # no Triton; Triton, but the run is on a CPU
+        monkeypatch.setattr(kernels, "flash", there)
+        assert "pip install triton" in complaint(train, *tiny(attention="triton"), capsys=capsys)
     assert "is not one of auto, sdpa, flex, triton" in complaint(train, "--attention", "fast", capsys=capsys)
     monkeypatch.setattr(train, "kernels", None)
     assert "kernels.py" in complaint(train, *tiny(attention="flex"), capsys=capsys)

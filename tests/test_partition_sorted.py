@@ -2,8 +2,8 @@
 Why PGM needs no mask kernel: sorted by group, each group is one dense piece, since rotary positions go along.
 
 Training does not sort. On CPUs the pieces, of another size in each row, take 2.9 times as long as the predicate at 32
-texts of 64 tokens, 0.86 times at 8 of 256, 0.52 times at 4 of 1,024 (attention alone, forward and backward, float32; in
-bfloat16 8.6 and 1.3 times). docs/kernels.md has the table.
+texts of 64 tokens, 0.86 times at 8 of 256, 0.52 times at 4 of 1,024 (attention alone, forward and backward, float32;
+in bfloat16 8.6 and 1.3 times). docs/kernels.md has the table.
 """
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_sorting_empties_a_third_of_the_tiles_of_which_scattered_groups_leave_no
     torch.manual_seed(0)
     group = torch.rand(16, 1024) < stratified(16)                                                   # (B, L)
     _, n = by_group(group)
-    count = lambda p: p.of_queries[0].diff(dim=-1)[..., ::2].sum((0, 1)).tolist()                   # visited, and whole
+    count = lambda p: p.of_queries[0].diff(dim=-1)[..., ::2].sum((0, 1)).tolist()               # visited, and whole
     by = (torch.device("cpu"), (64, 64), (64, 64))
     scattered = plan(lambda b, h, query, key: group[b, query] == group[b, key], 16, 1, 1024, 1024, 0, *by)
     in_order = plan(lambda b, h, query, key: (query < n[b]) == (key < n[b]), 16, 1, 1024, 1024, 0, *by)

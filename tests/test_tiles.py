@@ -63,6 +63,7 @@ def test_a_pattern_is_known_by_its_values_and_full_and_causal_keep_no_mask():
     assert {name for name, p in kinds.items() if p.pattern == CAUSAL} == {"causal"}
     assert kinds["none"].mask.numel() == kinds["causal"].mask.numel() == 1
     assert plan(block_causal(1, 90), 2, 3, 90, 90, 0, CPU, (32, 32), (32, 32)).pattern == CAUSAL
+    assert plan(causal, 2, 3, 30, 90, 60, CPU, (32, 32), (32, 32)).pattern == CAUSAL
     assert plan(causal, 2, 3, 1, 90, 89, CPU, (32, 32), (32, 32)).pattern == FULL        # the newest token sees all
     assert len(kinds["doubled"].mask) == 1 and len(kinds["groups"].mask) == 2            # as far as texts, and heads,
     assert len(kinds["heads"].mask) == 3 and len(kinds["sparse"].mask) == 6              # have patterns of their own
