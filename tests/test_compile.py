@@ -49,8 +49,7 @@ def steps(method, net, denoiser, half=False, n=3):
 
 
 @pytest.mark.parametrize("name, backend, half", [
-    ("mdlm", "aot_eager", False), ("mdlm", "eager", True), ("bd3lm", "eager", False), ("pgm", "eager", False),
-    ("duo", "eager", True)])
+    ("mdlm", "aot_eager", False), ("mdlm", "eager", True), ("bd3lm", "eager", False), ("pgm", "eager", False)])
 def test_a_training_step_is_one_graph_and_stays_that_whatever_is_drawn(name, backend, half):
     """The network, the loss in the place of its head; and forward and backward with aot_eager."""
     method = make_method(name, 11, diffusion_block=4)
