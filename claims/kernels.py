@@ -134,8 +134,7 @@ def memory(*what):
         return pool.apply(peak, what)
 
 
-def peak(*what):
-    make, config, alone, name = what if len(what) == 4 else (stepper, *what)
+def peak(make, config, alone, name):
     torch.set_num_threads(1)
     before = held("VmRSS")
     step = make(config, alone, name)
