@@ -255,12 +255,12 @@ def fetch(repository, revision, files, name, needed=True):
         if not needed:
             return None
     except KeyboardInterrupt:
-        print(f"\n{name} is not fetched: no half file is left, what was whole stays in {home}", file=sys.stderr)
+        print(f"\n{name}: no half file is left, what was whole stays in {home}", file=sys.stderr)
         raise
     except Exception as error:                               # of the library's own kinds, and of those that it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if offline:
         raise BadInput(f"{name} is not in {home}, and HF_HUB_OFFLINE forbids to fetch it: unset that, or give "
                        f"{name}=PATH")
-    raise BadInput(f"cannot download {name} ({reason}): no half file is left, what was whole stays in {home}; try again, or "
-                   f"give {name}=PATH")
+    raise BadInput(f"cannot download {name} ({reason}): no half file is left, what was whole stays in {home}; "
+                   f"try again, or give {name}=PATH")
