@@ -153,7 +153,8 @@ def stride_of(stride, block_size):
 def show(texts, length, config, name, denoiser, seconds):
     """The texts of so many tokens, and what they cost; or one line of JSON each. texts: [(text, ids)]"""
     if config.json:
-        left_out = ("out_dir", "init_from", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "json", "device")
+        left_out = ("out_dir", "init_from", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "json",
+                    "device")
         shared = {key: value for key, value in vars(config).items() if key not in left_out}
         for text, ids in texts:
             print(json.dumps({"text": text, "ids": ids, **shared, "network_calls": denoiser.calls,
