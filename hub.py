@@ -33,6 +33,7 @@ from data.tokenizer import from_json, named, to_json
 from layouts import bare, read_safetensors, read_torch, to_ours, without_condition
 
 SMALL, MEDIUM, LARGE = (12, 12, 768), (24, 16, 1024), (24, 24, 1536)     # layers, heads, width
+WEIGHTS = ["model.safetensors", "pytorch_model.bin"]         # the second where there is no first
 END = 50256                                                  # gpt2's end of a text, which also begins the next
 
 
@@ -115,21 +116,25 @@ def local(where):
     if not path.exists():
         raise BadInput(f"there is no {where}{f' (did you mean {near[0]}?)' if near else ''}: docs/checkpoints.md "
                        f"lists the published models")
-    folder = path if path.is_dir() else path.parent
-    about = described(folder / "config.json")
+    about = described(beside(path, "config.json"))
     if "palimpsest" in about:
-        encoding = folder / "encoding.json"
+        encoding = beside(path, "encoding.json")
         if not encoding.exists():
             raise BadInput(f"{where} has lost its encoding.json: export the model again")
         encoding = from_json(encoding.read_text("utf-8", "replace"))
         try:
             config, classes, step = (about["palimpsest"][part] for part in ("config", "classes", "step"))
         except (KeyError, TypeError) as error:
-            raise BadInput(f"{folder / 'config.json'} has changed ({error}): export the model again") from None
+            raise BadInput(f"{beside(path, 'config.json')} has changed ({error}): export the model again") from None
         return state_of(config, encoding, tensors_in(path), where, classes, step)
     model = foreign(about, where)
     return state_of({**config_of(model), "cond_dim": about["cond_dim"]}, encoding_of(model.tokens, path),
                     tensors_in(path), where)
+
+
+def beside(source, name):
+    """The file of that name in a folder, or in the folder of a file."""
+    return (source if source.is_dir() else source.parent) / name
 
 
 def described(file):
@@ -199,9 +204,9 @@ def encoding_of(tokens, source):
     """The encoding by the name that TABLE gives it; special ids come after the vocabulary. source: where the weights
     are; for bert-base-uncased a vocab.txt beside them is taken before that of the hub."""
     if tokens == wordpiece.NAME:
-        beside = source / "vocab.txt"
-        folder = source if beside.is_file() else fetch("google-bert/bert-base-uncased", "main", "vocab.txt", tokens)
-        return wordpiece.WordPiece((folder / "vocab.txt").read_text("utf-8", "replace").splitlines())
+        file = beside(source, "vocab.txt")
+        file = file if file.is_file() else fetch("google-bert/bert-base-uncased", "main", ["vocab.txt"], tokens)
+        return wordpiece.WordPiece(file.read_text("utf-8", "replace").splitlines())
     gpt2 = named("gpt2")
     if tokens == "gpt2":
         return gpt2
@@ -213,44 +218,49 @@ def tokens_of_gidd(tensors, source):
     """Some of its repositories have a [PAD] before the mask, some have not, and the vocabulary may be rounded up: the
     file beside the weights says which id the mask has; without it, rows that are one more than gpt2's tokens do."""
     rows = len(tensors.get("vocab_embed.embedding", ()))
-    mask = described(source / "added_tokens.json").get("[MASK]", END + 2 if rows > END + 2 else END + 1)
+    mask = described(beside(source, "added_tokens.json")).get("[MASK]", END + 2 if rows > END + 2 else END + 1)
     return "gpt2" if mask == END + 1 else "gpt2 + [PAD]"
 
 
 # ---- download
 
 def download(name, model):
-    """The folder, or file, in the hub's cache, with what else is needed beside it."""
+    """The file of weights in the hub's cache."""
     repository = name.partition("@")[0]
-    if model.file:
-        return fetch(repository, model.revision, model.file, name) / model.file
-    return fetch(repository, model.revision, "*.safetensors", name, "*.bin")
+    file = fetch(repository, model.revision, [model.file] if model.file else WEIGHTS, name)
+    if model.method == "gidd":
+        fetch(repository, model.revision, ["added_tokens.json"], name, needed=False)
+    return file
 
 
-def fetch(repository, revision, pattern, name, otherwise=None):
-    """The folder of a repository in the hub's cache, with the files of that pattern; or, where it has none, of the
-    other. HF_HOME says where the cache is, HF_HUB_OFFLINE that the files must be there. BadInput says what to do."""
+def fetch(repository, revision, files, name, needed=True):
+    """The first of the files that the repository has, in the hub's cache: HF_HOME says where that is, HF_HUB_OFFLINE
+    that it must be there. None if there is none of them and none is needed; BadInput says what to do."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError:
         raise BadInput(f"to download {name}: pip install huggingface_hub; or give {name}=PATH, files that are here") \
             from None
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
+    reason = f"there is no {' and no '.join(files)} in {repository}"
     try:
-        for wanted in filter(None, (pattern, otherwise)):
-            folder = Path(snapshot_download(repository, revision=revision,
-                                            allow_patterns=[wanted, "config.json", "added_tokens.json"]))
-            if list(folder.glob(wanted)):
-                return folder
-        reason = f"there is no {' and no '.join(filter(None, (pattern, otherwise)))} in {repository}"
+        for file in files:
+            try:
+                return Path(hf_hub_download(repository, file, revision=revision))
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError) and not offline:       # nobody answers
+                    raise
+        if not needed:
+            return None
     except KeyboardInterrupt:
-        print(f"\n{name} is not whole yet: the next try goes on from here", file=sys.stderr)
+        print(f"\n{name}: no half file is left, what was whole stays in {home}", file=sys.stderr)
         raise
     except Exception as error:                               # of the library's own kinds, and of those that it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if offline:
         raise BadInput(f"{name} is not in {home}, and HF_HUB_OFFLINE forbids to fetch it: unset that, or give "
                        f"{name}=PATH")
-    raise BadInput(f"cannot download {name} ({reason}): no half file is left in {home}, and the next try goes on from "
-                   f"what was fetched; or give {name}=PATH")
+    raise BadInput(f"cannot download {name} ({reason}): no half file is left, what was whole stays in {home}; "
+                   f"try again, or give {name}=PATH")

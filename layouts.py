@@ -78,7 +78,8 @@ def to_ours(tensors, shapes, where, padded=False):
         raise BadInput(f"{where} has a tensor {extra[0]} that the network has not{others(extra)}: another model")
     found = {name: tensors[theirs[name]] if name in theirs else torch.empty(a.shape) for name, a in shapes.items()}
     if padded:
-        found.update({name: found[name][:len(shapes[name])] for name in ("embed", "head.weight", "head.bias")})
+        found.update({name: found[name][:len(shapes[name])] for name in ("embed", "head.weight", "head.bias")
+                      if found[name].dim()})
     for name, tensor in found.items():
         if tensor.shape != shapes[name].shape:
             raise BadInput(f"{where} has {theirs[name]} of shape {tuple(tensor.shape)}, where the "

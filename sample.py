@@ -72,7 +72,7 @@ from screen import Screen
 from steering import compiled_by, end_of_text, law_of, sampler_of, steer
 
 
-LEFT_OUT = ("out_dir", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside", "json",
+LEFT_OUT = ("out_dir", "init_from", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside", "json",
             "device")                                        # of what --json says
 
 

@@ -151,7 +151,8 @@ def halves(V, d, n, cond=128):
     whole = layout(V, d, n)
     shapes = {f"encoder.{name}" if name.startswith("blocks.") else name: shape for name, shape in whole.items()}
     swap = "decoder.group_swap."
-    shapes |= {f"{swap}base_embedding": (1, d), **{f"{swap}pre_query_norm.{part}": (d,) for part in ("weight", "bias")}}
+    shapes |= {f"{swap}base_embedding": (1, d), f"{swap}pre_query_norm.weight": (d,)}
+    shapes |= {f"{swap}pre_query_norm.bias": (d,)}
     for name, rows in (("query_processor", d), ("hidden_to_key_value", 2 * d), ("output_linear", d)):
         shapes |= {f"{swap}{name}.weight": (rows, d), f"{swap}{name}.bias": (rows,)}
     for i in range(n):

@@ -164,24 +164,30 @@ def test_settings_that_lightning_pickles_beside_the_weights_are_not_even_importe
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A stand-in for huggingface_hub, whose cache is a folder: {pattern: files}. -> what it was asked for"""
+    """A stand-in for huggingface_hub: .holds {file: an error to raise, or None}, .asked, the files asked for."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", "the-cache")
-    there, asked = tmp_path / "snapshot", []
-    there.mkdir()
 
-    def snapshot_download(repository, revision, allow_patterns):
-        asked.append((repository, revision, allow_patterns[0]))
-        for file in holds.get(allow_patterns[0], []):
-            if isinstance(file, BaseException):
-                raise file
-            torch.save(weights(), there / file) if not file.endswith("s") else written(there / file, weights())
-        return str(there)
+    class EntryNotFoundError(OSError):
+        pass
 
-    holds = {}
-    module = types.ModuleType("huggingface_hub")
-    module.snapshot_download, module.holds, module.asked, module.there = snapshot_download, holds, asked, there
+    def hf_hub_download(repository, file, revision):
+        module.asked.append((repository, revision, file))
+        if file not in module.holds:
+            raise EntryNotFoundError(f"404 Client Error for {file}")
+        if module.holds[file]:
+            raise module.holds[file]
+        path = tmp_path / file
+        torch.save(weights(), path) if file.endswith(("bin", "ckpt")) else written(path, weights())
+        return str(path)
+
+    module, utils = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.utils")
+    module.holds, module.asked, module.hf_hub_download = {}, [], hf_hub_download
+    utils.EntryNotFoundError = EntryNotFoundError
+    utils.LocalEntryNotFoundError = type("LocalEntryNotFoundError", (EntryNotFoundError,), {})
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", utils)
+    module.nobody_answers = utils.LocalEntryNotFoundError("Cannot reach the hub\nand a long story")
     return module
 
 
@@ -189,53 +195,53 @@ def fetched(name):
     return hub.download(name, hub.find(name))
 
 
-def test_safetensors_are_asked_for_first_and_torch_files_where_there_are_none(cache):
-    cache.holds["*.safetensors"] = ["model.safetensors"]
-    assert len(hub.tensors_in(fetched("kuleshov-group/mdlm-owt"))) == 2
-    assert cache.asked == [("kuleshov-group/mdlm-owt", "main", "*.safetensors")]
-
-
-def test_a_repository_of_torch_files_is_read_too(cache):
-    cache.holds["*.bin"] = ["pytorch_model.bin"]
+@pytest.mark.parametrize("file, asked", [("model.safetensors", 1), ("pytorch_model.bin", 2)])
+def test_safetensors_are_asked_for_first_and_torch_files_where_there_are_none(file, asked, cache):
+    cache.holds[file] = None
     assert len(hub.tensors_in(fetched("louaaron/sedd-small"))) == 2
+    assert cache.asked == [("louaaron/sedd-small", "main", name) for name in hub.WEIGHTS[:asked]]
 
 
 def test_a_revision_and_a_file_of_a_repository_are_asked_for_by_name(cache):
-    cache.holds["*.safetensors"] = ["model.safetensors"]
+    cache.holds = {"model.safetensors": None, "pgm_8_8.ckpt": None}
     fetched("jdeschena/sdtt@teacher_1M_sm")
-    cache.holds["pgm_8_8.ckpt"] = ["pgm_8_8.ckpt"]
-    assert fetched("jdeschena/pgm@pgm_8_8").name == "pgm_8_8.ckpt"
-    assert cache.asked == [("jdeschena/sdtt", "teacher_1M_sm", "*.safetensors"),
-                           ("jdeschena/pgm", "main", "pgm_8_8.ckpt")]
+    assert len(hub.tensors_in(fetched("jdeschena/pgm@pgm_8_8"))) == 2
+    fetched("dvruette/gidd-base-p_unif-0.0")                 # whose added_tokens.json may be missing
+    assert cache.asked == [("jdeschena/sdtt", "teacher_1M_sm", "model.safetensors"),
+                           ("jdeschena/pgm", "main", "pgm_8_8.ckpt"),
+                           ("dvruette/gidd-base-p_unif-0.0", "main", "model.safetensors"),
+                           ("dvruette/gidd-base-p_unif-0.0", "main", "added_tokens.json")]
 
 
 def test_offline_and_not_in_the_cache_is_one_line(cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    cache.holds["*.safetensors"] = [FileNotFoundError("Cannot find an appropriate\ncached snapshot folder")]
+    cache.holds = dict.fromkeys(hub.WEIGHTS, cache.nobody_answers)
     with pytest.raises(BadInput, match="s-sahoo/duo is not in the-cache, and HF_HUB_OFFLINE forbids"):
         fetched("s-sahoo/duo")
+    cache.holds = {"pytorch_model.bin": None}                # of which the first is not there, but the second is
+    assert len(hub.tensors_in(fetched("s-sahoo/duo"))) == 2
 
 
 @pytest.mark.parametrize("error, says", [
     (OSError("401 Client Error\nlong story"), r"\(401 Client Error\)"), (RuntimeError(), r"\(RuntimeError\)"),
-    (OSError(28, "No space left on device"), "No space left")])
+    (OSError(28, "No space left on device"), "No space left"), ("nobody answers", r"\(Cannot reach the hub\)")])
 def test_a_download_that_fails_says_what_and_that_no_half_file_is_left(error, says, cache):
-    cache.holds["*.safetensors"] = [error]
+    cache.holds["model.safetensors"] = cache.nobody_answers if error == "nobody answers" else error
     with pytest.raises(BadInput, match=f"cannot download s-sahoo/duo .*{says}.*no half file") as refused:
         fetched("s-sahoo/duo")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and len(cache.asked) == 1
 
 
 def test_a_repository_without_weights_is_refused(cache):
-    with pytest.raises(BadInput, match=r"there is no \*.safetensors and no \*.bin in louaaron/sedd-small"):
+    with pytest.raises(BadInput, match="no model.safetensors and no pytorch_model.bin in louaaron/sedd-small"):
         fetched("louaaron/sedd-small")
 
 
-def test_an_interrupted_download_ends_the_script_and_says_how_to_go_on(cache, capsys):
-    cache.holds["*.safetensors"] = [KeyboardInterrupt()]
+def test_an_interrupted_download_ends_the_script_and_says_what_is_safe(cache, capsys):
+    cache.holds["model.safetensors"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         fetched("s-sahoo/duo")
-    assert "the next try goes on from here" in capsys.readouterr().err
+    assert "no half file is left, what was whole stays in the-cache" in capsys.readouterr().err
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
@@ -245,13 +251,13 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("where, says", [
-    ("kuleshov-group/mdlm-own=a.ckpt", "did you mean kuleshov-group/mdlm-owt"), ("a.safetensors", "there is no a.safe"),
+    ("kuleshov-group/mdlm-own=a.ckpt", "did you mean kuleshov-group/mdlm-owt"), ("a.safetensors", "there is no a.s"),
     ("kuleshov-group/mdlm-owt=nowhere", "there are no weights in nowhere"), ("here", "does not say which model it is"),
     ("kuleshov-group/mdlm-owt=empty", "there are no weights in empty"), ("garbled", "config.json cannot be read"),
     ("ours", "config.json has changed"), ("here/a.safetensors", "does not say which model it is")])
 def test_what_is_no_model_is_refused_with_what_to_give(where, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, config in (("here", "{}"), ("garbled", "{"), ("empty", None), ("ours", '{"palimpsest": {"config": 1}}')):
+    for folder, config in (("here", "{}"), ("garbled", "{"), ("empty", None), ("ours", '{"palimpsest": {"step": 1}}')):
         Path(folder).mkdir()
         (Path(folder) / "encoding.json").write_text(to_json(byte_level()))
         if config:

@@ -124,7 +124,7 @@ def test_a_masked_model_becomes_one_of_blocks_by_fine_tuning(tiny):
 @pytest.mark.parametrize("kind, flag, says", [
     ("mdlm", "--n_layer=3", "--n_layer 3 does not fit"), ("mdlm", "--qk_norm", "--qk_norm True does not fit"),
     ("duo", "--clock=none", "--clock none does not fit"), ("mdlm", "--tokenizer=bpe", "--tokenizer bpe does not fit"),
-    ("mdlm", "--cond_dim=64", "--cond_dim 64 does not fit"), ("mdlm", "--method=udlm", "of mdlm, and udlm needs another"),
+    ("mdlm", "--cond_dim=64", "--cond_dim 64 does not fit"), ("mdlm", "--method=udlm", "and udlm needs another"),
     ("sedd", "--norm_bias", "--norm_bias True does not fit"), ("pgm", "--seed=1", "needs a first token"),
     ("mdlm", "--data=toy", "other tokens than toy")])
 def test_a_flag_that_does_not_fit_the_model_is_refused(kind, flag, says, tiny):
