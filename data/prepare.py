@@ -18,7 +18,6 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass, field
-from functools import partial
 from lzma import LZMAError
 from pathlib import Path
 from zlib import error as ZlibError
@@ -31,7 +30,7 @@ from data import BadInput, shards
 from data.detokenize import RULES
 from data.download import make_folder, write_atomic
 from data.sharded import Sharded, Split
-from data.tokenizer import bpe, byte_level, chars, from_json, named, to_json
+from data.tokenizer import bpe, byte_level, chars, from_json, named, sizes, to_json
 from data.workers import Job
 
 RECIPE = 1                                                   # raise it when the code makes other tokens
@@ -128,9 +127,8 @@ def bytes_of(folder, meta, source, split):
     """The size of a split's text in UTF-8 bytes; of the part of a stream, that of its tokens."""
     if not source.held_out:
         return sum(part["bytes"] for part in meta["streams"][source.splits[split]])
-    encoding = from_json(meta["encoding"])
-    size = np.array([0 if i in (meta["marks"] or []) else len(encoding.decode_single_token_bytes(i))
-                     for i in range(encoding.n_vocab)])                                    # (n_vocab,)
+    size = sizes(from_json(meta["encoding"]))                                              # (n_vocab,)
+    size[meta["marks"] or []] = 0
     ids = cut(folder, meta, source, split).ids
     return sum(int(size[ids[i:i + (1 << 20)]].sum()) for i in range(0, len(ids), 1 << 20))
 

@@ -36,8 +36,8 @@ def own_cache(tmp_path, monkeypatch):
 def zipped(members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
+        for name, told in members.items():
+            archive.writestr(name, told)
     return out.getvalue()
 
 
@@ -51,8 +51,8 @@ def tarred(members, mode="w"):
     return out.getvalue()
 
 
-def papers(text):
-    return json.dumps({"article_text": [text, "second ( x ) ."], "abstract_text": ["no"]}) + "\n"
+def papers(body):
+    return json.dumps({"article_text": [body, "second ( x ) ."], "abstract_text": ["no"]}) + "\n"
 
 
 def rows(*cells):
