@@ -61,14 +61,21 @@ def load(name, source, layout, key, streams, block_size, tokenizer, vocab_size, 
     """-> Sharded. key: what else than the tokenizer decides the tokens. BadInput for what the user can mend."""
     given = isinstance(tokenizer, tiktoken.Encoding)
     kind = tokenizer.name if given else tokenizer
-    public = kind in tiktoken.list_encoding_names()          # one folder for gpt2, by name or out of a checkpoint
+    public = kind in tiktoken.list_encoding_names() and (not given or is_named(tokenizer))
     tokens = kind if public else to_json(tokenizer) if given else [kind, vocab_size if kind == "bpe" else None]
     decides = json.dumps([RECIPE, key, source.ends, source.detokenize, tokens])
     folder = Path(root) / f"{key[0]}-{kind}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
     meta = opened(folder, streams, tokenizer, vocab_size, source, workers)
-    if given and meta["encoding"] != to_json(tokenizer):
-        raise BadInput(f"{name}: the tokens of this model are called {kind} but are others than tiktoken's {kind}")
     return assemble(name, meta, folder, source, layout, block_size)
+
+
+def is_named(encoding):
+    """Is it tiktoken's own of that name? Then one folder serves both: a checkpoint's gpt2 is gpt2, but one with a [PAD]
+    behind it is not."""
+    try:
+        return to_json(named(encoding.name)) == to_json(encoding)
+    except BadInput:                                         # its files are not here
+        return False
 
 
 def opened(folder, streams, tokenizer, vocab_size, source, workers):
@@ -204,7 +211,7 @@ def assemble(name, meta, folder, source, layout, block_size):
     foreign = f"; the tables have {tables}: figures in other tokens are not to be compared with them"
     sizes = " and ".join(f"{len(part.ids):,} {split}" for split, part in splits.items())
     about = f"{name}: {source.about}; {how}; {sizes} tokens, {encoding.n_vocab:,} symbols ({encoding.name})"
-    about += foreign * (encoding.name != tables and source.files != ())
+    about += foreign * (not encoding.name.startswith(tables) and source.files != ())
     return Sharded(name, about, encoding, splits, layout, marks, meta["bytes"]["val"], block_size)
 
 
