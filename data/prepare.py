@@ -70,8 +70,8 @@ def load(name, source, layout, key, streams, block_size, tokenizer, vocab_size, 
 
 
 def is_named(encoding):
-    """Is it tiktoken's own of that name? Then one folder serves both: a checkpoint's gpt2 is gpt2, but one with a [PAD]
-    behind it is not."""
+    """Is it tiktoken's own of that name? Then one folder serves both: a checkpoint's gpt2 is gpt2, but with a [PAD]
+    behind it, it is not."""
     try:
         return to_json(named(encoding.name)) == to_json(encoding)
     except BadInput:                                         # its files are not here
