@@ -101,8 +101,8 @@ def whole(folder):
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         for stream, parts in meta["streams"].items():
             shards.open_stream(folder, stream, parts, meta["dtype"])
-        return meta
-    except (OSError, ValueError, KeyError):
+        return {key: meta[key] for key in ("encoding", "dtype", "marks", "streams", "bytes")}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

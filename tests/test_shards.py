@@ -273,6 +273,8 @@ def test_a_damaged_folder_is_made_again_and_an_absent_split_is_told(tmp_path):
         file.write(b"??")
     again = corpus(tmp_path, "plain")
     assert np.array_equal(again.val[:], c.val[:])
+    (folder / "meta.json").write_text("{}")
+    assert np.array_equal(corpus(tmp_path, "plain").val[:], c.val[:])
     with pytest.raises(BadInput, match="no test split, only train and val"):
         c.windows("test")
     with pytest.raises(BadInput, match="smaller --block_size"):
