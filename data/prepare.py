@@ -30,7 +30,7 @@ from data import BadInput, shards
 from data.detokenize import RULES
 from data.download import make_folder, write_atomic
 from data.sharded import Sharded, Split
-from data.tokenizer import bpe, byte_level, chars, from_json, named, to_json
+from data.tokenizer import bpe, byte_level, chars, from_json, named, sizes, to_json
 from data.workers import Job
 
 RECIPE = 1                                                   # raise it when the code makes other tokens
@@ -61,14 +61,21 @@ def load(name, source, layout, key, streams, block_size, tokenizer, vocab_size, 
     """-> Sharded. key: what else than the tokenizer decides the tokens. BadInput for what the user can mend."""
     given = isinstance(tokenizer, tiktoken.Encoding)
     kind = tokenizer.name if given else tokenizer
-    public = kind in tiktoken.list_encoding_names()          # one folder for gpt2, by name or out of a checkpoint
+    public = kind in tiktoken.list_encoding_names() and (not given or is_named(tokenizer))
     tokens = kind if public else to_json(tokenizer) if given else [kind, vocab_size if kind == "bpe" else None]
     decides = json.dumps([RECIPE, key, source.ends, source.detokenize, tokens])
     folder = Path(root) / f"{key[0]}-{kind}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
     meta = opened(folder, streams, tokenizer, vocab_size, source, workers)
-    if given and meta["encoding"] != to_json(tokenizer):
-        raise BadInput(f"{name}: the tokens of this model are called {kind} but are others than tiktoken's {kind}")
     return assemble(name, meta, folder, source, layout, block_size)
+
+
+def is_named(encoding):
+    """Is it tiktoken's own of that name? Then one folder serves both: a checkpoint's gpt2 is gpt2, but with a [PAD]
+    behind it, it is not."""
+    try:
+        return to_json(named(encoding.name)) == to_json(encoding)
+    except BadInput:                                         # its files are not here
+        return False
 
 
 def opened(folder, streams, tokenizer, vocab_size, source, workers):
@@ -94,8 +101,8 @@ def whole(folder):
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
         for stream, parts in meta["streams"].items():
             shards.open_stream(folder, stream, parts, meta["dtype"])
-        return meta
-    except (OSError, ValueError, KeyError):
+        return {key: meta[key] for key in ("encoding", "dtype", "marks", "streams", "bytes")}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -127,9 +134,8 @@ def bytes_of(folder, meta, source, split):
     """The size of a split's text in UTF-8 bytes; of the part of a stream, that of its tokens."""
     if not source.held_out:
         return sum(part["bytes"] for part in meta["streams"][source.splits[split]])
-    encoding = from_json(meta["encoding"])
-    size = np.array([0 if i in (meta["marks"] or []) else len(encoding.decode_single_token_bytes(i))
-                     for i in range(encoding.n_vocab)])                                    # (n_vocab,)
+    size = sizes(from_json(meta["encoding"]))                                              # (n_vocab,)
+    size[meta["marks"] or []] = 0
     ids = cut(folder, meta, source, split).ids
     return sum(int(size[ids[i:i + (1 << 20)]].sum()) for i in range(0, len(ids), 1 << 20))
 
@@ -205,7 +211,7 @@ def assemble(name, meta, folder, source, layout, block_size):
     foreign = f"; the tables have {tables}: figures in other tokens are not to be compared with them"
     sizes = " and ".join(f"{len(part.ids):,} {split}" for split, part in splits.items())
     about = f"{name}: {source.about}; {how}; {sizes} tokens, {encoding.n_vocab:,} symbols ({encoding.name})"
-    about += foreign * (encoding.name != tables and source.files != ())
+    about += foreign * (not encoding.name.startswith(tables) and source.files != ())
     return Sharded(name, about, encoding, splits, layout, marks, meta["bytes"]["val"], block_size)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from data import BadInput
 from data.shards import Shards, bounds
-from data.tokenizer import decode
+from data.tokenizer import decode, sizes
 
 
 def permuted(i, n, key):
@@ -95,13 +95,12 @@ class Sharded:
         """UTF-8 bytes for each token that is scored: nats per token -> bits per byte"""
         if self.layout != "rows":
             return self.bytes_per_id * self.span / self.block_size
-        length = np.array([len(self.encoding.decode_single_token_bytes(i)) for i in range(self.encoding.n_vocab)])
-        scored = written = 0
+        size, scored, written = sizes(self.encoding), 0, 0
         for first in range(part.documents.start, part.documents.stop, 10_000):
             rows = np.arange(first, min(first + 10_000, part.documents.stop))
             start, stop = self.row_bounds(part, rows)                                      # (n,) without the end
             places = np.concatenate([np.arange(a, b) for a, b in zip(start, stop)])
-            written += length[part.stream[places]].sum()
+            written += size[part.stream[places]].sum()
             scored += len(places) + 2 * len(rows)
         return float(written) / max(scored, 1)
 

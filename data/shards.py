@@ -93,8 +93,8 @@ def write_shard(folder, name, results, shard, bar):
             os.fsync(out.fileno())
     for kind in ("bin", "ends"):
         part = folder / f"{name}.{kind}.part"
-        part.replace(folder / f"{name}.{kind}") if documents else part.unlink()
-    return {"tokens": tokens, "documents": documents, "bytes": size, "crc32": crc} if documents else None
+        part.replace(folder / f"{name}.{kind}") if tokens else part.unlink()
+    return {"tokens": tokens, "documents": documents, "bytes": size, "crc32": crc} if tokens else None
 
 
 def save(folder, stream, done):

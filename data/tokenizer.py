@@ -203,6 +203,14 @@ def pieces(encoding, ids, gap="_"):
     return texts
 
 
+def sizes(encoding):
+    """The bytes that each id adds to a text; 0 for special ones and for numbers that gpt4 skips. -> (n_vocab,)"""
+    size = np.zeros(encoding.n_vocab, np.int64)                                                      # (n_vocab,)
+    for token, i in encoding._mergeable_ranks.items():
+        size[i] = len(token)
+    return size
+
+
 def to_json(encoding):
     """All that makes the encoding, as JSON text: a checkpoint that holds it needs no file and no network."""
     ranks = {token.decode("latin-1"): i for token, i in encoding._mergeable_ranks.items()}     # a byte as a character

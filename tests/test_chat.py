@@ -14,9 +14,9 @@ from data import BadInput, text, village
 from data.chat import MARKS, chats_of, ids_of
 from data.tokenizer import decode, from_json, to_json
 from diffusion import corrupt, stratified
+from learner import per_token
 from masked import MDLM, Absorbing
 from methods import make_method
-from train import per_token
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 import requests
+import tiktoken
 import torch
 
 from data import BadInput, corpora, prepare, readers, shards, text, tokenizer, workers
@@ -36,8 +37,8 @@ def own_cache(tmp_path, monkeypatch):
 def zipped(members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
+        for name, told in members.items():
+            archive.writestr(name, told)
     return out.getvalue()
 
 
@@ -51,8 +52,8 @@ def tarred(members, mode="w"):
     return out.getvalue()
 
 
-def papers(text):
-    return json.dumps({"article_text": [text, "second ( x ) ."], "abstract_text": ["no"]}) + "\n"
+def papers(body):
+    return json.dumps({"article_text": [body, "second ( x ) ."], "abstract_text": ["no"]}) + "\n"
 
 
 def rows(*cells):
@@ -280,6 +281,11 @@ def test_gpt2_ends_are_its_own(tmp_path, monkeypatch):
     corpus = load("ptb", 8)
     assert corpus.marks == [50256] * 3 and corpus.encoding.n_vocab == 50257
     assert corpus.windows("val")[0].tolist() == [50256, 1169, 6844, 1169, 6844, 1169, 6844, 50256]
+    again = load("ptb", 8, tokenizer.from_json(tokenizer.to_json(corpus.encoding)))      # out of a checkpoint
+    gpt2 = again.encoding
+    longer = tiktoken.Encoding("gpt2", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks,
+                               special_tokens={ENDS: 50256, "[PAD]": 50257})
+    assert load("ptb", 8, longer).encoding.n_vocab == 50258 and len(list(tmp_path.glob("ptb-gpt2-*/meta.json"))) == 2
 
 
 # ---- the user's own large files

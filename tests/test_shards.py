@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data import BadInput, prepare, readers, sharded, shards, tokenizer, workers
+from data import BadInput, prepare, shards, tokenizer, workers
 from data.prepare import Source
 from data.sharded import permuted
 from data.workers import Job
@@ -63,6 +62,12 @@ def test_the_tokens_are_those_of_the_texts_and_each_document_ends(tmp_path):
     assert [bytes(ids[a:b - 1].astype(np.uint8)).decode() for a, b in zip(first, last)] == texts
     assert (ids[last - 1] == END).all() and last[-1] == len(ids) and (first[1:] == last[:-1]).all()
     assert sum(part["bytes"] for part in parts) == len("".join(texts).encode())
+
+
+def test_empty_documents_at_the_end_make_no_empty_shard(tmp_path):
+    plain = Job(JOB.encoding)                                # blank lines of WikiText: no end stands behind them
+    parts = shards.write(tmp_path, "train", iter(["a" * 500] * 4 + [""] * 20_000), plain, 1, 2000, 500)
+    assert len(parts) == 1 and len(shards.open_stream(tmp_path, "train", parts, np.uint16)[0]) == 2000
 
 
 def test_a_run_that_was_stopped_goes_on_behind_its_last_shard_with_the_same_bytes(tmp_path):
@@ -268,6 +273,8 @@ def test_a_damaged_folder_is_made_again_and_an_absent_split_is_told(tmp_path):
         file.write(b"??")
     again = corpus(tmp_path, "plain")
     assert np.array_equal(again.val[:], c.val[:])
+    (folder / "meta.json").write_text("{}")
+    assert np.array_equal(corpus(tmp_path, "plain").val[:], c.val[:])
     with pytest.raises(BadInput, match="no test split, only train and val"):
         c.windows("test")
     with pytest.raises(BadInput, match="smaller --block_size"):
