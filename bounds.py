@@ -124,14 +124,23 @@ def league(corpus):
         return nats / math.log(2) / bytes_per_symbol
 
     rows = [("uniform over tokens", math.log(corpus.encoding.n_vocab))]
-    rows += [] if hasattr(corpus, "sft") else [(f"{n}-gram of tokens", nats) for n, nats in
-             witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab).items()]
-    rows = [(name, nats, bits(nats, corpus.bytes_per_token)) for name, nats in rows]
-    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft"):
-        return rows                                      # the tokens are the smallest part; or questions are given
-    train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (corpus.train, corpus.val))
+    if not hasattr(corpus, "sft"):                       # where questions are given, n-grams answer another one
+        train, val = beginnings(corpus)
+        of = ", first 2M" * (len(train) < len(corpus.train) or len(val) < len(corpus.val))
+        rows += [(f"{n}-gram of tokens{of}", nats)
+                 for n, nats in witten_bell(train, val, corpus.encoding.n_vocab).items()]
+    rows = [(name, nats, bits(nats, getattr(corpus, "bytes_per_id", corpus.bytes_per_token))) for name, nats in rows]
+    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft") or hasattr(corpus, "beginning"):
+        return rows                                      # tokens are the smallest part; or marks stand between them
+    train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (train, val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))
     return rows + [(f"{n}-gram of bytes", None, bits(nats, 1.0)) for n, nats in witten_bell(train, val, 256).items()]
+
+
+def beginnings(corpus):
+    """The train and held-out ids to count words in: all of them, or of a corpus in shards the first two million."""
+    splits = ("train", "val")
+    return [corpus.beginning(name) if hasattr(corpus, "beginning") else getattr(corpus, name) for name in splits]
 
 
 # ---- the end of a text, given its beginning

@@ -17,7 +17,7 @@ from collections import Counter
 
 import torch
 
-from bounds import mean_error, perplexity, pooled
+from bounds import beginnings, mean_error, perplexity, pooled
 
 
 def unigram_entropy(x):
@@ -31,7 +31,7 @@ def unigram_entropy(x):
 def known_words(texts, corpus):
     """Share of the words of three or more letters that the corpus knows. Words cut by a text's edge do not count."""
     whole = re.compile(r"(?<=[^A-Za-z])[A-Za-z]{3,}(?=[^A-Za-z])")
-    known = {word for ids in (corpus.train, corpus.val) for word in whole.findall(corpus.text(ids))}
+    known = {word for ids in beginnings(corpus) for word in whole.findall(corpus.text(ids))}
     words = [word for text in texts for word in whole.findall(text)]
     return sum(word in known for word in words) / max(1, len(words)), len(words)
 
