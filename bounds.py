@@ -39,17 +39,22 @@ def nats_of(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337,
     """
     torch.manual_seed(seed)
     device = x.device
-    counts = counted if counted is not None else ~frozen if frozen is not None else torch.ones_like(x)  # (n, L)
+    scored = scored_in(x, frozen, counted)                                                              # (n, L)
     total = torch.zeros(len(x), dtype=torch.float64, device=device)                                     # (n,)
     for _ in range(draws):
         order = torch.randperm(len(x)).to(device)        # (n,) any text may meet any stratum of time
         for rows in order.split(batch_size):                                                            # (b,)
             given = None if frozen is None else frozen[rows]                                            # (b, L)
             told = denoiser if label is None else Told(denoiser, label[rows])
-            nats = method.nelbo(told, x[rows], given).double()                                          # (b, L)
-            nats = nats if counted is None else nats.masked_fill(~counted[rows], 0)                     # (b, L)
+            nats = method.nelbo(told, x[rows], given).double().masked_fill(~scored[rows], 0)            # (b, L)
             total[rows] += nats.sum(-1) / draws                                                         # (b,)
-    return total, counts.sum(-1)
+    return total, scored.sum(-1)
+
+
+def scored_in(x, frozen=None, counted=None):
+    """Tokens of texts x (n, L) that are not given, and that count. -> (n, L) bool"""
+    scored = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen                        # (n, L)
+    return scored if counted is None else scored & counted
 
 
 def counted_in(corpus, x):
@@ -106,8 +111,7 @@ def figures(nats, scored, x, corpus, frozen=None, counted=None):
     value, value_error = perplexity(rate, error)
     result = {"texts": len(x), "tokens": int(scored.sum()), "perplexity": value, "perplexity_error": value_error}
     if corpus.encoding.name not in ("words", "pixels"):
-        ratio = bytes_per_character(corpus.encoding, x[counted] if counted is not None else
-                                    x[~frozen] if frozen is not None else x)
+        ratio = bytes_per_character(corpus.encoding, x[scored_in(x, frozen, counted)])
         bits, bits_error = (a / math.log(2) / corpus.bytes_per_token for a in (rate, error))
         result |= {"bits_per_byte": bits, "bits_per_byte_error": bits_error, "bits_per_character": bits * ratio,
                    "bits_per_character_error": bits_error * ratio}

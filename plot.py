@@ -2,7 +2,7 @@
 Curves of training runs: what was learnt, over steps and over time.
 
     python plot.py out/toy-mdlm out/toy-udlm                 curves.png: loss, held-out bound, bits/byte
-    python plot.py out/a out/b --png bounds.png --smooth 0.98
+    python plot.py out/a out/b --png bounds.png --smooth 0.95
 
 It reads metrics.jsonl of each run, also of one that is still being written. Above: the loss of training, smoothed (an
 average that forgets), and faint as it was; what it measures is the method's own business (`simple` weights are no
@@ -19,7 +19,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     runs: str = flag("", "folders of runs, with commas between; also the first words")
     png: str = flag("curves.png", "the picture")
-    smooth: float = flag(0.9, "of the loss: the share of the past in each point; 0 leaves it as it is", least=0,
+    smooth: float = flag(0.8, "of the loss: the share of the past in each point; 0 leaves it as it is", least=0,
                          most=0.9999)
 
 
@@ -124,14 +124,15 @@ def figure(runs, share):
     axes = picture.subplots(len(panels), 2, squeeze=False, sharex="col", sharey="row")
     for (row, panel), column in product(enumerate(panels), (0, 1)):
         ax = axes[row, column]
-        for i, (name, (points, floor)) in enumerate(drawn.items()):
+        for i, (name, (points, _)) in enumerate(drawn.items()):
             seconds, colour = clock(runs[name]), f"C{i % 10}"
             x_of = (lambda step: step) if column == 0 else partial(at, seconds)
             if panel == "loss" and share:
                 line(ax, points["raw"], x_of, colour, alpha=0.2, linewidth=0.7)
-            line(ax, points[panel], x_of, colour, label=name, marker="" if panel == "loss" else ".")
-            if floor.get(panel) is not None:
-                ax.axhline(floor[panel], color=colour, linewidth=0.9, linestyle=":", label=f"{name}: exact entropy")
+            if points[panel]:
+                line(ax, points[panel], x_of, colour, label=name, marker="" if panel == "loss" else ".")
+        for value in sorted({floor[panel] for _, floor in drawn.values() if floor.get(panel)}):
+            ax.axhline(value, color="black", linewidth=0.9, linestyle=":", label=f"exact entropy, {value:.3f}")
         ax.grid(alpha=0.3)
         ax.tick_params(labelleft=column == 0)
         if column == 0:

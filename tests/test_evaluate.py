@@ -272,3 +272,5 @@ def test_what_fills_a_text_up_is_noised_and_not_scored_and_all_other_tokens_coun
     assert mean == pytest.approx(sum(exactly) / 32) and error == pytest.approx(pooled(nats, scored)[1])
     assert figures(nats, scored, x, corpus, counted=counted)["perplexity"] == pytest.approx(math.exp(mean))
     assert bounds.counted_in(ToyCorpus(8), x) is None
+    given = torch.arange(8).expand(6, -1) == 0               # of a given first token nothing is scored either
+    assert bounds.scored_in(x, given, counted).sum(-1).tolist() == [4, 4, 4, 7, 7, 0]

@@ -74,14 +74,16 @@ def test_a_run_on_the_toy_language_knows_its_entropy():
 
 def test_the_picture_has_the_points_the_band_the_entropy_and_names_with_units():
     pytest.importorskip("matplotlib")
-    picture = plot.figure({"out/a": ROWS, "out/b": [dict(ABOUT, data="toy", block_size=8), *ROWS[1:]]}, 0.9)
+    runs = {"out/a": ROWS, "out/b": [dict(ABOUT, data="toy", block_size=8), *ROWS[1:]]}
+    picture = plot.figure(runs, 0.9)
     axes = picture.axes
     assert len(axes) == 6 and axes[-1].get_xlabel() == "training time, seconds" and axes[-2].get_xlabel() == "steps"
     assert [ax.get_ylabel() for ax in axes[::2]] == list(plot.PANELS.values())
     bound = {line.get_label(): line for line in axes[2].lines}
     assert bound["out/a"].get_xydata().tolist() == [[20, 2.5], [30, 2.0]]
     assert {line.get_label(): line for line in axes[3].lines}["out/a"].get_xdata().tolist() == [20.0, 28.0]
-    assert "out/b: exact entropy" in bound and "out/a: exact entropy" not in bound
+    entropy, = [line for label, line in bound.items() if label.startswith("exact entropy, 2.")]
+    assert entropy.get_ydata()[0] == plot.curves(runs["out/b"], 0.9)[1]["bound"]
     band = axes[2].collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == pytest.approx((2.0, 2.9))   # 2.0 has no error, 2.5 is 0.2 off, twice
     assert "out/a" in [entry.get_text() for entry in axes[2].get_legend().get_texts()]

@@ -106,7 +106,8 @@ def by_hand(judge, text, scored):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_generative_perplexity_reads_the_first_token_counts_one_end_and_cuts_to_the_context(transformers, batch_size):
     judge = Pretrained("tiny", "cpu")
-    cases = {"abc": [1, 2], "ab|c|d": [1, 2, 3, 5], "|ab|c": [1, 2, 4], "abcdefgh": [1, 2, 3, 4, 5], "a": [], "": []}
+    cases = {"abc": [1, 2], "ab|c|d": [1, 2, 3, 5], "|ab|c": [1, 2, 4], "a|b": [1, 2], "abcdefgh": [1, 2, 3, 4, 5],
+             "a": [], "": []}
     nats, scored = judge.nats(None, list(cases), batch_size)
     assert scored.tolist() == [len(places) for places in cases.values()]
     assert nats.tolist() == pytest.approx([by_hand(judge, *case) for case in cases.items()], rel=1e-6)
