@@ -199,6 +199,19 @@ def test_markup_in_a_text_stays_text_and_what_cannot_be_seen_is_shown(browser):
 
 
 @needed
+def test_what_comes_after_the_end_of_a_text_is_faded_and_no_part_of_the_plain_text(browser):
+    x, given = torch.tensor([[2, 0, 1, 2, 0]]), torch.tensor([[True, False, False, False, False]])
+    film = page.Film("ar", "", page.Seen(None, 3, 1), chars("!ab"), given, stop=0)      # "b!ab!", of which "!" ends it
+    for step in range(6):
+        film.add(sample.not_yet(x, given, step, 3), step)
+    Path("end.html").write_text(page.page("", [film]), "utf-8")
+    browser.open(Path("end.html").resolve())
+    assert browser.run(PLAIN) == ["b"] and browser.complaints() == []
+    faded = "return [...document.querySelectorAll('.t[role=option]')].map(t => t.classList.contains('past'))"
+    assert browser.run(faded) == [False, False, True, True, True]
+
+
+@needed
 def test_every_step_on_the_slider_shows_the_state_of_that_step(browser, monkeypatch):
     told, _, walks = films(monkeypatch, oracle="mdlm", beside="udlm,ar", prompt="the old dog _ _ _ _")
     encoding = exact("mdlm").encoding

@@ -43,7 +43,8 @@ class Glass:
             else:
                 assert char.isprintable(), repr(text)
                 wide = unicodedata.east_asian_width(char) in "WF"
-                self.column += 0 if unicodedata.combining(char) else 1 + wide
+                sits = unicodedata.combining(char) or 0x1160 <= ord(char) < 0x1200   # on the one before
+                self.column += 0 if sits else 1 + wide
                 assert self.column < self.width, repr(text)
                 self.rows[self.at].append((char, self.colour))
         return self
