@@ -136,7 +136,8 @@ def fake_gpu(monkeypatch):
     event = lambda enable_timing: SimpleNamespace(record=lambda: None, elapsed_time=lambda other: 2.0)
     held = iter(range(10**6, 10**9, 10**6))
     fakes = dict(Event=event, synchronize=lambda: None, memory_allocated=lambda: 0,
-                 reset_peak_memory_stats=lambda: None, max_memory_allocated=lambda: next(held), get_device_name=lambda device: "Acme G1")
+                 reset_peak_memory_stats=lambda: None, max_memory_allocated=lambda: next(held),
+                 get_device_name=lambda device: "Acme G1")
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch, "compile", lambda net: net)
