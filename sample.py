@@ -72,8 +72,8 @@ from screen import Screen
 from steering import compiled_by, end_of_text, law_of, sampler_of, steer
 
 
-LEFT_OUT = ("out_dir", "init_from", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside", "json",
-            "device")                                        # of what --json says
+LEFT_OUT = ("out_dir", "init_from", "oracle", "chat", "gap", "num_samples", "length", "png", "watch", "html", "beside",
+            "json", "device")                                # of what --json says
 
 
 def trajectory(method, denoiser, given, frozen, steps, sampler=ancestral, law=probabilities, window=None, stride=1):
