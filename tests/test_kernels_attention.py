@@ -90,6 +90,9 @@ def test_a_compiled_network_takes_its_block_mask_as_a_constant(monkeypatch):
         torch.testing.assert_close(compiled(z, mask_mod=doubled(12, 4)), plainly(net, z, doubled(12, 4), monkeypatch),
                                    atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1       # the same pattern is the same object
+    z = z[:, :16]                                                # another length is another graph
+    torch.testing.assert_close(compiled(z, mask_mod=doubled(8, 4)), plainly(net, z, doubled(8, 4), monkeypatch),
+                               atol=1e-5, rtol=1e-4)
 
 
 def test_a_compiled_graph_holds_no_pattern_that_is_made_inside_of_it(monkeypatch):
