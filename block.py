@@ -38,7 +38,7 @@ def doubled(L, block, reach=None):
     """
     def mask_mod(batch, head, query, key):
         back = query % L // block - key % L // block         # blocks from the query back to the key
-        own = (back == 0) & ((query >= L) == (key >= L))
+        own = (back == 0) & (query // L == key // L)         # of which half: inductor stumbles over bool == bool
         return own | (back > 0) & (back * block <= (L if reach is None else reach)) & (key >= L)
     mask_mod.lasts = True
     return None if block == L else mask_mod

@@ -30,12 +30,15 @@ class Plan(NamedTuple):
 
 
 def once(look):
-    """Keep the last few answers; to a compiled network they are constants."""
+    """Keep the last few answers. To a compiled graph, which then is for these lengths alone, they are constants."""
     kept = functools.lru_cache(maxsize=8)(look)
 
-    def answer(*args):
+    def constant(*args):
         return kept(*args)
-    answer._dynamo_marked_constant = True                    # torch.compiler.assume_constant_result takes 2 s to load
+    constant._dynamo_marked_constant = True                  # torch.compiler.assume_constant_result takes 2 s to load
+
+    def answer(*args):                                       # len(range(n)) is a number where the graph left n open
+        return constant(*[len(range(a)) if isinstance(a, int) else a for a in args])
     return answer
 
 

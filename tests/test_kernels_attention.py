@@ -13,6 +13,7 @@ import kernels
 import train
 from block import doubled
 from model import Transformer, attention, block_causal, causal, rotary_angles
+from partition import Partition
 from runs import TINY, cache, complaint, elsewhere, tiny  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
@@ -82,14 +83,27 @@ def test_a_compiled_network_takes_its_block_mask_as_a_constant(monkeypatch):
     net = Transformer(11, n_layer=1, n_head=1, n_embd=16, cond_dim=0).requires_grad_(False)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    z, own = torch.randint(11, (2, 24)), lambda b, h, query, key: query != key
+    z = torch.randint(11, (2, 24))
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch._dynamo.utils.counters.clear()
     for _ in range(2):
         torch.testing.assert_close(compiled(z, mask_mod=doubled(12, 4)), plainly(net, z, doubled(12, 4), monkeypatch),
                                    atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1       # the same pattern is the same object
-    torch.testing.assert_close(compiled(z, mask_mod=own), plainly(net, z, own, monkeypatch), atol=1e-5, rtol=1e-4)
+    z = z[:, :16]                                                # another length is another graph
+    torch.testing.assert_close(compiled(z, mask_mod=doubled(8, 4)), plainly(net, z, doubled(8, 4), monkeypatch),
+                               atol=1e-5, rtol=1e-4)
+
+
+def test_a_compiled_graph_holds_no_pattern_that_is_made_inside_of_it(monkeypatch):
+    monkeypatch.setattr(kernels, "chosen", "flex")
+    net = Partition(11, n_layer=2, n_head=1, n_embd=16, cond_dim=0).requires_grad_(False)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    z, group = torch.randint(10, (2, 24)), torch.rand(2, 24) < 0.5
+    logits = torch.compile(net, backend="eager", fullgraph=True)(z, group=group)
+    monkeypatch.setattr(kernels, "chosen", "sdpa")
+    torch.testing.assert_close(logits, net(z, group=group), atol=1e-5, rtol=1e-4)
 
 
 def plainly(net, z, mask_mod, monkeypatch):
