@@ -75,7 +75,9 @@ def test_it_learns_the_exact_posterior_where_that_is_known(noise):
                                    evaluate.TIMES) for judge in (learner.average, exact))
     for t in evaluate.TIMES:
         (nats, right), (least, most) = ours[t][0], best[t][0]
-        assert nats.mean() < least.mean() + 0.1 and right.double().mean() > most.double().mean() - 0.04
+        sure = least < 0.5                                   # elsewhere classes tie, and who is right is luck
+        assert nats.mean() < least.mean() + 0.1 and (-nats).exp().mean() > (-least).exp().mean() - 0.04
+        assert sure.any() and right[sure].double().mean() > most[sure].double().mean() - 0.04
     nats, error = learner.bound("val", 1000)
     assert nats == pytest.approx(sum(float(best[t][0][0].mean()) for t in evaluate.TIMES) / 5, abs=0.15)
 
