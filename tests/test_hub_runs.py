@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
+from runs import TINY, cache, complaint, elsewhere, fit, metrics  # noqa: F401
 
 import checkpoint
 import evaluate
@@ -101,6 +101,7 @@ def test_fine_tuning_takes_network_tokens_method_and_length_of_the_model(kind, t
     of = lambda config: {name: config.get(name) for name in ("method", "block_size", "cond_dim", "norm_bias", "clock")}
     assert of(state["config"]) == of(before["config"]) and state["encoding"] == before["encoding"]
     assert not state["config"]["qk_norm"] and state["config"]["tokenizer"] == "model"
+    assert 0 in metrics("tuned", "val_bound")                # it knows something already: that is measured
 
 
 def test_a_fine_tuned_model_is_resumed_sampled_from_and_evaluated_like_any_run(tiny, capsys):
