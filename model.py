@@ -321,8 +321,8 @@ class Transformer(nn.Module):
             positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)   # (L,)
         rotary, mask_mod = rotary_angles(positions, self.head_size), mask_mod or self.mask_mod      # 2 x (L, hd/2)
         shift, scale = (None, None) if c is None else self.adaln(c).expand(*h.shape[:2], -1).chunk(2, -1)  # (B, L, D)
-        for layer, block in enumerate(self.blocks, 1):   # select, then score: the head is most of the cost at large V
-            last = at if layer == len(self.blocks) else None
+        for layer, block in enumerate(self.blocks):      # select, then score: the head is most of the cost at large V
+            last = at if layer + 1 == len(self.blocks) else None
             h = block(h, c, rotary, mask_mod, cache and partial(cache.write, layer), last)    # (B, L, D) or (N, D)
         return self.scored(modulate(self.norm(h), rows(shift, at), rows(scale, at)), head)          # (N|B L, V)
 

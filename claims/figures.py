@@ -83,9 +83,9 @@ def attention(config, L=12, block=4):
     """What each network's own calls let look at what, as rows of 0 and 1, queries downwards."""
     seen, true = [], networks.attention
 
-    def spied(q, k, v, mask_mod=None, *args):
+    def spied(q, k, v, mask_mod=None, *args, **more):
         seen.append(networks.dense(mask_mod or (lambda b, h, query, key: (query >= 0) & (key >= 0)), q, k)[0, 0])
-        return true(q, k, v, mask_mod, *args)
+        return true(q, k, v, mask_mod, *args, **more)
 
     result = {}
     for name in ("ar", "mdlm", "bd3lm", "pgm"):

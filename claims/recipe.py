@@ -46,7 +46,7 @@ from checkpoint import keep_memory
 from data import BadInput
 from data.text import load
 from diffusion import stratified
-from evaluate import estimate
+from bounds import estimate
 from learner import Learner
 from masked import MDLM, masked_bound
 from methods import METHODS

@@ -17,6 +17,7 @@ from data import BadInput
 
 NAME = "bert-base-uncased"
 LONGEST = 100                                                # characters of a word; a longer one is [UNK]
+MOST = 500_000                                           # words whose ids are kept
 CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
        (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))     # read sign by sign
 
@@ -36,6 +37,8 @@ class WordPiece(tiktoken.Encoding):
         """-> (n,) uint32. The options of tiktoken's own have no meaning here: nothing in a text is special."""
         ids = []
         for word in words(text):
+            if len(self.known) > MOST:                       # of a large corpus: begin anew
+                self.known.clear()
             if word not in self.known:                       # each word is read once
                 self.known[word] = self.read(word)
             ids += self.known[word]

@@ -1,16 +1,18 @@
 """Runs on the corpora of the papers: texts in turn, what fills them up is not scored, and one line for every fault."""
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from runs import TINY, cache, elsewhere, fit                 # noqa: F401
 from test_corpora import FILES, by_hand, own_cache, tarred         # noqa: F401
 
+import bounds
 import checkpoint
 import evaluate
 import learner
+import parallel
 import train
-from data import prepare
 from data.text import load
 from learner import Learner
 
@@ -23,9 +25,8 @@ def ptb(tmp_path, monkeypatch):
 
 def test_a_run_on_a_corpus_takes_its_texts_in_turn_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     flags, seen = ptb(tmp_path, monkeypatch), []
-    turn = prepare.Sharded.turn
-    monkeypatch.setattr(prepare.Sharded, "turn", lambda self, number, n, seed: seen.append(number) or turn(
-        self, number, n, seed))
+    asked = learner.Ahead.__call__                           # what is drawn ahead may never be asked for
+    monkeypatch.setattr(learner.Ahead, "__call__", lambda self, key, then: seen.append(key) or asked(self, key, then))
     whole = fit(tmp_path / "whole", **flags, max_iters=4, gradient_accumulation_steps=2)
     assert seen == list(range(8))
     fit(tmp_path / "part", **flags, max_iters=2, gradient_accumulation_steps=2)
@@ -66,7 +67,7 @@ def test_the_bound_of_texts_that_are_filled_up_is_a_mean_over_tokens_with_the_er
         def nelbo(self, denoiser, z, frozen):
             return nats[[x.tolist().index(text) for text in z.tolist()]]
 
-    mean, error = evaluate.estimate(Known(), None, x, batch_size=7, counted=counts)
+    mean, error = bounds.estimate(Known(), None, x, batch_size=7, counted=counts)
     assert mean == pytest.approx(nats[counts].mean().item(), rel=1e-12)
     torch.manual_seed(0)
     rows = torch.randint(60, (4000, 60))                     # the error, by the bootstrap
@@ -88,16 +89,16 @@ def test_evaluation_reads_them_in_the_tokens_of_the_model(tmp_path, monkeypatch,
 def test_processes_share_the_texts_of_a_step_without_overlap(tmp_path, monkeypatch):
     flags, seen = ptb(tmp_path, monkeypatch), {}
     corpus, config = load("ptb", 16, "bytes"), train.Config(**{**TINY, **flags, "gradient_accumulation_steps": 2})
-    turn = corpus.turn
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         made, texts = Learner(config, corpus, torch.device("cpu")), []
-        seen[rank, world] = texts
-        monkeypatch.setattr(corpus, "turn", lambda *which: texts.append(turn(*which)) or texts[-1])
+        seen[rank, world], text = texts, made.text
+        made.text = lambda *args, **more: texts.append(text(*args, **more)) or texts[-1]
         with monkeypatch.context() as patch:
-            patch.setattr(learner, "RANK", rank)
-            patch.setattr(learner, "WORLD", world)
+            patch.setattr(parallel, "RANK", rank)
+            patch.setattr(parallel, "WORLD", world)
+            patch.setattr(parallel, "last", lambda shared, is_last: nullcontext())
             for step in range(3):
                 made.step(step)
-    shared = [x for pair in zip(seen[0, 2], seen[1, 2]) for x, _, _ in pair]
-    assert all(torch.equal(a, b[0]) for a, b in zip(shared, seen[0, 1])) and len(shared) == 6
+    shared = [parts[0] for pair in zip(seen[0, 2], seen[1, 2]) for parts in pair]
+    assert all(torch.equal(a, b[0]) for a, b in zip(shared, seen[0, 1])) and len(shared) == len(seen[0, 1]) == 6
     assert len({str(row) for x in shared for row in x.tolist()}) == 6 * 2

@@ -27,7 +27,7 @@ def test_sorted_by_group_the_network_has_the_same_values_and_gradients(options):
     S, row = len(net.start), places[..., None].expand(-1, -1, 12)
     within = lambda b, h, query, key: (query < n[b]) == (key < n[b])
     across = lambda b, h, query, key: (key < S) | ((query < n[b]) != (key - S < n[b]))
-    ours = net.logits(x.gather(1, places), places, places, within, across, t, None, slice(None))        # (B, L, V)
+    ours = net.head(net.states(x.gather(1, places), places, places, within, across, t, None, None))     # (B, L, V)
     plain = net(x, t, group=group)                                                                  # (B, L, V)
     close(ours, plain.gather(1, row))
     gradients = [torch.autograd.grad((logits * weight).sum(), list(net.parameters()), allow_unused=True)

@@ -19,12 +19,14 @@ from data import BadInput
 
 
 APART = [("sft", True), ("chat", True), ("eos_last", True),                 # with chats alone: test_chat_runs.py
-         ("ends", True), ("mauve", True), ("tensorboard", True)]              # test_evaluate.py, _quality.py, _plot.py
+         ("ends", True), ("mauve", True), ("tensorboard", True),              # test_evaluate.py, _quality.py, _plot.py
+         ("shard", True), ("attention", "flex"), ("attention", "triton")]         # _machines, _kernels_attention
 
 
 def choices(module):
-    return [(f.name, choice) for f in fields(module.Config) for choice in f.metadata["choices"] or []
-            if f.name != "compile"]                          # a minute each: see below
+    every = [(f.name, choice) for f in fields(module.Config) for choice in f.metadata["choices"] or []
+             if f.name != "compile"]                         # a minute each: see below
+    return [case for case in every if case not in APART]
 
 
 def booleans(module):

@@ -140,7 +140,7 @@ def fake_gpu(monkeypatch):
                  get_device_name=lambda device: "Acme G1")
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch, "compile", lambda net: net)
+    monkeypatch.setattr(torch, "compile", lambda net, **options: net)
 
 
 def told(capsys, path):
