@@ -37,9 +37,11 @@ def doubled(L, block, reach=None):
     reach: how many tokens before its block a token may see, a multiple of the block; None for all.
     """
     def mask_mod(batch, head, query, key):
+        # exercise 17: who may look at whom, eq. (17), 3 lines
         back = query % L // block - key % L // block         # blocks from the query back to the key
         own = (back == 0) & (query // L == key // L)         # of which half: inductor stumbles over bool == bool
         return own | (back > 0) & (back * block <= (L if reach is None else reach)) & (key >= L)
+        # end
     mask_mod.lasts = True
     return None if block == L else mask_mod
 

@@ -42,9 +42,11 @@ def stratified(n, device="cpu"):
 
 def corrupt(process, x, t, frozen=None):
     """Draw z ~ q(z_t | x), eq. (1). Frozen tokens are given: noise never touches them. -> (B, L)"""
+    # exercise 1: noise, eq. (1), 3 lines
     keep = torch.rand(x.shape, device=x.device) < process.alpha(t)                                  # (B, L)
     keep = keep if frozen is None else keep | frozen
     return torch.where(keep, x, process.draw_noise(t, x))                                           # (B, L)
+    # end
 
 
 def bound(process, x_theta, x, z, t):
@@ -63,10 +65,12 @@ def bound(process, x_theta, x, z, t):
 def reverse(process, x_theta, z, s, t):
     """Eq. (3), any process. -> (B, L, V) probabilities of z_s given z_t; rows sum to 1"""
     symbols = torch.arange(process.V, device=z.device)                                              # (V,)
+    # exercise 7: one step back, eq. (3), 4 lines
     alpha_ts = (process.alpha(t) / process.alpha(s))[..., None]                                     # (B, 1, 1)
     into_z = process.b(t, z)[..., None] - alpha_ts * process.b(s, z)[..., None]                     # (B, L, 1)
     step = alpha_ts * F.one_hot(z, process.V) + into_z                                              # (B, L, V)
     joint = step * (process.alpha(s)[..., None] * x_theta + process.b(s[..., None], symbols))       # (B, L, V)
+    # end
     return joint / joint.sum(-1, keepdim=True)                                                      # (B, L, V)
 
 
@@ -78,8 +82,10 @@ def likelihood(process, z, t):
 
 def posterior_x0(process, x_theta, z, t):
     """Eq. (4): p(x | z) from the leave-one-out law, by putting the token's own evidence back. -> (B, L, N)"""
+    # exercise 8: a token's own evidence, eq. (4), 2 lines
     joint = x_theta[..., :process.n_tokens] * likelihood(process, z, t)                             # (B, L, N)
     return joint / joint.sum(-1, keepdim=True)                                                      # (B, L, N)
+    # end
 
 
 def probabilities(logits, temperature=1.0, top_p=1.0):
@@ -105,10 +111,12 @@ def categorical(p):
     Why float64, and no Gumbel race: a float32 race cannot see events rarer than about 6e-8. With 50,000 symbols and
     1,000 steps that drops rare words and opens too few masks, and flatters the samples (arXiv:2409.02908).
     """
+    # exercise 2: draw from rows of probabilities, 4 lines
     cdf = p.cumsum(-1)                                                                              # (..., V)
     u = torch.rand(cdf.shape[:-1] + (1,), dtype=torch.float64, device=cdf.device) * cdf[..., -1:]   # (..., 1)
     last = torch.searchsorted(cdf, cdf[..., -1:].contiguous())   # u may round up to the total: stay on one with mass
     return torch.searchsorted(cdf, u, right=True).minimum(last)[..., 0]                             # (...)
+    # end
 
 
 def draw_at(denoiser, z, t, at, law, n_tokens, of=None):
@@ -147,8 +155,10 @@ def step(process, denoiser, z, frozen, s, t, law=probabilities):
         of = z[ask].clamp(max=process.n_tokens - 1)                                                 # (N,)
         word, own = draw_at(denoiser, z, t.float(), ask, law, process.n_tokens, of)                 # (N,), x_theta(z)
         new[ask] = torch.where(to_text[ask], word, new[ask])                                        # (N,)
+        # exercise 9: the second coin, eq. (5), 2 lines
         own = torch.where(z[ask] < process.n_tokens, own, 0.0) * alpha_t.expand_as(z)[ask]          # (N,)
         moves[ask] = coin()[ask] * (own + b_z[ask]) < b_z[ask]                                      # (N,) eq. (5)
+        # end
     return torch.where(moves, new, z)                                                               # (B, L)
 
 

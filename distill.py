@@ -80,10 +80,12 @@ WIDE = dict(first=0.9987, last=0.0062)                       # dcd: alpha at bot
 
 def divergence(name, student, teacher):
     """D of two laws, given as log-probabilities (N, V). kl-bwd seeks the teacher's modes. -> (N,), nats but for mse"""
+    # exercise 20: two ways to differ, eq. (13), 4 lines
     if name == "kl-bwd":
         return (student.exp() * (student - teacher)).sum(-1)                                        # (N,)
     if name == "kl-fwd":
         return (teacher.exp() * (teacher - student)).sum(-1)                                        # (N,)
+    # end
     if name == "mse":                                        # of logarithms; no column for the mask, which is no guess
         return (student - teacher).square().mean(-1)                                                # (N,)
     return (student.exp() - teacher.exp()).abs().sum(-1) / 2                                        # (N,)
@@ -118,10 +120,12 @@ def log_as_law(log_p):
 
 def coupled(process, x, s, t):
     """Two points of one path, eq. (14), s <= t (B, 1). -> z_s (B, L), z_t (B, L)"""
+    # exercise 19: two points of one path, eq. (14), 4 lines
     u = torch.rand(x.shape, dtype=torch.float64, device=x.device)                                   # (B, L)
     wrong = (x + torch.randint_like(x, 1, process.V)) % process.V                                   # (B, L) never x
     right = lambda t: u < process.alpha(t.double()) + process.b(t.double(), x)                      # (B, L)
     return torch.where(right(s), x, wrong), torch.where(right(t), x, wrong)
+    # end
 
 
 class SDTT:

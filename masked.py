@@ -47,12 +47,16 @@ class Absorbing:
 
 def masked_weight(process, t):
     """What a cross-entropy counts in (2): 1/t for the linear alpha. -> (B, 1|L)"""
+    # exercise 4: the weight of a mask, eq. (2), 1 line
     return -process.dalpha(t) / process.b(t, process.mask)                                          # (B, 1|L)
+    # end
 
 
 def masked_bound(process, cross_entropy, z, t):
     """Eq. (2) from -log x_theta(x), (B, L) nats, whatever it holds where nothing is masked. -> (B, L) nats"""
+    # exercise 4: the bound of masks, eq. (2), 1 line
     return torch.where(z == process.mask, masked_weight(process, t) * cross_entropy, 0.0)           # (B, L)
+    # end
 
 
 def any_order(process, x, u, frozen=None):
@@ -60,9 +64,11 @@ def any_order(process, x, u, frozen=None):
     -> z (B, L), k (B, 1), n (B, 1)"""
     given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen                     # (B, L)
     n = (~given).sum(-1, keepdim=True)                                                              # (B, 1) to mask
+    # exercise 5: so many masks anywhere, eq. (6), 3 lines
     k = (u * n).ceil().clamp(min=1)                                                                 # (B, 1) of 1 .. n
     rank = torch.rand(x.shape, device=x.device).masked_fill(given, 2).argsort(-1).argsort(-1)       # (B, L)
     return torch.where((rank < k) & ~given, process.mask, x), k, n
+    # end
 
 
 class MDLM:
@@ -157,6 +163,8 @@ def confidence(process, denoiser, z, frozen, steps, law=probabilities):
             return
         t = n / z.shape[1]                                                                          # (B, 1)
         drawn, belief = draw_at(denoiser, z, t, masked, law, process.n_tokens)                      # (N,) each
+        # exercise 14: keep what is believed most, 2 lines
         score = torch.full(z.shape, -1.0, dtype=belief.dtype, device=z.device).masked_scatter(masked, belief)
         z = torch.where(highest(score, transfer(n, left)), z.masked_scatter(masked, drawn), z)      # (B, L)
+        # end
         yield z

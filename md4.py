@@ -38,12 +38,16 @@ class Scheduled(Absorbing):
 
     def masks(self, t):
         """(41)"""
+        # exercise 13: three schedules, eq. (41)
         return {"linear": lambda: t, "polynomial": lambda: t ** self.power,
                 "cosine": lambda: torch.sin(math.pi / 2 * t)}[self.schedule]()
+        # end
 
     def dmasks(self, t):
+        # exercise 13: their slopes
         return {"linear": lambda: torch.ones_like(t), "polynomial": lambda: self.power * t ** (self.power - 1),
                 "cosine": lambda: math.pi / 2 * torch.cos(math.pi / 2 * t)}[self.schedule]()
+        # end
 
     def alpha(self, t):
         return 1 - self.eps - (1 - 2 * self.eps) * self.masks(t)

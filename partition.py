@@ -202,8 +202,10 @@ def angles(places, size):
 def weights(group, t, weighting):
     """w(n) of (22) at each token; group (B, L), t (B, 1) -> (B, L). `bound` is 1/n; `simple` is 6 (1 - n), the 3 and
     the density 2 (1 - n) of masked.py in one: where much of the text can be seen, most is learnt."""
+    # exercise 18: a weight for each group, eq. (22), 2 lines
     noise = torch.where(group, t, 1 - t)                                                            # (B, L)
     return 6 * (1 - noise) if weighting == "simple" else 1 / noise                                  # (B, L)
+    # end
 
 
 class PGM(MDLM):

@@ -98,9 +98,11 @@ def mixture_terms(log_x_theta, x, z, kappa, u):
     at_x = log_p.gather(-1, x[..., None])[..., 0]                                                   # (...)
     text = z < log_p.shape[-1]                                                                      # (...)
     at_z = log_p.gather(-1, torch.where(text, z, 0)[..., None])[..., 0]                             # (...)
+    # exercise 11: the two terms of the bound, eq. (2), 3 lines
     K = kappa * (torch.log1p(kappa) - at_x) + torch.log1p(kappa) - log_p.sum(-1)                    # (...)
     d = torch.where(z == x, torch.log1p(kappa), 0.0) - at_z                                         # (...)
     return u * K + torch.where(text, torch.expm1(d) - d, 0.0)                                       # (...)
+    # end
 
 
 def mixture_nats(logits, x, z, kappa, u):
