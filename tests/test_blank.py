@@ -61,7 +61,7 @@ def test_the_score_sheet_tells_blank_and_wrong_apart_and_why(tmp_path, capsys):
     out = blank.copy(tmp_path / "student")
     source = out / "partition.py"
     text = source.read_text("utf-8")
-    exchanged = "return 6 * torch.where(group, 1 - t, t) if weighting == 'simple' else 1 / torch.where(group, 1 - t, t)"
+    exchanged = "n = torch.where(group, 1 - t, t); return 6 * (1 - n) if weighting == 'simple' else 1 / n"
     source.write_text(re.sub(r"raise NotImplementedError.*", exchanged, text), "utf-8")
     assert blank.check(out, 18) == 1
     said = capsys.readouterr().out
