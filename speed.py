@@ -35,6 +35,7 @@ import torch
 import plain
 import train
 from checkpoint import device_of, keep_memory
+from claims.kernels import cases
 from data import BadInput
 from learner import Learner
 from measure import cost, hardware, high_water, numbers, paired, ratio
@@ -252,12 +253,7 @@ def sampling(report, size, steps):
 
 
 def kernels(report):
-    """Each kernel against its plain version and the library's, as kernels.py says: its `cases(device, tiny)` gives
-    (title, size as a dict, {name: do}), the kernel itself first. Without such a file there are no such rows."""
-    try:
-        from kernels import cases
-    except ImportError:
-        return print("\nkernels: there is no kernels.py here that says how to time it")
+    """Each fast form against its plain one and the library's, as claims/kernels.py sets them up."""
     for title, size, ways in cases(report.device, report.config.tiny):
         seconds = paired({name: (do, 1) for name, do in ways.items()}, report.config.rounds, report.device)
         print(f"\n{title}")

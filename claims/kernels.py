@@ -8,7 +8,7 @@ Medians over `rounds`, in which the variants take turns, with the spread of the 
 quartiles). Memory is the peak of a process of its own (Linux): with the weights for the step, above them for the head.
 """
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flags import flag, one_line_errors, parse
 
@@ -35,15 +35,17 @@ import statistics
 import time
 
 import torch
+import torch.nn.functional as F
 
-import bench
 import kernels
 import positions
+from block import doubled
 from data import BadInput
 from diffusion import categorical, corrupt, probabilities, stratified
 from masked import masked_weight
+from measure import hardware
 from methods import make_method
-from model import Transformer
+from model import Transformer, attention, causal, dense
 from uniform import jump_weight, mixture_bound, mixture_nats, noise_of
 
 
@@ -126,6 +128,35 @@ def drawer(config, alone, name):
     return lambda: DRAWS[name](h, weight, bias, probabilities, categorical, config.vocab_size)
 
 
+def looks(device, tiny):
+    """Attention there and back, as kernels.py has it done: plain is PyTorch with the pattern written out; the library is
+    its fused form, which knows the full and the causal pattern. Yields (name, {way: do})."""
+    B, H, L, d = (1, 2, 32, 16) if tiny else (2, 6, 512, 64)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = (torch.randn(B, H, L, d, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    both = lambda o: torch.autograd.grad(o.sum(), (q, k, v))
+    for name, mask_mod in (("full", None), ("causal", causal), ("block diffusion", doubled(L // 2, 16))):
+        mask = None if mask_mod is None else dense(mask_mod, q, k)                                  # (B, H, L, L)
+        ways = {"kernels.py": lambda m=mask_mod: both(attention(q, k, v, m)),
+                "plain, a mask in memory": lambda m=mask: both(F.scaled_dot_product_attention(q, k, v, m))}
+        if device.type == "cuda" and kernels.flash:
+            ways["flash.py, Triton"] = lambda m=mask_mod: both(kernels.flash.flash(q, k, v, m))
+        if name == "causal":
+            ways["library"] = lambda: both(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        yield name, ways
+
+
+def cases(device, tiny=False):
+    """What `bench.py speed` puts beside the rest: (title, its size, {way: do}), the fast form first."""
+    config = replace(Config(), **(dict(vocab_size=65, n_embd=16, block_size=8, batch_size=2) if tiny else {}))
+    size = {name: getattr(config, name) for name in ("vocab_size", "n_embd", "block_size", "batch_size")}
+    with torch.device(device):
+        yield "head and loss, there and back", size, {name: stepper(config, True, name) for name in reversed(LOSSES)}
+        yield "head, law and draw", size, {name: drawer(config, True, name) for name in reversed(DRAWS)}
+    for name, ways in looks(device, tiny):
+        yield f"attention, {name}", {"tokens": 32 if tiny else 512}, ways
+
+
 # ---- how
 
 def memory(*what):
@@ -160,14 +191,14 @@ def in_turns(variants, rounds):
 
 
 def head(config):
-    print(f"{bench.hardware()}\n{config.method}, V = {config.vocab_size:,}, d = {config.n_embd}, {config.batch_size} "
+    print(f"{hardware()}\n{config.method}, V = {config.vocab_size:,}, d = {config.n_embd}, {config.batch_size} "
           f"texts of {config.block_size} tokens, {config.dtype}, {config.rounds} rounds")
     table(config, "head and loss alone", LOSSES, stepper, True)
     table(config, f"whole step, {config.n_layer} layers", LOSSES, stepper, False)
 
 
 def draw(config):
-    print(f"{bench.hardware()}\nV = {config.vocab_size:,}, d = {config.n_embd}, "
+    print(f"{hardware()}\nV = {config.vocab_size:,}, d = {config.n_embd}, "
           f"{config.batch_size * config.block_size} rows, {config.rounds} rounds")
     table(config, "head, law and draw", DRAWS, drawer, True)
 

@@ -76,7 +76,8 @@ def interrupt(monkeypatch, at, number):
 
 def script(name, *argv, **env):
     """The command line and environment of a script that runs in a process of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **env}
+    ours = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}     # pytest's, not its
+    env = {**ours, "OMP_NUM_THREADS": "1", "TERM": "xterm", **env}
     return dict(args=[sys.executable, str(ROOT / f"{name}.py"), *map(str, argv)], env=env, text=True)
 
 

@@ -30,7 +30,7 @@ def test_the_distance_to_the_entropy(capsys):
 
 
 def test_the_samplers_own_error_falls_with_the_steps(capsys):
-    bench.sampler_error(bench.Config(command="oracle", methods="udlm"), n=64)
+    bench.sampler_error(bench.Config(command="oracle", methods="udlm"), n=32)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert float(rows[0][1]) > float(rows[3][1]) > float(rows[-1][1]) and abs(float(rows[-1][1])) < 0.1
