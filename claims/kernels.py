@@ -129,7 +129,7 @@ def drawer(config, alone, name):
 
 
 def looks(device, tiny):
-    """Attention there and back, as kernels.py has it done: plain is PyTorch with the pattern written out; the library is
+    """Attention there and back, as kernels.py has it done. Plain is PyTorch with the pattern written out, the library
     its fused form, which knows the full and the causal pattern. Yields (name, {way: do})."""
     B, H, L, d = (1, 2, 32, 16) if tiny else (2, 6, 512, 64)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
