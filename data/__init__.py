@@ -28,6 +28,11 @@ def lot(text):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+def cache_root(cache=None):
+    """The folder of what is prepared or downloaded once: data/cache, or $PALIMPSEST_CACHE."""
+    return Path(cache or os.environ.get("PALIMPSEST_CACHE") or Path(__file__).parent / "cache").expanduser()
+
+
 @contextlib.contextmanager
 def beside(path):
     """A file that takes the place of `path` once it is written; if that fails, `path` stays as it is."""

@@ -36,7 +36,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import BadInput, chat, corpora, digits, docstrings, lot, toy
+from data import BadInput, cache_root, chat, corpora, digits, docstrings, lot, toy
 from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, from_json, named, to_json
 
 RECIPE = 1                                   # part of every cache key: raise it when the code below makes other tokens
@@ -279,10 +279,6 @@ def source_of(data):
     if data == "shakespeare":
         return corpora.SHAKESPEARE.sha256
     return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths_of(data)]
-
-
-def cache_root(cache=None):
-    return Path(cache or os.environ.get("PALIMPSEST_CACHE") or Path(__file__).parent / "cache").expanduser()
 
 
 def open_cache(folder, block_size):

@@ -127,8 +127,10 @@ def join(tokens, pair):
 
 
 def named(name):
-    """tiktoken's own encoding of that name. Its files are downloaded once, or put in place by hand when offline."""
-    known = tiktoken.list_encoding_names()
+    """tiktoken's own encoding of that name, or the words of BERT: downloaded once, or put in place by hand."""
+    if name == wordpiece.NAME:
+        return wordpiece.published()
+    known = [*tiktoken.list_encoding_names(), wordpiece.NAME]
     if name not in known:
         names = ["auto", "chars", "bytes", "bpe", *known]
         near = difflib.get_close_matches(name, names, n=1)

@@ -13,9 +13,12 @@ import unicodedata
 import numpy as np
 import tiktoken
 
-from data import BadInput
+from data import BadInput, cache_root
+from data.download import File, fetch
 
 NAME = "bert-base-uncased"
+VOCABULARY = File("vocab.txt", 231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+                  ("https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt",))
 LONGEST = 100                                                # characters of a word; a longer one is [UNK]
 MOST = 500_000                                           # words whose ids are kept
 CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -56,6 +59,11 @@ class WordPiece(tiktoken.Encoding):
             ids.append(self.ranks[piece(end)])
             start = end
         return ids or [self.unknown]
+
+
+def published():
+    """The words of bert-base-uncased, downloaded once."""
+    return WordPiece(fetch(VOCABULARY, cache_root() / "downloads" / NAME).read_text("utf-8").splitlines())
 
 
 def spelled(piece):

@@ -19,7 +19,7 @@ import checkpoint
 import hub
 import layouts
 from data import BadInput, wordpiece
-from data.tokenizer import chars, decode, encode, from_json, to_json
+from data.tokenizer import chars, decode, encode, from_json, named, to_json
 from model import CLOCKS
 
 HERE = Path(__file__).parent
@@ -253,6 +253,19 @@ def test_words_of_bert():
     assert encode(again, "unaffable the").tolist() == [4, 5, 6, 3] and again.n_vocab == len(pieces)
     with pytest.raises(BadInput, match="twice"):
         wordpiece.WordPiece(["[UNK]", "a", "a"])
+
+
+def test_the_words_of_bert_come_by_name_and_are_checked(tmp_path, monkeypatch):
+    folder = tmp_path / "downloads" / wordpiece.NAME
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\n")
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
+    with pytest.raises(BadInput, match="vocab.txt"):         # not the file that was published
+        named(wordpiece.NAME)
+    monkeypatch.setattr(wordpiece, "VOCABULARY", replace(wordpiece.VOCABULARY, size=None, sha256=None))
+    assert named(wordpiece.NAME).n_vocab == 3
+    with pytest.raises(BadInput, match="did you mean 'bert-base-uncased'"):
+        named("bert-base-cased")
 
 
 def test_a_vocabulary_beside_the_weights_is_taken_for_bert(tmp_path):
