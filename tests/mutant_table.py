@@ -196,7 +196,7 @@ MUTANTS = [
      "per_token(nats, frozen, counted_in(self.corpus, x))", "test_resume test_labels",
      "the loss is scaled by accumulation"),
     ("learner.py", '"ema": parallel.weights(self.average)', '"ema": parallel.weights(self.model)',
-     "test_loops test_scripts", "the last weights are saved as the average"),
+     "test_loops", "the last weights are saved as the average"),
     ("checkpoint.py", 'denoiser.load_state_dict(state["ema"])', 'denoiser.load_state_dict(state["model"])',
      "test_scripts test_resume test_pieces", "raw weights are evaluated"),
     ("checkpoint.py", "map_location=device, weights_only=True)", "map_location=device, weights_only=False)",

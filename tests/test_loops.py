@@ -180,6 +180,10 @@ def test_the_average_is_that_of_torch():
         theirs.multi_avg_fn = get_ema_multi_avg_fn(min(0.6, (1 + step) / (10 + step)))
         theirs.update_parameters(each.model)
     torch.testing.assert_close(each.average.state_dict(), theirs.module.state_dict(), rtol=0, atol=0)
+    state = each.state(14)                                   # and it is what a checkpoint keeps as such
+    torch.testing.assert_close(dict(state["ema"]), dict(theirs.module.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(dict(state["model"]), dict(each.model.state_dict()), rtol=0, atol=0)
+    assert any(not torch.equal(state["ema"][name], a) for name, a in state["model"].items())
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon of its own")
