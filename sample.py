@@ -261,16 +261,40 @@ def main(config):
         print(f"{'-' * 8} {config.html}, {size / 1000:.0f} kB: open it in a browser", file=sys.stderr)
 
 
-def run(config, model, device):
-    """The texts of one model, printed as they are finished. -> their film, with --html"""
-    name, encoding, L = model.config.method, model.encoding, model.config.block_size
-    if name == "classifier":
+def settled(config, model):
+    """The flags as they hold for this model, and the prompt; BadInput if they do not."""
+    if model.config.method == "classifier":
         raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
     if config.png and model.config.data != "digits":
         raise BadInput(f"--png is for images, a model of --data digits: {config.out_dir} writes text")
-    config, prompt = chat.settled(config, name), read_prompt(config.prompt)
+    config, prompt = chat.settled(config, model.config.method), read_prompt(config.prompt)
     if config.guidance != 1 and not (config.label or prompt or config.chat):
         raise BadInput("--guidance needs something to lean on: a --label, or a --prompt")
+    return config, prompt
+
+
+def viewer(config, model, frozen, frames, film, denoiser):
+    """What looks at every state of a batch, for in_batches: the screen of its first text, the film of all; or None."""
+    watched = config.watch and not config.json
+
+    def watching():
+        screen = Screen(frames) if watched else None
+
+        def show(step, z):
+            if model.config.method == "ar":
+                z = not_yet(z, frozen.expand_as(z), step, model.encoding.n_vocab)                       # (B, L)
+            if film:
+                film.add(z, denoiser.calls)
+            if screen:
+                screen.show(step, z[0], frozen, model.encoding)
+        return show, screen.close if screen else lambda: None
+    return watching if film or watched else None
+
+
+def run(config, model, device):
+    """The texts of one model, printed as they are finished. -> their film, with --html"""
+    config, prompt = settled(config, model)
+    name, encoding, L = model.config.method, model.encoding, model.config.block_size
     sampler = sampler_of(config, name, encoding)
     endless = hasattr(model.method, "window")                # ar and bd3lm
     stop = end_of_text(encoding) if endless else None
@@ -297,21 +321,9 @@ def run(config, model, device):
     size, began, rows = texts_at_once(config, model, window or length, device), time.time(), {}
     walk = lambda given, frozen: trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config),
                                             window, stride)
-
-    def watching():
-        screen = Screen(frames) if config.watch and not config.json else None
-
-        def show(step, z):
-            z = not_yet(z, frozen.expand_as(z), step, encoding.n_vocab) if name == "ar" else z          # (B, L)
-            if film:
-                film.add(z, denoiser.calls)
-            if screen:
-                screen.show(step, z[0], frozen, encoding)
-        return show, screen.close if screen else lambda: None
-
+    watching = viewer(config, model, frozen, frames, film, denoiser)
     with half:
-        for number, row, spent in in_batches(walk, model, denoiser, given, frozen, config, size,
-                                             watching if film or config.watch and not config.json else None):
+        for number, row, spent in in_batches(walk, model, denoiser, given, frozen, config, size, watching):
             row = until(row, frozen, stop)
             rows[number] = row if config.png else None
             tell(number, decode(encoding, row, config.gap), row, {**vars(config), "batch_size": size, **spent})

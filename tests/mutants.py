@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 300                                              # seconds for a mutant
 SURVIVORS = {}                                           # what is wrong: why no test can see it
 
@@ -38,8 +38,9 @@ def attempt(folder, tests):
     os.chdir(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(folder))
+    ours = (ROOT, *(ROOT / part for part in ("data", "tests", "claims")))        # and not what .venv has
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(f"{ROOT}{os.sep}"):
+        if Path(getattr(module, "__file__", None) or "/").parent in ours:
             del sys.modules[name]                            # the copy's own files are meant
     sys.stdout = sys.stderr = open("report.txt", "w")
     files = [f"tests/{name}.py" for name in tests.split()]
