@@ -54,7 +54,7 @@ import torch
 import chat
 from bounds import (average, counted_in, figures, last_words, mean_error, multiple_choice, nats_of, passages_of,
                     questions_of)
-from checkpoint import as_json, device_of, restore
+from checkpoint import as_json, device_of, keep_memory, restore
 from classifier import examine
 from data import BadInput, text
 from data.tokenizer import to_json
@@ -235,6 +235,7 @@ def main(config):
     if config.num_samples == 1:
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
+    keep_memory()
     model = exact(config.oracle) if config.oracle else restore(config.init_from or config.out_dir, device)
     if not config.batch_size:
         need = None if config.oracle else per_text(model.denoiser, model.config.block_size)

@@ -185,9 +185,9 @@ class HeadLoss(torch.autograd.Function):
         return *[None] * 6, dh * c.to(dh.dtype), dw, db * c, *[None] * facts
 
 
-def parts(n, V, device):
-    """Slices of n rows of V logits, as many rows as stay in the cache of a CPU, or keep a GPU busy."""
-    rows = max(1, (2 ** 23 if device.type == "cpu" else 2 ** 27) // V)
+def parts(n, V, device, on_cpu=2 ** 23):
+    """Slices of n rows of V numbers, as many rows as stay in the cache of a CPU, or keep a GPU busy."""
+    rows = max(1, (on_cpu if device.type == "cpu" else 2 ** 27) // V)
     return [slice(i, min(i + rows, n)) for i in range(0, max(1, n), rows)]
 
 
@@ -232,10 +232,13 @@ def draw(h, weight, bias, law, categorical, n_tokens, of=None):
 
 
 def draw_plain(h, weight, bias, law, categorical, n_tokens, of=None):
-    """The same with (N, V) logits, and as many float64 numbers twice: the law and its sums."""
-    p = law(F.linear(h, weight, bias)[:, :n_tokens])                                                # (N, n_tokens)
-    ids = categorical(p)                                                                            # (N,)
-    return ids, p.gather(-1, (ids if of is None else of)[:, None])[:, 0]                            # (N,), (N,)
+    """The same with (N, V) logits. The law and its sums, float64, are those of a few rows at a time."""
+    logits, drawn = F.linear(h, weight, bias)[:, :n_tokens], []                                     # (N, n_tokens)
+    for rows in parts(len(h), n_tokens, h.device, 2 ** 19):
+        p = law(logits[rows])                                                                       # (n, n_tokens)
+        ids = categorical(p)                                                                        # (n,)
+        drawn.append((ids, p.gather(-1, (ids if of is None else of[rows])[:, None])[:, 0]))         # (n,), (n,)
+    return tuple(torch.cat(part) for part in zip(*drawn))                                           # (N,), (N,)
 
 
 def temperature_of(law):

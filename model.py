@@ -69,7 +69,7 @@ def attention(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
     if mask_mod is causal and q.shape[2] == 1:
         mask_mod = None                                  # the newest token looks at all that is there
     if v.is_cpu and v.dtype == torch.bfloat16:           # the formula itself: on CPUs faster than the library here
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                                       # (B, H, Lq, Lk)
+        score = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)                                       # (B, H, Lq, Lk)
         score = score if mask_mod is None else score.masked_fill(~dense(mask_mod, q, k, first), -math.inf)
         return F.dropout(score.softmax(-1), dropout) @ v                                            # (B, H, Lq, hd)
     if mask_mod is None or mask_mod is causal and q.shape == k.shape:    # no mask in memory: twice as fast

@@ -59,7 +59,7 @@ import torch
 
 import chat
 import page
-from checkpoint import device_of, dtype_of, restore
+from checkpoint import device_of, dtype_of, keep_memory, restore
 from data import BadInput
 from data.digits import png
 from data.tokenizer import decode, encode
@@ -252,6 +252,7 @@ def beside(config):
 
 def main(config):
     device = device_of(config.device)
+    keep_memory()
     asked = [(flags, exact(flags.oracle) if flags.oracle else restore(flags.init_from or flags.out_dir, device))
              for flags in beside(config)]
     films = [run(flags, model, device) for flags, model in asked]
