@@ -118,7 +118,8 @@ def rate(model, corpus, judge, x, label, config, device):
     sets = samples[:few], x[torch.linspace(0, len(x) - 1, few).long().to(x.device)]                     # 2 x (few, L)
     rows = [quality(a, corpus, judge, config.batch_size, label) + variety(some, corpus)
             for a, some in zip((samples, x), sets)]
-    result = {"samples": rows[0], "held_out": rows[1], "steps": config.steps, "sampler": config.sampler,
+    steps = min(config.steps, getattr(model.method, "T", config.steps))              # d3pm: at most its own
+    result = {"samples": rows[0], "held_out": rows[1], "steps": steps, "sampler": config.sampler,
               "num_samples": config.num_samples}
     if config.mauve:
         texts = ([corpus.text(row) for row in a.tolist()] for a in sets)

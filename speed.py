@@ -1,7 +1,7 @@
 """
 Speed and memory, as ratios: several ways to do the same, in turn, on the machine that is named.
 
-    python bench.py speed                                training and sampling on one thread of this CPU, 20 minutes
+    python bench.py speed                                training and sampling on one thread of this CPU, 25 minutes
     python bench.py speed --only sampling --batches 1,8 --steps 8,32
     python bench.py speed --dtype bfloat16               matrix products in bfloat16, on all sides
     python bench.py gpu                                  one GPU of the size of an H200, under ten minutes
@@ -276,7 +276,8 @@ def cpu(config):
     report = Report(config, device)
     shrink = TINY if config.tiny else {}
     if config.only in ("", "training"):
-        for size in (SMALL, SMALLER, replace(SMALL, n_tokens=256), replace(SMALLER, n_tokens=256, batch=16)):
+        for size in (SMALL, SMALLER, replace(SMALL, batch=8), replace(SMALL, n_tokens=256),
+                     replace(SMALLER, n_tokens=256, batch=16)):
             training(report, replace(size, dtype=config.dtype, **shrink))
     if config.only in ("", "sampling"):
         for length, batch, steps in [(16, 2, 4)] if config.tiny else lists(config):

@@ -57,7 +57,8 @@ def test_two_steps_of_training_then_samples_and_a_bound_with_every_value_of_ever
     sampled(capsys, out_dir="out", temperature=0.0, steps=50)
     for sampler in ("analytic", "euler") if flags["method"] == "sedd" else ():
         sampled(capsys, out_dir="out", sampler=sampler, top_p=0.9)
-    evaluated(capsys, out_dir="out", sampler="euler" if flags["method"] == "sedd" else "ancestral")
+    said = evaluated(capsys, out_dir="out", sampler="euler" if flags["method"] == "sedd" else "ancestral", steps=50)
+    assert said["steps"] == flags.get("diffusion_steps", 50)             # d3pm has so many, and takes no more
 
 
 @pytest.mark.parametrize("oracle", ["d3pm", "sedd"])

@@ -19,12 +19,20 @@ ROOT, N = Path(__file__).parent.parent, 5
 DRAWS = {"in chunks": kernels.draw, "plain": kernels.draw_plain}
 
 
+def in_chunks(monkeypatch, outer, inner):
+    """Rows through the head, and of those fewer through the law, float64."""
+    def parts(n, V, device, on_cpu=None):
+        size = inner if on_cpu else outer
+        return [slice(i, i + size) for i in range(0, max(1, n), size)]
+    monkeypatch.setattr(kernels, "parts", parts)
+
+
 @pytest.mark.parametrize("form", DRAWS)
 @pytest.mark.parametrize("law", [probabilities, partial(probabilities, temperature=0.5),
                                  partial(probabilities, top_p=0.8)], ids=["softmax", "sharp", "nucleus"])
 def test_the_draw_has_the_law(form, law, monkeypatch):
-    """40,000 draws in two rows, in chunks of 1,000; the last symbol, a mask, is never drawn."""
-    monkeypatch.setattr(kernels, "parts", lambda n, V, device: [slice(i, i + 1000) for i in range(0, n, 1000)])
+    """40,000 draws in two rows, in chunks of 1,000 and 300; the last symbol, a mask, is never drawn."""
+    in_chunks(monkeypatch, 1000, 300)
     torch.manual_seed(1)
     rows, weight, bias = torch.randn(2, 3), torch.randn(N + 1, 3), torch.randn(N + 1)
     h = rows.repeat_interleave(20_000, 0)                                                               # (n, 3)
@@ -33,11 +41,13 @@ def test_the_draw_has_the_law(form, law, monkeypatch):
     for part, of, true in zip(ids.chunk(2), p.chunk(2), laws):
         assert surprise(part, true) < 4.5
         torch.testing.assert_close(of, true[part], rtol=1e-5, atol=1e-9)
-    _, p = DRAWS[form](h[:4], weight, bias, law, categorical, N, torch.tensor([0, 1, 2, 3]))
-    torch.testing.assert_close(p, laws[0, :4], rtol=1e-5, atol=1e-9)
+    asked = torch.randint(N, (4000,))                                                                   # (n,)
+    _, p = DRAWS[form](h[-4000:], weight, bias, law, categorical, N, asked)
+    torch.testing.assert_close(p, laws[1, asked], rtol=1e-5, atol=1e-9)
 
 
-def test_a_walk_in_chunks_draws_the_same_texts():
+def test_a_walk_in_chunks_draws_the_same_texts(monkeypatch):
+    in_chunks(monkeypatch, 50, 7)
     for method in (MDLM(N), UDLM(N)):
         torch.manual_seed(2)
         net = Transformer(method.vocab_size, n_layer=1, n_head=1, n_embd=8, cond_dim=4)
