@@ -1,9 +1,9 @@
 """
 Benchmarks: how much is learnt in a fixed time, and how fast everything is.
 
-    python bench.py train --data input.txt   the yardstick: nanoGPT's size for CPUs on your text, 5 minutes each
+    python bench.py train --data input.txt   the yardstick: nanoGPT's size for CPUs on your text, 7 minutes each
     python bench.py train --data names --seeds 3
-    python bench.py toy                      distance of each method to the toy language's entropy, 2 minutes each
+    python bench.py toy                      distance of each method to the toy language's entropy, 3 to 9 minutes each
     python bench.py text --minutes 10        all methods on the default text for the same CPU time, bits per byte
     python bench.py oracle                   no training: what few steps cost when the denoiser is exact
     python bench.py speed                    speed and memory of training and sampling, see speed.py
@@ -26,7 +26,7 @@ class Config:
     data: str = flag("names", "of `train`: names, python, shakespeare, text8, or a text file")
     methods: str = flag("", "with commas between; empty means ar,mdlm for train, otherwise all")
     minutes: float = flag(10.0, "text: CPU minutes of training for each method", least=0.001)
-    seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
+    seeds: int = flag(1, "train, toy: runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps, for a quick look", least=0.0001, most=100)
     out_dir: str = flag("out/bench", "where checkpoints and figures go")
     only: str = flag("", "speed, gpu: one kind of table", ["", "training", "sampling", "kernels"])
@@ -37,7 +37,7 @@ class Config:
     dtype: str = flag("float32", "speed: of matrix products, on all sides", ["float32", "bfloat16"])
     matmul: str = flag("none", "speed: how oneDNN may round float32 matrix products", ["none", "bf16", "tf32"])
     device: str = flag("auto", "gpu: auto, cuda, cuda:1; or cpu with --tiny")
-    hardware: str = flag("", "speed, gpu: what the machine is, where it does not say so itself")
+    hardware: str = flag("", "what the machine is, where it does not say so itself")
     tiny: bool = flag(False, "speed, gpu: tiny networks, to see whether it runs")
 
 
@@ -90,9 +90,9 @@ def names_of(config, default):
     return names
 
 
-def table(rows):
+def table(rows, name):
     """Mean over seeds, and their spread, which is larger than a single run's standard error."""
-    print(f"\n{hardware()}")
+    print(f"\n{hardware(name=name)}")
     for what in dict.fromkeys(row[0] for row in rows):
         values = [row[1] for row in rows if row[0] == what]
         error, wall, cpu = (statistics.mean(row[k] for row in rows if row[0] == what) for k in (2, 3, 4))
@@ -115,7 +115,7 @@ def yardstick(config):
             if name == "ar":
                 given_first = estimate(model.method, model.denoiser, longer, frozen=first)
                 rows.append(("ar as nanoGPT counts, nats/char", *given_first, *minutes))
-    table(rows)
+    table(rows, config.hardware)
     for n, nats in witten_bell(*beginnings(corpus), corpus.encoding.n_vocab).items():
         print(f"{f'{n}-gram':<44}{nats:.3f}")
     print(f"{'uniform':<44}{math.log(corpus.encoding.n_vocab):.3f}\n{corpus.about}")
@@ -130,7 +130,7 @@ def toy(config):
             model, *minutes = trained(config, name, seed, data="toy", **TWO_MINUTES)
             nats, se = estimate(model.method, model.denoiser, x, 1 if name == "ar" else 8, 256)
             rows.append((f"{name}, above the entropy, nats/token", nats - entropy, math.hypot(se, error), *minutes))
-    table(rows)
+    table(rows, config.hardware)
     print(f"{'exact entropy, nats/token':<44}{entropy:.4f} +- {error:.4f}")
 
 
@@ -150,7 +150,7 @@ def steps_in(seconds, method, **flags):
 
 def text(config):
     """The default run for the same time: the bound on held-out text, and what a sample of 64 tokens costs."""
-    print(f"{hardware()}; {config.minutes:g} CPU minutes of training each, one thread or more\n{'':<10}{'steps':>7}"
+    print(f"{hardware(name=config.hardware)}; {config.minutes:g} CPU minutes of training each\n{'':<10}{'steps':>7}"
           f"{'held-out bound, bits/byte':>28}{'network calls for 64 tokens':>30}", flush=True)
     for name in names_of(config, list(METHODS)):
         keep_memory()
@@ -188,5 +188,7 @@ if __name__ == "__main__":
     with one_line_errors():
         if not CONFIG.command:
             raise BadInput("say what to measure: train, toy, text, oracle, speed or gpu; --help tells more")
+        if CONFIG.command != "gpu":
+            hardware(name=CONFIG.hardware)               # before hours of work, not after
         {"train": yardstick, "toy": toy, "text": text, "oracle": sampler_error, "speed": speed.cpu,
          "gpu": speed.gpu}[CONFIG.command](CONFIG)

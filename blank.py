@@ -40,7 +40,7 @@ from pathlib import Path
 from data import BadInput
 
 ROOT = Path(__file__).resolve().parent
-KEPT = ["*.py", "*.md", "*.txt", "data/*.py", "claims/*.py", "tests/*.py", "tests/*.npz", "docs/**/*"]
+KEPT = ["*.py", "*.md", "*.txt", "*.html", "data/*.py", "claims/*.py", "tests/*.py", "tests/*.npz", "docs/**/*"]
 MARK = re.compile(r"^( *)# exercise (\d+): ([^\n]*)\n(.*?)^\1# end\n", re.M | re.S)
 
 

@@ -171,6 +171,9 @@ def fill(model, x, frozen):
     words, the network at t = 1 believes none, not even given ones: there each is redrawn, given all others. -> (1, L)
     """
     name, greedy = model.config.method, partial(probabilities, temperature=0.0)
+    if name in ("sedd", "d3pm") and model.config.transition != "absorbing":
+        raise BadInput(f"--lambada fills words in greedily, which {name} does under masks alone: take --choices, "
+                       "where bounds decide")
     again = dict(tail="gibbs", rounds=4 * int((~frozen).sum())) if name in ("udlm", "gidd", "duo") else {}
     z = torch.where(frozen, x, model.method.prior(x.shape, x.device))                                   # (1, L)
     *_, z = model.method.sample(model.denoiser, z, frozen, 1, make_sampler("ancestral", name, **again), greedy)
@@ -223,7 +226,7 @@ def multiple_choice(model, questions, draws, seed, device, ends=False):
 def lines_of(path, read, form):
     """read(object) of every line of a .jsonl file, in a list; BadInput names the line that has not the form."""
     try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").splitlines()
+        lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

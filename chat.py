@@ -93,7 +93,9 @@ def reply(model, denoiser, given, frozen, config, sampler, law, show=None):
     """Answers to a batch of prompts; ends when all have ended. given, frozen (B, L) -> (B, L) ids"""
     method, end = model.method, model.encoding.eot_token
     denoiser = guided(model, denoiser, frozen, config)
-    stays = isinstance(getattr(method, "process", None), Absorbing)      # else text may be revised until the last step
+    # Masks that have opened stay so, unless the sampler takes words back: then an end is none until the last step.
+    stays = (isinstance(getattr(method, "process", None), Absorbing) and config.tail == "draw"
+             and config.sampler in ("semi-ar", "ancestral", "first-hitting", "confidence"))
     z = torch.where(frozen, given, method.prior(given.shape, given.device))                             # (B, L)
     for step, z in enumerate(method.sample(denoiser, z, frozen, config.steps, sampler, law), 1):
         if show:

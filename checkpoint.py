@@ -145,11 +145,13 @@ def load(out_dir, device="cpu"):
 
 
 def device_of(name):
-    """auto takes a GPU where there is one. -> torch.device"""
+    """auto takes a GPU where there is one. -> torch.device. Exact draws need float64, which Apple's mps has not."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name).item()
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except TypeError:
+        raise BadInput(f"{name} has no float64, which exact draws need: --device cpu always works") from None
     except (RuntimeError, AssertionError, ImportError):
         raise BadInput(f"there is no device {name!r} here: --device cpu always works") from None
     return torch.device(name)

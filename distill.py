@@ -42,7 +42,7 @@ class Config:
     warmup_iters: int = flag(50, "steps of linear warm-up; constant from there", least=0)
     ema: float = flag(0.99, "decay of the averaged weights, which are the result", least=0, most=1)
     num_samples: int = flag(256, "samples per line of the report", least=2)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
     dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
         "", "default", "reduce-overhead", "max-autotune"], alone="default")

@@ -165,9 +165,9 @@ def entropy_of(corpus, told=False):
             math.hypot(error, left_error / L))
 
 
-def by_noise(method, network, corpus, texts, device, batch_size=64, seed=1337):
+def by_noise(method, network, corpus, texts, device, batch_size=64, seed=1337, split="val"):
     """A classifier on held-out text at several times; toy: beside the exact p(y | z). -> [dict of plain numbers]"""
-    x, _, label = corpus.example_windows("val", texts)                                                  # (n, L), (n,)
+    x, _, label = corpus.example_windows(split, texts)                                                  # (n, L), (n,)
     judges = {"": network}
     if corpus.name == "toy":
         judges["exact_"] = exact_classifier(corpus.language, method.process)
@@ -187,16 +187,23 @@ def corpus_of(model, data):
         corpus = text.load(known.data, known.block_size, known.tokenizer, known.vocab_size, sft=sft)
         if to_json(corpus.encoding) == to_json(model.encoding):
             return corpus                                # else the file or the Python is not that of the training
-    return text.load(data or known.data, known.block_size, model.encoding, sft=sft)
+    return in_tokens_of(model, data or known.data, sft)
+
+
+def in_tokens_of(model, data, sft=False):
+    """Text in the model's own tokens, or BadInput: some data has tokens of its own, and takes no others."""
+    corpus = text.load(data, model.config.block_size, model.encoding, sft=sft)
+    if to_json(corpus.encoding) != to_json(model.encoding):
+        raise BadInput(f"{data} has tokens of its own, on which this model was not trained: give other text")
+    return corpus
 
 
 # ---- other text, last words, choices
 
 def zero_shot(model, name, config, device):
     """The figures of the model on a corpus of which it knows the tokens alone. -> dict of plain numbers"""
-    corpus = text.load(name, model.config.block_size, model.encoding)
-    x, frozen, _ = windows_of(corpus, config)                                                           # (n, L)
-    x, frozen = x.to(device), None if frozen is None else frozen.to(device)
+    corpus = in_tokens_of(model, name)
+    x, frozen, _, _ = held_out(model, corpus, replace(config, label=""), device)                        # (n, L) each
     counted = counted_in(corpus, x)                                                                     # (n, L)
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen, config.seed,
                            counted=counted)                                                             # (n,) each
@@ -209,7 +216,7 @@ def more(model, config, device):
     sets = list(dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))))
     tasks = [(name, lambda name=name: {"zero_shot": {name: zero_shot(model, name, config, device)}}) for name in sets]
     if config.ends and end_of_text(model.encoding) is None:
-        raise BadInput(f"--ends: the tokens of {config.out_dir} have no end of text")
+        raise BadInput(f"--ends: the tokens of {config.init_from or config.out_dir} have no end of text")
     common = config.draws, config.seed, device, config.ends
     if config.lambada:
         passages = passages_of(config.lambada)
@@ -243,7 +250,8 @@ def main(config):
         config = replace(config, batch_size=fitting(need, device) if need else 64)
     if model.config.method == "classifier":
         corpus = corpus_of(model, config.data)
-        rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed)
+        rows = by_noise(model.method, model.denoiser, corpus, config.max_texts, device, config.batch_size, config.seed,
+                        config.split)
         print(as_json(rows)) if config.json else show_by_noise(rows)
         return keep(config, model.step, rows)
     if config.guidance != 1 and not (config.label or config.chat):

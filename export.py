@@ -48,7 +48,8 @@ def family(config, where):
     if method in ("sedd", "udlm", "duo") and clock != "sigma":
         raise BadInput(f"{where} is told the time, where the public code of {method} tells -log alpha: train with "
                        f"--clock sigma")
-    if method == "sedd" and (config["transition"], config["noise_schedule"]) != ("absorbing", "loglinear"):
+    kind = config.get("transition", "absorbing"), config.get("noise_schedule", "loglinear")      # hub.py says neither
+    if method == "sedd" and kind != ("absorbing", "loglinear"):
         raise BadInput(f"{where} is not the published kind of sedd: train with --transition absorbing "
                        f"--noise_schedule loglinear")
     if config["labels"] and (method != "udlm" and clock == "auto"):

@@ -44,7 +44,8 @@ PART = 4096                                                  # texts that a clas
 def mix(log_c, log_u, gamma, ratios=False):
     """Eq. (36), the right side: two laws as logits (..., V) -> one as log-probabilities (..., V); log-ratios -> same
 
-    What either law rules out stays out: 0^gamma 0^(1 - gamma) has no value.
+    What either law rules out stays out: 0^gamma 0^(1 - gamma) has no value. Where that is everything, as when both
+    are sure of different symbols (--temperature 0), the first law holds.
     """
     if gamma in (0, 1):
         mixed = log_c if gamma else log_u                                                           # (..., V)
@@ -53,7 +54,10 @@ def mix(log_c, log_u, gamma, ratios=False):
         never = (log_c == -math.inf) | (log_u == -math.inf)                                         # (..., V)
         mixed = (gamma * log_c + (1 - gamma) * log_u).masked_fill(never, -math.inf)                 # (..., V)
         # end
-    return mixed if ratios else mixed.log_softmax(-1)                                               # (..., V)
+    if ratios:
+        return mixed                                                                                # (..., V)
+    nothing = (mixed == -math.inf).all(-1, keepdim=True)                                            # (..., 1)
+    return torch.where(nothing, log_c, mixed).log_softmax(-1)                                       # (..., V)
 
 
 # ---- by a network that is told the class, or none
@@ -157,17 +161,21 @@ def classifier_step(process, denoiser, z, frozen, s, t, law=probabilities, *, cl
 class Fudge:
     """(38) for ar: a denoiser on whose next word a classifier has its say. That was trained on masks anywhere, and
     reads a beginning as a text of `length` tokens whose rest is masked; of a longer one it reads the end. Only the
-    `candidates` likeliest words are rated, the others never drawn. Whole texts are read at every token: no cache."""
+    `candidates` likeliest words are rated, the others never drawn. No cache: at every token the last `window` tokens
+    are read, or the whole text for None."""
 
-    def __init__(self, denoiser, process, classifier, label, gamma, length, candidates=200):
+    def __init__(self, denoiser, process, classifier, label, gamma, length, candidates=200, window=None):
         self.denoiser, self.process, self.classifier = denoiser, process, classifier
         self.label, self.gamma, self.length, self.candidates = label, gamma, length, candidates
+        self.window = window
 
     @torch.no_grad()
     def __call__(self, z, t, at=None):
         """z (B, n) = [start, x_0, .., x_(n-2)], asked for x_(n-1) in the rows whose last `at` is True. -> (N, V)"""
         n = self.process.n_tokens
-        logits, words = self.denoiser(z, t, at=at)[:, :n].topk(min(self.candidates, n))             # (N, k) each
+        last = slice(-(self.window or z.shape[1]), None)
+        logits = self.denoiser(z[:, last], t, at=at[:, last])[:, :n]                                # (N, n)
+        logits, words = logits.topk(min(self.candidates, n))                                        # (N, k) each
         asked = at.any(-1)                                                                          # (B,)
         past, label = z[asked, 1:], self.label.expand(len(z))[asked]                                # (N, n - 1), (N,)
         past = past[:, max(0, past.shape[1] - self.length + 1):]                                    # (N, l)
@@ -221,7 +229,7 @@ def by_classifier(method, denoiser, sampler, label, gamma, classifier, order, le
     if gamma == 0:
         return denoiser, sampler
     if not hasattr(method, "process"):
-        return Fudge(denoiser, process, classifier, label, gamma, length, candidates), sampler
+        return Fudge(denoiser, process, classifier, label, gamma, length, candidates, method.window), sampler
     guided = partial(classifier_step, classifier=classifier, label=label, gamma=gamma, order=order)
     return denoiser, partial(only_ancestral(sampler), step=guided)
 

@@ -19,8 +19,10 @@ from data import BadInput
 def processor():
     """What this processor calls itself, or nothing."""
     if os.path.exists("/proc/cpuinfo"):
-        lines = (line.partition(":") for line in open("/proc/cpuinfo"))
-        return next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
+        lines = [line.partition(":") for line in open("/proc/cpuinfo")]
+        says = {key.strip(): value.strip() for key, _, value in lines}
+        arm = "ARM, implementer {CPU implementer}, part {CPU part}".format_map(says) if "CPU part" in says else ""
+        return says.get("model name", arm)
     if sys.platform == "darwin":
         words = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(words, capture_output=True, text=True).stdout.strip()

@@ -70,8 +70,9 @@ def make_method(name, n_tokens, **options):
 
 
 def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=32, cache="none", threshold=0.0,
-                 factor=0.0, grid="uniform", rounds=32):
-    """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be."""
+                 factor=0.0, grid="uniform", rounds=32, last=None):
+    """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be.
+    last: the id of a word that semi-ar opens last"""
     if method in OWN and (name not in OWN[method] or (tail, grid) != ("draw", "uniform")):
         raise BadInput(f"{method} has a walk of its own: --sampler {' or '.join(OWN[method])}, no --tail or --grid")
     if name in ("analytic", "euler") and method != "sedd":
@@ -88,7 +89,7 @@ def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=
     if name != "ancestral" and grid != "uniform":
         raise BadInput("--grid goes with --sampler ancestral")
     options = {"ancestral": dict(grid=grid), "psi": dict(schedule=kappa, eta=eta),
-               "semi-ar": dict(block=decode_block, cache=cache, threshold=threshold, factor=factor)}
+               "semi-ar": dict(block=decode_block, cache=cache, threshold=threshold, factor=factor, last=last)}
     name = "analytic" if (name, method) == ("ancestral", "sedd") else name       # (3), in the words of scores
     walk = partial(SAMPLERS[name], **options.get(name, {}))
     more = dict(rounds=rounds) if tail in ("gibbs", "self-correct") else {}

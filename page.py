@@ -129,6 +129,6 @@ def filmed(config, name, denoiser, encoding, frozen, window, stop):
     if window:
         raise BadInput(f"--html plays texts of one window: --length {window} at most, or a model that is ar or bd3lm")
     seen = Seen(denoiser, encoding.n_vocab, len(frozen))
-    about = "the exact denoiser of the toy language" if config.oracle else config.out_dir
+    about = "the exact denoiser of the toy language" if config.oracle else config.init_from or config.out_dir
     walk = "left to right" if name == "ar" else f"{config.sampler}, {config.steps} steps"
     return Film(name, f"{about}; {walk}", seen, encoding, frozen, stop), seen

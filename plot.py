@@ -80,7 +80,7 @@ def smoothed(values, share):
 
 def entropy(about):
     """The exact entropy of the texts of a run on the toy language, nats/word; None for other text."""
-    if about.get("data") != "toy":
+    if about.get("data") != "toy" or about["method"] == "classifier":        # whose loss is that of a class
         return None
     from data.text import load                               # and with it torch, which no other run needs
     from evaluate import entropy_of

@@ -104,8 +104,8 @@ def self_bleu(texts, longest=4):
 
 
 def variety(x, corpus):
-    """Rows (what, value, standard error) of the set x (n, L) of texts; none for pictures, which have no words."""
-    if corpus.encoding.name == "pixels":
+    """Rows (what, value, standard error) of the set x (n, L) of texts; none for pictures, nor for one text."""
+    if corpus.encoding.name == "pixels" or len(x) < 2:       # one text is like no other
         return []
     texts = [corpus.text(row).split() for row in x.tolist()]
     rows = [(f"distinct-{n}, of {len(texts)} texts", *distinct(texts, n)) for n in (1, 2, 3)]

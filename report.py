@@ -20,11 +20,12 @@ def report(learner, step, folder):
     classifies = config.method == "classifier"
     told = lambda nats, error: f"{nats:.3f} +- {error:.3f} nats/text" if classifies else unit(
         nats, error, corpus.bytes_per_token)
+    if step == 0:
+        about = {name: getattr(config, name) for name in ("method", "data", "block_size", "labels")}
+        folder.log(step=0, **about, bytes_per_token=None if classifies else corpus.bytes_per_token)     # for plot.py
     if step == 0 and config.init_from == "scratch":          # no need to measure: the first guess is uniform
         n, what = (len(learner.classes), "classes") if classifies else (corpus.encoding.n_vocab, "symbols")
         tqdm.write(f"step     0  all {n:,} {what} are equally likely to it: {told(math.log(n), 0)}")
-        about = {name: getattr(config, name) for name in ("method", "data", "block_size", "labels")}
-        folder.log(step=0, **about, bytes_per_token=None if classifies else corpus.bytes_per_token)     # for plot.py
     else:
         train, val = (learner.bound(split, config.eval_iters * config.batch_size) for split in ("train", "val"))
         kind = "cross-entropy" if classifies else "exact" if config.method == "ar" else "bound"

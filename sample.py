@@ -264,10 +264,11 @@ def main(config):
 
 def settled(config, model):
     """The flags as they hold for this model, and the prompt; BadInput if they do not."""
+    where = config.init_from or config.out_dir
     if model.config.method == "classifier":
-        raise BadInput(f"{config.out_dir} is a classifier, which writes no text: give it to --classifier")
+        raise BadInput(f"{where} is a classifier, which writes no text: give it to --classifier")
     if config.png and model.config.data != "digits":
-        raise BadInput(f"--png is for images, a model of --data digits: {config.out_dir} writes text")
+        raise BadInput(f"--png is for images, a model of --data digits: {where} writes text")
     config, prompt = chat.settled(config, model.config.method), read_prompt(config.prompt)
     if config.guidance != 1 and not (config.label or prompt or config.chat):
         raise BadInput("--guidance needs something to lean on: a --label, or a --prompt")

@@ -42,5 +42,5 @@ class Sampling:
     candidates: int = flag(200, "ar with a classifier: words that it rates at each place", least=1)
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
         "", "default", "reduce-overhead", "max-autotune"], alone="default")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
     seed: int = flag(1337, "of all draws", least=0, most=10**9)

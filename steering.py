@@ -38,11 +38,11 @@ def end_of_text(encoding):
 
 def sampler_of(config, method, encoding):
     """The sampler that the flags describe. method: its name"""
-    names = list(inspect.signature(make_sampler).parameters)[2:]
-    sampler = make_sampler(config.sampler, method, **{name: getattr(config, name) for name in names})
     if config.eos_last and (config.sampler != "semi-ar" or end_of_text(encoding) is None):
         raise BadInput("--eos_last goes with --sampler semi-ar, and with tokens that have an end, as --data chat")
-    return partial(sampler, last=end_of_text(encoding)) if config.eos_last else sampler
+    names = list(inspect.signature(make_sampler).parameters)[2:-1]
+    flags = {name: getattr(config, name) for name in names}
+    return make_sampler(config.sampler, method, **flags, last=end_of_text(encoding) if config.eos_last else None)
 
 
 def steer(config, model, denoiser, sampler, device):

@@ -78,7 +78,7 @@ class Config:
     ema: float = flag(0.999, "decay of the averaged weights, which evaluation and samples use", least=0, most=1)
     eval_interval: int = flag(500, "steps between evaluations, samples and checkpoints", least=1)
     eval_iters: int = flag(8, "batches per evaluation", least=1)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
     dtype: str = flag("auto", "of matrix products; auto times which is faster", ["auto", "float32", "bfloat16"])
     matmul_precision: str = flag("highest", "of float32 products; high, medium: TF32 on GPUs, TF32, bfloat16 on CPUs",
                                  choices=["highest", "high", "medium"])

@@ -105,7 +105,8 @@ def blocks(size):
 
     with torch.no_grad():
         small = copy.deepcopy(net).bfloat16()
-    return {"network at 8 of L, whole last block": whole, "network at 8 of L, last block at 8": selected,
+    return {"last block, whole": whole, "last block, at 8 of L": selected,
+            "network at 8 of L, in float32": selected,
             "network at 8 of L, in bfloat16": torch.no_grad()(lambda: small(z, None, at=at))}
 
 

@@ -150,7 +150,7 @@ def speed(config):
     if min(lengths) < config.steps:
         raise BadInput(f"--steps {config.steps} for {min(lengths)} tokens: a step must open one at least")
     made = networks(config, device)
-    print(f"{hardware()}, {config.device}, {config.dtype}; {config.steps} steps, {config.order}, "
+    print(f"{hardware(device)}, {config.device}, {config.dtype}; {config.steps} steps, {config.order}, "
           f"{config.vocab_size:,} symbols")
     for name, network in made.items():
         print(f"{name:<5} {config.n_layer} blocks, {network.embed.shape[1]} wide, "

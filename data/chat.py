@@ -99,7 +99,7 @@ def read(path):
     {"role": "assistant", "content": "..."}, ...]}. -> [(kind, key, messages)]; BadInput with the number of a bad line
     """
     try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").splitlines()
+        lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise BadInput(f"there is no data {path!r}: give chat, or the path of a .jsonl file of chats") from None
     except UnicodeDecodeError:
