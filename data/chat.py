@@ -23,11 +23,10 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import BadInput, lot, village
-from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, named
+from data import HELD_OUT, BadInput, lot, village
+from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, named, sizes
 
 MARKS = ["<|user|>", "<|assistant|>", "<|endoftext|>"]
-HELD_OUT = 0.1                                               # the share of first questions that is never trained on
 
 
 def chats_of(data):
@@ -56,7 +55,7 @@ def stream(data, tokenizer, vocab_size):
     parts, encoding = load(data, tokenizer, vocab_size)
     ids = {split: np.array([id for _, messages in chats for id in ids_of(encoding, messages) + [encoding.eot_token]])
            for split, chats in parts.items()}                                                        # (n,) each
-    size = len(decode(encoding, ids["val"]).encode()) / len(ids["val"])
+    size = float(sizes(encoding)[ids["val"]].mean())         # the marks, which decode would spell, are no text
     about = f"{name_of(data)}: {len(parts['train']):,} train and {len(parts['val']):,} val chats; " \
             f"{len(ids['train']):,} train and {len(ids['val']):,} val tokens, {about_tokens(encoding)}"
     return dict(name=name_of(data), about=about, encoding=encoding, **ids, bytes_per_token=size)
@@ -143,9 +142,9 @@ class Answers:
         self.starts = {split: torch.tensor([start for _, start in part]) for split, part in rows.items()}      # (n,)
         if data != "chat":                                   # so far the kind was the number of a line
             self.chats = {split: [("chats", messages) for _, messages in part] for split, part in self.chats.items()}
-        sizes = [(len(messages[-1].encode()) + 1) / (block_size - start)
-                 for (_, messages), (_, start) in zip(self.chats["val"], rows["val"])]
-        self.bytes_per_token = float(np.mean(sizes))         # of the answer, per token that is not given
+        written = sum(len(messages[-1].encode()) + 1 for _, messages in self.chats["val"])
+        scored = sum(block_size - start for _, start in rows["val"])
+        self.bytes_per_token = written / scored              # of the answers, per token that is not given
         n, m = len(self.texts["train"]), len(self.texts["val"])
         self.about = f"{self.name}: {n:,} train and {m:,} val answers, their prompts given; texts of {block_size} " \
                      f"tokens, {about_tokens(self.encoding)}"

@@ -29,7 +29,7 @@ def corpus():
 def test_the_village_is_the_same_on_every_machine():
     assert village.chats() == village.chats()
     raw = json.dumps(village.chats()).encode()
-    assert hashlib.sha256(raw).hexdigest()[:12] == "8fe69201e2f1"
+    assert hashlib.sha256(raw).hexdigest()[:12] == "d22363cb53e6"
 
 
 def test_facts_do_not_contradict_each_other_and_no_question_has_two_answers():
@@ -47,7 +47,8 @@ def test_nothing_held_out_is_ever_trained_on(corpus):
     parts = {split: {tuple(messages[:-1]) for _, messages in corpus.chats[split]} for split in ("train", "val")}
     assert len(parts["val"]) > 400 and len(parts["train"]) > 4000
     first = {split: {prompt[0] for prompt in prompts} for split, prompts in parts.items()}
-    assert not first["train"] & first["val"]
+    asked = {question for prompt in parts["train"] for question in prompt[::2]}              # first or later in a chat
+    assert not asked & first["val"] and len(asked) > len(first["train"])
     key = {messages[0]: key for _, key, messages in village.chats()}
     assert not {key[question] for question in first["train"]} & {key[question] for question in first["val"]}
     sums = [question for question in first["val"] if " plus " in question and "?" in question]
@@ -103,6 +104,14 @@ def test_pretraining_reads_the_same_chats_as_one_stream(corpus):
     assert to_json(stream.encoding) == to_json(corpus.encoding) and stream.examples("train", 3)[1] is None
     whole = [ids for _, messages in chats_of("chat")["val"] for ids in [*ids_of(stream.encoding, messages), end]]
     assert stream.val.tolist() == whole
+
+
+def test_bits_per_byte_count_what_is_said_and_not_the_marks_that_say_who_speaks(corpus):
+    said = sum(len(f" {message}".encode()) for _, messages in chats_of("chat")["val"] for message in messages)
+    stream = text.load("chat", 48, vocab_size=8192)
+    assert stream.bytes_per_token == pytest.approx(said / len(stream.val), rel=1e-12)
+    answers = sum(len(f" {messages[-1]}".encode()) for _, messages in corpus.chats["val"])
+    assert corpus.bytes_per_token == pytest.approx(answers / (48 - corpus.starts["val"]).sum().item(), rel=1e-12)
 
 
 def write(*chats):
