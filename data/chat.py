@@ -23,7 +23,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import HELD_OUT, BadInput, lot, village
+from data import HELD_OUT, BadInput, lot, village, wordpiece
 from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, named, sizes
 
 MARKS = ["<|user|>", "<|assistant|>", "<|endoftext|>"]
@@ -77,6 +77,9 @@ def encoding_for(tokenizer, vocab_size, text, alphabet):
                            "--data chat, or on a .jsonl file")
         return tokenizer
     trained = lambda: bpe(text, vocab_size, alphabet)
+    if tokenizer == wordpiece.NAME:
+        raise BadInput(f"chats need marks of who speaks behind the tokens, where {tokenizer} takes none: use "
+                       f"--tokenizer bpe, bytes, chars or gpt2")
     made = {"auto": trained, "bpe": trained, "bytes": byte_level, "chars": lambda: chars(text + alphabet)}
     plain = made[tokenizer]() if tokenizer in made else named(tokenizer)
     ranks = plain._mergeable_ranks
@@ -126,6 +129,8 @@ def checked(line, where):
                        f"but the roles are {', '.join(map(str, roles)) or 'none'}")
     if not all(isinstance(content, str) and content.strip() for content in contents):
         raise BadInput(f"{where}: each content should be a text that is not empty")
+    if halves := {c for content in contents for c in content if "\ud800" <= c <= "\udfff"}:
+        raise BadInput(f"{where}: {ascii(min(halves))} is half of a character and no text: write the character whole")
     return contents
 
 

@@ -144,6 +144,7 @@ def test_a_file_of_ones_own_is_split_by_first_questions_and_something_is_always_
     ('{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}', "roles are system"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}', "a text that is not"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "a text that is not"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b \\ud83d"}]}', "line 2: .*ud83d"),
     (json.dumps({"messages": [{"role": "user", "content": "a " * 40}, {"role": "assistant", "content": "b"}]}),
      "line 2 has .* more than --block_size 32")])
 def test_a_bad_line_is_told_by_its_number(line, says, tmp_path, monkeypatch):
@@ -159,7 +160,8 @@ def test_a_bad_line_is_told_by_its_number(line, says, tmp_path, monkeypatch):
     ("none.jsonl", {}, "there is no data 'none.jsonl'"), ("empty.jsonl", {}, "holds no chats"),
     ("one.jsonl", {}, "a single first question"), ("latin1.jsonl", {}, "not UTF-8"),
     ("names", {}, "--sft learns answers to questions"), ("chat", dict(block_size=20), "raise that"),
-    ("chat", dict(tokenizer=text.byte_level()), "tokens with marks"), ("chta", {}, "did you mean 'chat'")])
+    ("chat", dict(tokenizer=text.byte_level()), "tokens with marks"), ("chta", {}, "did you mean 'chat'"),
+    ("chat", dict(tokenizer="bert-base-uncased"), "takes none: use --tokenizer bpe")])
 def test_chats_that_cannot_be_read_are_one_line(data, options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, = write(["Who?", "Me."])

@@ -275,6 +275,13 @@ def test_the_words_of_bert_have_marks_of_their_own(tmp_path, monkeypatch):
     assert load("lm1b-packed", 6, bert).windows("val")[0].tolist() == [4, 1, 2, 5, 1, 5]
 
 
+def test_a_piece_of_berts_vocabulary_may_break_lines_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "downloads" / wordpiece.NAME).mkdir(parents=True)
+    (tmp_path / "downloads" / wordpiece.NAME / "vocab.txt").write_text("[UNK]\n\u2028\na\x85b\nc\n", "utf-8")
+    monkeypatch.setattr(wordpiece, "VOCABULARY", corpora.File("vocab.txt", None, None, ()))
+    assert wordpiece.published().n_vocab == 4 and tokenizer.encode(wordpiece.published(), "c").tolist() == [3]
+
+
 @pytest.mark.skipif("TIKTOKEN_CACHE_DIR" not in os.environ, reason="TIKTOKEN_CACHE_DIR (gpt2) is not set")
 def test_gpt2_ends_are_its_own(tmp_path, monkeypatch):
     by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": b"the dogs\n" * 30 for split in FILES})
