@@ -5,9 +5,10 @@ Files from the network: named with their size before they start, resumed where t
 
 What arrives goes to NAME.part, and becomes NAME when it is whole and its sha256 is right: a file that has its name is
 good. A broken connection is tried again from where it broke, and so is a run that was stopped (Range and If-Range,
-RFC 9110), unless nothing would tell that the file has changed since: no hash, no strong tag. Where a publisher tells the sha256 of a file (in the table of data/corpora.py, or the Hugging Face hub in
-the header X-Linked-Etag) it is held against that. Of the others the hash of the first download is kept beside them, in
-manifest.json, and from then on the file must have that one. Offline, one line says what to put where by hand.
+RFC 9110), unless nothing would tell that the file has changed since: no hash, no strong tag. Where a publisher tells
+the sha256 of a file (in the table of data/corpora.py, or the Hugging Face hub in the header X-Linked-Etag) it is held
+against that. Of the others the hash of the first download is kept beside them, in manifest.json, and from then on the
+file must have that one. Offline, one line says what to put where by hand.
 """
 import errno
 import hashlib
