@@ -136,7 +136,6 @@ def bytes_of(folder, meta, source, split):
     if not source.held_out:
         return sum(part["bytes"] for part in meta["streams"][source.splits[split]])
     size = sizes(from_json(meta["encoding"]))                                              # (n_vocab,)
-    size[meta["marks"] or []] = 0
     ids = cut(folder, meta, source, split).ids
     return sum(int(size[ids[i:i + (1 << 20)]].sum()) for i in range(0, len(ids), 1 << 20))
 

@@ -176,6 +176,7 @@ def follow_ups(random, singles):
         """A question on the same side of the split as the chat in which it stands, and its answer."""
         i = random.randrange(len(facts))
         return next(fact for fact in facts[i:] + facts if held_out(fact[0]) == held_out(opening))
+
     for n in STRANGERS:
         for opening in ("My name is {}.", "Hello, I am {}."):
             first = [opening.format(n), f"Hello {n}!"]
