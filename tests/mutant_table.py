@@ -241,7 +241,7 @@ MUTANTS = [
      "test_partition_runs test_hub_runs test_partition", "a first token takes the place of a given one"),
     ("evaluate.py", "(entropy - (torch.special", "(entropy + (torch.special", "test_guidance_toy",
      "who is told the class knows less"),
-    ("evaluate.py", "few = min(len(samples), len(x))", "few = max(len(samples), len(x))", "test_quality test_scripts",
+    ("evaluate.py", "few = min(len(samples), len(x))", "few = max(len(samples), len(x))", "test_quality",
      "sets of two sizes are compared"),
     ("evaluate.py", "x = x[labels == label.cpu()].to(device)", "x = x.to(device)", "test_guidance_toy test_labels",
      "texts of a class are compared with those of all"),

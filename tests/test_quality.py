@@ -161,6 +161,17 @@ def test_a_judge_that_does_not_exist_is_one_line(transformers, capsys):
     assert "there is no checkpoint gtp2/ckpt.pt, and transformers says: gtp2 is not a local folder\n" in error
 
 
+def test_what_belongs_to_a_set_of_texts_is_compared_on_sets_of_one_size(monkeypatch):
+    """Where there are more texts, fewer of their n-grams are different. Held-out ones are spread over all there are."""
+    seen, held = [], torch.arange(50)[:, None]
+    monkeypatch.setattr(evaluate, "quality", lambda *of: [])
+    monkeypatch.setattr(evaluate, "variety", lambda x, corpus: seen.append(x[:, 0].tolist()) or [])
+    for n in (7, 90):
+        monkeypatch.setattr(evaluate, "draw", lambda *of: torch.arange(100, 100 + n)[:, None])
+        evaluate.rate(SimpleNamespace(method=None), None, None, held, None, evaluate.Config(), "cpu")
+    assert [*map(len, seen)] == [7, 7, 50, 50] and (seen[1][0], seen[1][-1]) == (0, 49) and seen[0][0] == 100
+
+
 def test_mauve_is_asked_for_samples_and_held_out_text_and_its_error_is_that_of_other_draws(monkeypatch):
     """A fake that counts: its value is the mean of p, so that the error is that of a mean, 1/sqrt(n)."""
     asked, fake = [], ModuleType("mauve")
