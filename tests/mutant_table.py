@@ -243,7 +243,7 @@ MUTANTS = [
      "who is told the class knows less"),
     ("evaluate.py", "few = min(len(samples), len(x))", "few = max(len(samples), len(x))", "test_quality",
      "sets of two sizes are compared"),
-    ("evaluate.py", "x = x[labels == label.cpu()].to(device)", "x = x.to(device)", "test_guidance_toy test_labels",
+    ("evaluate.py", "x = x[labels == label.cpu()].to(device)", "x = x.to(device)", "test_quality",
      "texts of a class are compared with those of all"),
     ("quality.py", "if j != i), 0))", "if True), 0))", "test_quality", "a text is a reference of itself"),
     ("quality.py", "math.sqrt((m - 1) / m * sum", "math.sqrt(1 / m * sum", "test_quality",
