@@ -144,7 +144,7 @@ def test_a_file_of_ones_own_is_split_by_first_questions_and_something_is_always_
     ('{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}', "roles are system"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}', "a text that is not"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "a text that is not"),
-    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b \\ud83d"}]}', "line 2.*ud83d"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\ud83d"}]}', "line 2.*ud83d"),
     (json.dumps({"messages": [{"role": "user", "content": "a " * 40}, {"role": "assistant", "content": "b"}]}),
      "line 2 has .* more than --block_size 32")])
 def test_a_bad_line_is_told_by_its_number(line, says, tmp_path, monkeypatch):

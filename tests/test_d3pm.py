@@ -212,8 +212,8 @@ def enumerated(method, denoiser):
 
 @each_transition
 def test_with_the_exact_denoiser_the_bound_falls_to_the_entropy_as_one_over_T(transition):
-    """In the mean over the 27 texts it is above the entropy, by an excess that halves with each doubling of T. (Text by
-    text it is above -log of the law of the chain of T steps itself, which is not quite P.)"""
+    """In the mean over the 27 texts it is above the entropy, by an excess that halves with each doubling of T. (Text
+    by text it is above -log of the law of the chain of T steps itself, which is not quite P.)"""
     excess = []
     for T in (2, 4, 8):
         found = enumerated(made(transition, T), oracle(made(transition, T)))

@@ -163,7 +163,7 @@ def test_a_judge_that_does_not_exist_is_one_line(transformers, capsys):
 
 
 def test_what_belongs_to_a_set_of_texts_is_compared_on_sets_of_one_size(monkeypatch):
-    """Where there are more texts, fewer of their n-grams are different. Held-out ones are spread over all there are."""
+    """Of more texts, fewer n-grams are different. Held-out ones are spread over all there are."""
     seen, held = [], torch.arange(50)[:, None]
     monkeypatch.setattr(evaluate, "quality", lambda *of: [])
     monkeypatch.setattr(evaluate, "variety", lambda x, corpus: seen.append(x[:, 0].tolist()) or [])
