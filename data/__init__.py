@@ -23,6 +23,9 @@ class BadInput(ValueError):
     """A fault of the user's, told in one line that says what to do; scripts print it and exit with code 2."""
 
 
+HELD_OUT = 0.1                                               # the share of a corpus that is never trained on
+
+
 def lot(text):
     """A number in [0, 1) that the text itself draws: the same on every machine, alike for equal texts."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -23,11 +23,10 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import BadInput, lot, village
-from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, named
+from data import HELD_OUT, BadInput, lot, village, wordpiece
+from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, named, sizes
 
 MARKS = ["<|user|>", "<|assistant|>", "<|endoftext|>"]
-HELD_OUT = 0.1                                               # the share of first questions that is never trained on
 
 
 def chats_of(data):
@@ -56,7 +55,7 @@ def stream(data, tokenizer, vocab_size):
     parts, encoding = load(data, tokenizer, vocab_size)
     ids = {split: np.array([id for _, messages in chats for id in ids_of(encoding, messages) + [encoding.eot_token]])
            for split, chats in parts.items()}                                                        # (n,) each
-    size = len(decode(encoding, ids["val"]).encode()) / len(ids["val"])
+    size = float(sizes(encoding)[ids["val"]].mean())         # the marks, which decode would spell, are no text
     about = f"{name_of(data)}: {len(parts['train']):,} train and {len(parts['val']):,} val chats; " \
             f"{len(ids['train']):,} train and {len(ids['val']):,} val tokens, {about_tokens(encoding)}"
     return dict(name=name_of(data), about=about, encoding=encoding, **ids, bytes_per_token=size)
@@ -78,6 +77,9 @@ def encoding_for(tokenizer, vocab_size, text, alphabet):
                            "--data chat, or on a .jsonl file")
         return tokenizer
     trained = lambda: bpe(text, vocab_size, alphabet)
+    if tokenizer == wordpiece.NAME:
+        raise BadInput(f"chats need marks of who speaks behind the tokens, where {tokenizer} takes none: use "
+                       f"--tokenizer bpe, bytes, chars or gpt2")
     made = {"auto": trained, "bpe": trained, "bytes": byte_level, "chars": lambda: chars(text + alphabet)}
     plain = made[tokenizer]() if tokenizer in made else named(tokenizer)
     ranks = plain._mergeable_ranks
@@ -127,6 +129,8 @@ def checked(line, where):
                        f"but the roles are {', '.join(map(str, roles)) or 'none'}")
     if not all(isinstance(content, str) and content.strip() for content in contents):
         raise BadInput(f"{where}: each content should be a text that is not empty")
+    if halves := {c for content in contents for c in content if "\ud800" <= c <= "\udfff"}:
+        raise BadInput(f"{where}: {ascii(min(halves))} is half of a character and no text: write the character whole")
     return contents
 
 
@@ -143,9 +147,9 @@ class Answers:
         self.starts = {split: torch.tensor([start for _, start in part]) for split, part in rows.items()}      # (n,)
         if data != "chat":                                   # so far the kind was the number of a line
             self.chats = {split: [("chats", messages) for _, messages in part] for split, part in self.chats.items()}
-        sizes = [(len(messages[-1].encode()) + 1) / (block_size - start)
-                 for (_, messages), (_, start) in zip(self.chats["val"], rows["val"])]
-        self.bytes_per_token = float(np.mean(sizes))         # of the answer, per token that is not given
+        written = sum(len(messages[-1].encode()) + 1 for _, messages in self.chats["val"])
+        scored = sum(block_size - start for _, start in rows["val"])
+        self.bytes_per_token = written / scored              # of the answers, per token that is not given
         n, m = len(self.texts["train"]), len(self.texts["val"])
         self.about = f"{self.name}: {n:,} train and {m:,} val answers, their prompts given; texts of {block_size} " \
                      f"tokens, {about_tokens(self.encoding)}"

@@ -5,9 +5,10 @@ Files from the network: named with their size before they start, resumed where t
 
 What arrives goes to NAME.part, and becomes NAME when it is whole and its sha256 is right: a file that has its name is
 good. A broken connection is tried again from where it broke, and so is a run that was stopped (Range and If-Range,
-RFC 9110). Where a publisher tells the sha256 of a file (in the table of data/corpora.py, or the Hugging Face hub in
-the header X-Linked-Etag) it is held against that. Of the others the hash of the first download is kept beside them, in
-manifest.json, and from then on the file must have that one. Offline, one line says what to put where by hand.
+RFC 9110), unless nothing would tell that the file has changed since: no hash, no strong tag. Where a publisher tells
+the sha256 of a file (in the table of data/corpora.py, or the Hugging Face hub in the header X-Linked-Etag) it is held
+against that. Of the others the hash of the first download is kept beside them, in manifest.json, and from then on the
+file must have that one. Offline, one line says what to put where by hand.
 """
 import errno
 import hashlib
@@ -29,6 +30,7 @@ from data import BadInput
 PIECE = 1 << 16                                              # bytes: what a broken connection may lose
 TRIES = 5                                                    # in a row without a new byte
 SILENCE = 30                                                 # seconds without one
+PATIENCE = 60                                                # seconds that a server may ask us to wait (Retry-After)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def fetch(file, folder, pause=1.0):
 
 def checked(path, file):
     """The path of a file that is there, if it is what it should be; one that was put there by hand may come first."""
-    digest, expected = sha256_of(path), file.sha256 or manifest(path.parent).get(file.name)
+    digest, expected = sha256_of(path), known(path, file)
     if digest != (expected or digest):
         raise BadInput(f"{path} has changed or is broken (its sha256 begins {digest[:12]}, it should begin "
                        f"{expected[:12]}): delete it, then run again to download it anew")
@@ -74,7 +76,7 @@ def downloaded(path, file, pause):
         except Refused as fault:
             faults.append(f"{url}: {fault}")
             continue
-        digest, expected = sha256_of(part), file.sha256 or manifest(path.parent).get(file.name) or told
+        digest, expected = sha256_of(part), known(path, file) or told
         if digest == (expected or digest):
             os.replace(part, path)
             note(part).unlink(missing_ok=True)
@@ -82,7 +84,7 @@ def downloaded(path, file, pause):
         drop(part)
         faults.append(f"{url}: the sha256 of what came begins {digest[:12]}, it should begin {expected[:12]}: thrown "
                       f"away")
-    kept = f", {size_of(part):,} bytes are kept" if size_of(part) else ""
+    kept = f", {have:,} bytes are kept" if (have := begun(part, file)) else ""
     raise BadInput(f"cannot download {file.name} ({'; '.join(faults)}){kept}: run again to go on, or save the file by "
                    f"hand as {path}")
 
@@ -92,19 +94,19 @@ def transfer(url, part, file, pause):
     the hub tells it, or None. Refused, if it cannot be had."""
     tries = 0
     while True:
-        have = size_of(part)
+        have = begun(part, file)
         try:
             return attempt(url, part, file)
         except requests.RequestException as fault:
-            tries = 1 if size_of(part) > have else tries + 1
+            tries = 1 if begun(part, file) > have else tries + 1
             if tries >= TRIES:
                 raise Refused(reason(fault)) from None
-            time.sleep(pause * 2 ** (tries - 1))
+            time.sleep(max(pause * 2 ** (tries - 1), asked_for(fault)))
 
 
 def attempt(url, part, file):
     """One request, from where `part` ends. RequestException if it may go better next time."""
-    have, seen = size_of(part), note(part).read_text() if note(part).exists() else None
+    have, seen = begun(part, file), note(part).read_text() if note(part).exists() else None
     headers = {"Accept-Encoding": "identity"}                # a range of what is compressed on the way is no range
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": seen} if seen else {})
@@ -115,13 +117,15 @@ def attempt(url, part, file):
         if answer.status_code == 416:                        # another file stands there now
             drop(part)
             raise requests.ConnectionError("the file has changed since its download began")
-        if answer.status_code >= 500:
-            raise requests.HTTPError(f"{answer.status_code} {answer.reason}")
+        if answer.status_code >= 500 or answer.status_code == 429:       # 429: too many requests
+            raise requests.HTTPError(f"{answer.status_code} {answer.reason}", response=answer)
         if answer.status_code >= 400:
             raise Refused(f"{answer.status_code} {answer.reason}")
         have = have if answer.status_code == 206 else 0      # 200: it sends all of it
         if file.size and whole and whole != file.size:
             raise Refused(f"it has {whole:,} bytes there, and should have {file.size:,}")
+        if not have:
+            drop(part)                                       # no bytes of one version beside the tag of another
         room(part, whole, have)
         tag = answer.headers.get("ETag", "")
         if not have and tag and not tag.startswith("W/"):    # a weak tag is no promise of the same bytes
@@ -138,18 +142,18 @@ def receive(answer, part, have, whole):
     print(f"downloading {shown}{f', {human(whole)}' if whole else ''}{f', from {human(have)} on' if have else ''}, to "
           f"{part.parent}", file=sys.stderr, flush=True)
     bar = tqdm(total=whole, initial=have, unit="B", unit_scale=True, desc=shown, disable=None, leave=False)
-    with bar, open(part, "r+b" if have else "wb") as out:
-        out.seek(have)
-        try:
+    try:
+        with bar, open(part, "r+b" if have else "wb") as out:
+            out.seek(have)
             for piece in answer.iter_content(PIECE):
                 out.write(piece)
                 bar.update(len(piece))
             out.flush()
             os.fsync(out.fileno())
-        except OSError as fault:                             # RequestException is one, and goes its own way
-            if fault.errno != errno.ENOSPC:
-                raise
-            raise BadInput(f"no space left for {part}: free some, then run again; what has come is kept") from None
+    except OSError as fault:                                 # of closing too. RequestException goes its own way
+        if fault.errno != errno.ENOSPC:
+            raise
+        raise BadInput(f"no space left for {part}: free some, then run again; what has come is kept") from None
 
 
 def room(part, whole, have):
@@ -166,6 +170,12 @@ def total(answer):
         return int(found[1]) if found else None
     length = answer.headers.get("Content-Length")
     return int(length) if length and "Content-Encoding" not in answer.headers else None
+
+
+def asked_for(fault):
+    """The seconds that the server asks us to wait, if it does and they are few."""
+    told = fault.response.headers.get("Retry-After", "") if fault.response is not None else ""
+    return int(told) if told.isdecimal() and int(told) <= PATIENCE else 0
 
 
 def hub_hash(answer):
@@ -193,6 +203,16 @@ def note(part):
 def drop(part):
     part.unlink(missing_ok=True)
     note(part).unlink(missing_ok=True)
+
+
+def known(path, file):
+    """The sha256 that the file must have, as its publisher tells it, or as it was when it first came; or None."""
+    return file.sha256 or manifest(path.parent).get(file.name)
+
+
+def begun(part, file):
+    """The bytes that a download can go on from: none if the rest might be of another version and nobody could tell."""
+    return size_of(part) if note(part).exists() or known(part, file) else 0
 
 
 def size_of(path):

@@ -48,13 +48,22 @@ def witten_bell(train, val, vocab_size, orders=(2, 3, 4, 5, 6)):
     return {n: float(nats[n]) for n in orders}
 
 
+def main(argv):
+    from bounds import beginnings                            # not above: that file imports this one
+    corpus = load(argv[0] if argv else "names", 32, *argv[1:2])
+    whole = len(corpus.train), len(corpus.val)               # BadInput where there is nothing to count in
+    train, val = beginnings(corpus)
+    size = getattr(corpus, "bytes_per_id", corpus.bytes_per_token)           # of a token; no mark stands between these
+    print(corpus.about)
+    print(f"order  nats/symbol  bits/byte   held-out, Witten-Bell; {size:.3f} bytes/symbol"
+          + f"; of the first {len(train):,} and {len(val):,} tokens" * (whole != (len(train), len(val))))
+    for n, nats in witten_bell(train, val, corpus.encoding.n_vocab, range(1, 7)).items():
+        print(f"{n:5d}  {nats:11.4f}  {nats / np.log(2) / size:9.4f}")
+
+
 if __name__ == "__main__":
     try:
-        corpus = load(sys.argv[1] if len(sys.argv) > 1 else "names", 32, *sys.argv[2:3])
+        main(sys.argv[1:])
     except BadInput as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    print(corpus.about)
-    print(f"order  nats/symbol  bits/byte   held-out, Witten-Bell; {corpus.bytes_per_token:.3f} bytes/symbol")
-    for n, nats in witten_bell(corpus.train, corpus.val, corpus.encoding.n_vocab, range(1, 7)).items():
-        print(f"{n:5d}  {nats:11.4f}  {nats / np.log(2) / corpus.bytes_per_token:9.4f}")

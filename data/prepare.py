@@ -13,6 +13,7 @@ vocabulary that is there already (a checkpoint's) stays as it is, and goes witho
 """
 import hashlib
 import json
+import math
 import shutil
 import sys
 import tarfile
@@ -26,7 +27,7 @@ import numpy as np
 import tiktoken
 from filelock import FileLock, Timeout
 
-from data import BadInput, shards
+from data import BadInput, shards, wordpiece
 from data.detokenize import RULES
 from data.download import make_folder, write_atomic
 from data.sharded import Sharded, Split
@@ -131,11 +132,10 @@ def prepare(folder, streams, tokenizer, vocab_size, source, workers):
 
 
 def bytes_of(folder, meta, source, split):
-    """The size of a split's text in UTF-8 bytes; of the part of a stream, that of its tokens."""
+    """The size of a split's text in UTF-8 bytes; of the part of a stream, that of its tokens (of BERT's: no size)."""
     if not source.held_out:
         return sum(part["bytes"] for part in meta["streams"][source.splits[split]])
     size = sizes(from_json(meta["encoding"]))                                              # (n_vocab,)
-    size[meta["marks"] or []] = 0
     ids = cut(folder, meta, source, split).ids
     return sum(int(size[ids[i:i + (1 << 20)]].sum()) for i in range(0, len(ids), 1 << 20))
 
@@ -212,7 +212,10 @@ def assemble(name, meta, folder, source, layout, block_size):
     sizes = " and ".join(f"{len(part.ids):,} {split}" for split, part in splits.items())
     about = f"{name}: {source.about}; {how}; {sizes} tokens, {encoding.n_vocab:,} symbols ({encoding.name})"
     about += foreign * (not encoding.name.startswith(tables) and source.files != ())
-    return Sharded(name, about, encoding, splits, layout, marks, meta["bytes"]["val"], block_size)
+    size = meta["bytes"]["val"]
+    if source.held_out and encoding.name == wordpiece.NAME:
+        size = math.nan                                      # nor do its tokens tell: each word begins with a blank
+    return Sharded(name, about, encoding, splits, layout, marks, size, block_size)
 
 
 def guarded(documents, paths):

@@ -65,7 +65,7 @@ class Sharded:
     splits    train, val, test -> Split; some have no train, some no test
     layout    plain, framed or rows, see above
     marks     the ids of begin, end and fill, which may be one; None if the layout is plain
-    size      of the val text, in UTF-8 bytes
+    size      of the val text, in UTF-8 bytes; nan if nobody knows it: then there are no bits/byte
     """
     classes = ()
 
@@ -80,7 +80,7 @@ class Sharded:
                 raise BadInput(f"{name} has {len(part.ids):,} {split} tokens, not one block of {block_size:,}: use a "
                                f"smaller --block_size")
         self.bytes_per_id = size / len(self.val)             # of the stream; of what is scored:
-        self.bytes_per_token = self.size_of_token(self.split("val"))
+        self.bytes_per_token = self.size_of_token(self.split("val"), size)
 
     def split(self, name):
         if name not in self.splits:
@@ -91,18 +91,23 @@ class Sharded:
     train = property(lambda self: self.split("train").ids)
     val = property(lambda self: self.split("val").ids)
 
-    def size_of_token(self, part):
-        """UTF-8 bytes for each token that is scored: nats per token -> bits per byte"""
+    def size_of_token(self, part, size):
+        """UTF-8 bytes for each token that is scored: nats per token -> bits per byte
+
+        A row may be cut: of the bytes of the text it has the share that its tokens have. Their own bytes will not do:
+        words of BERT begin with a blank wherever they stand, and one that is not known is spelled otherwise.
+        """
         if self.layout != "rows":
             return self.bytes_per_id * self.span / self.block_size
-        size, scored, written = sizes(self.encoding), 0, 0
+        of_token, scored, kept, whole = sizes(self.encoding), 0, 0, 0
         for first in range(part.documents.start, part.documents.stop, 10_000):
             rows = np.arange(first, min(first + 10_000, part.documents.stop))
             start, stop = self.row_bounds(part, rows)                                      # (n,) without the end
-            places = np.concatenate([np.arange(a, b) for a, b in zip(start, stop)])
-            written += size[part.stream[places]].sum()
-            scored += len(places) + 2 * len(rows)
-        return float(written) / max(scored, 1)
+            last = bounds(part.stream, part.ends, rows)[1] - 1                             # (n,) not cut either
+            cut, full = (part.stream[np.concatenate(list(map(np.arange, start, to)))] for to in (stop, last))
+            kept, whole = kept + int(of_token[cut].sum()), whole + int(of_token[full].sum())
+            scored += len(cut) + 2 * len(rows)
+        return size * kept / max(whole * scored, 1)
 
     # ---- texts
 

@@ -36,11 +36,10 @@ import numpy as np
 import tiktoken
 import torch
 
-from data import BadInput, cache_root, chat, corpora, digits, docstrings, lot, toy
+from data import HELD_OUT, BadInput, cache_root, chat, corpora, digits, docstrings, lot, toy
 from data.tokenizer import ASCII, bpe, byte_level, chars, decode, encode, from_json, named, to_json
 
 RECIPE = 1                                   # part of every cache key: raise it when the code below makes other tokens
-HELD_OUT = 0.1                               # the share of the text that is never trained on
 BPE_SAMPLE = 4_000_000                       # characters from which merges are learnt: more would change few of them
 READ_WHOLE = 1 << 26                         # bytes; what is longer is written to shards
 

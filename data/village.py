@@ -16,6 +16,8 @@ of `Random(SEED)`: the same chats on every machine.
 """
 from random import Random
 
+from data import HELD_OUT, lot
+
 SEED = 5
 VILLAGERS = "Ada Ben Cora Dan Elsa Finn Greta Hugo Ida Jon Kira Leo Mona Nils Olga Paul".split()     # she, he, she, ..
 FACTS = {                                                    # one for each villager
@@ -168,11 +170,18 @@ def follow_ups(random, singles):
     """Chats whose last question means nothing without what was said before."""
     told = lambda fact, i: TELL[fact].format(n=VILLAGERS[i], v=FACTS[fact][i])
     facts = [(question, answer) for kind, _, question, answer in singles if kind == "village"]
+    held_out = lambda question: lot(question) < HELD_OUT     # those here are their own keys
+
+    def fact_beside(opening):
+        """A question on the same side of the split as the chat in which it stands, and its answer."""
+        i = random.randrange(len(facts))
+        return next(fact for fact in facts[i:] + facts if held_out(fact[0]) == held_out(opening))
+
     for n in STRANGERS:
         for opening in ("My name is {}.", "Hello, I am {}."):
             first = [opening.format(n), f"Hello {n}!"]
             yield [*first, "What is my name?", f"Your name is {n}."]
-            yield [*first, *random.choice(facts), "What is my name?", f"Your name is {n}."]
+            yield [*first, *fact_beside(first[0]), "What is my name?", f"Your name is {n}."]
     for thing in LIKED:
         yield [f"I like {thing}.", f"So you like {thing}.", "What do I like?", f"You like {thing}."]
     for animal in FACTS["animal"]:

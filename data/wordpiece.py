@@ -63,7 +63,8 @@ class WordPiece(tiktoken.Encoding):
 
 def published():
     """The words of bert-base-uncased, downloaded once."""
-    return WordPiece(fetch(VOCABULARY, cache_root() / "downloads" / NAME).read_text("utf-8").splitlines())
+    path = fetch(VOCABULARY, cache_root() / "downloads" / NAME)
+    return WordPiece(path.read_text("utf-8").removesuffix("\n").split("\n"))      # a piece may be a break of lines
 
 
 def spelled(piece):

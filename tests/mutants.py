@@ -88,7 +88,7 @@ def main(argv):
     with ThreadPoolExecutor(jobs) as pool:
         for mutant, (state, what, seconds) in zip(chosen, pool.map(judge, chosen)):
             killed += state == "killed"
-            print(f"{state:<9}{mutant[0]:<18}{mutant[4]:<72}{seconds:5.0f} s  {what}", flush=True)
+            print(f"{state:<9}{mutant[0]:<20}{mutant[4]:<72}{seconds:5.0f} s  {what}", flush=True)
             if state == "SURVIVED" and mutant[4] in SURVIVORS:
                 print(f"         {SURVIVORS[mutant[4]]}")
     print(f"{killed} of {len(chosen)} killed, {killed / max(1, len(chosen)):.1%}")

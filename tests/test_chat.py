@@ -29,7 +29,7 @@ def corpus():
 def test_the_village_is_the_same_on_every_machine():
     assert village.chats() == village.chats()
     raw = json.dumps(village.chats()).encode()
-    assert hashlib.sha256(raw).hexdigest()[:12] == "8fe69201e2f1"
+    assert hashlib.sha256(raw).hexdigest()[:12] == "d22363cb53e6"
 
 
 def test_facts_do_not_contradict_each_other_and_no_question_has_two_answers():
@@ -47,7 +47,8 @@ def test_nothing_held_out_is_ever_trained_on(corpus):
     parts = {split: {tuple(messages[:-1]) for _, messages in corpus.chats[split]} for split in ("train", "val")}
     assert len(parts["val"]) > 400 and len(parts["train"]) > 4000
     first = {split: {prompt[0] for prompt in prompts} for split, prompts in parts.items()}
-    assert not first["train"] & first["val"]
+    asked = {question for prompt in parts["train"] for question in prompt[::2]}              # first or later in a chat
+    assert not asked & first["val"] and len(asked) > len(first["train"])
     key = {messages[0]: key for _, key, messages in village.chats()}
     assert not {key[question] for question in first["train"]} & {key[question] for question in first["val"]}
     sums = [question for question in first["val"] if " plus " in question and "?" in question]
@@ -105,6 +106,14 @@ def test_pretraining_reads_the_same_chats_as_one_stream(corpus):
     assert stream.val.tolist() == whole
 
 
+def test_bits_per_byte_count_what_is_said_and_not_the_marks_that_say_who_speaks(corpus):
+    said = sum(len(f" {message}".encode()) for _, messages in chats_of("chat")["val"] for message in messages)
+    stream = text.load("chat", 48, vocab_size=8192)
+    assert stream.bytes_per_token == pytest.approx(said / len(stream.val), rel=1e-12)
+    answers = sum(len(f" {messages[-1]}".encode()) for _, messages in corpus.chats["val"])
+    assert corpus.bytes_per_token == pytest.approx(answers / (48 - corpus.starts["val"]).sum().item(), rel=1e-12)
+
+
 def write(*chats):
     lines = [json.dumps({"messages": [{"role": ("user", "assistant")[i % 2], "content": said}
                                       for i, said in enumerate(messages)]}) for messages in chats]
@@ -135,6 +144,7 @@ def test_a_file_of_ones_own_is_split_by_first_questions_and_something_is_always_
     ('{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}', "roles are system"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 3}]}', "a text that is not"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "a text that is not"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\ud83d"}]}', "line 2.*ud83d"),
     (json.dumps({"messages": [{"role": "user", "content": "a " * 40}, {"role": "assistant", "content": "b"}]}),
      "line 2 has .* more than --block_size 32")])
 def test_a_bad_line_is_told_by_its_number(line, says, tmp_path, monkeypatch):
@@ -150,7 +160,8 @@ def test_a_bad_line_is_told_by_its_number(line, says, tmp_path, monkeypatch):
     ("none.jsonl", {}, "there is no data 'none.jsonl'"), ("empty.jsonl", {}, "holds no chats"),
     ("one.jsonl", {}, "a single first question"), ("latin1.jsonl", {}, "not UTF-8"),
     ("names", {}, "--sft learns answers to questions"), ("chat", dict(block_size=20), "raise that"),
-    ("chat", dict(tokenizer=text.byte_level()), "tokens with marks"), ("chta", {}, "did you mean 'chat'")])
+    ("chat", dict(tokenizer=text.byte_level()), "tokens with marks"), ("chta", {}, "did you mean 'chat'"),
+    ("chat", dict(tokenizer="bert-base-uncased"), "takes none: use --tokenizer bpe")])
 def test_chats_that_cannot_be_read_are_one_line(data, options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line, = write(["Who?", "Me."])

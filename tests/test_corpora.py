@@ -275,6 +275,30 @@ def test_the_words_of_bert_have_marks_of_their_own(tmp_path, monkeypatch):
     assert load("lm1b-packed", 6, bert).windows("val")[0].tolist() == [4, 1, 2, 5, 1, 5]
 
 
+def test_bits_per_byte_in_berts_words_count_the_bytes_of_the_text(tmp_path, monkeypatch):
+    """And not those of its pieces, where "it's" has two blanks more and an unknown word five letters."""
+    top = "1-billion-word-language-modeling-benchmark-r13output"
+    text = b"it's\nit's a secretive word\na a a a\n"
+    by_hand("lm1b", tmp_path, monkeypatch, {f"{top}.tar.gz": tarred({
+        f"{top}/{part}-monolingual.tokenized.shuffled/n": text for part in ("training", "heldout")}, "w:gz")})
+    bert = wordpiece.WordPiece(["[PAD]", "it", "'", "s", "a", "[CLS]", "[SEP]", "[UNK]"])
+    size = len(text) - 3                                     # without line ends
+    whole, packed = load("lm1b", 16, bert), load("lm1b-packed", 5, bert)
+    assert whole.bytes_per_token == pytest.approx(size / (3 + 6 + 4 + 3 * 2), rel=1e-12)
+    assert packed.bytes_per_token == pytest.approx(size / (3 + 6 + 4 + 3) * 3 / 5, rel=1e-12)
+    source = prepare.Source((), None, "", ends=True, splits=corpora.LAST, held_out=1)
+    parts = prepare.load("t", source, "framed", ["t"], lambda: {"all": lambda: iter(["a a", "a a"])}, 4, bert, None,
+                         tmp_path, 1)
+    assert np.isnan(parts.bytes_per_token)                   # nobody counted the bytes of its last documents
+
+
+def test_a_piece_of_berts_vocabulary_may_break_lines_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "downloads" / wordpiece.NAME).mkdir(parents=True)
+    (tmp_path / "downloads" / wordpiece.NAME / "vocab.txt").write_text("[UNK]\n\u2028\na\x85b\nc\n", "utf-8")
+    monkeypatch.setattr(wordpiece, "VOCABULARY", corpora.File("vocab.txt", None, None, ()))
+    assert wordpiece.published().n_vocab == 4 and tokenizer.encode(wordpiece.published(), "c").tolist() == [3]
+
+
 @pytest.mark.skipif("TIKTOKEN_CACHE_DIR" not in os.environ, reason="TIKTOKEN_CACHE_DIR (gpt2) is not set")
 def test_gpt2_ends_are_its_own(tmp_path, monkeypatch):
     by_hand("ptb", tmp_path, monkeypatch, {f"ptb.{split}.txt": b"the dogs\n" * 30 for split in FILES})

@@ -2,6 +2,7 @@
 import json
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY, cache, elsewhere, fit                 # noqa: F401
@@ -13,6 +14,7 @@ import evaluate
 import learner
 import parallel
 import train
+from data import BadInput, ngram, sharded
 from data.text import load
 from learner import Learner
 
@@ -102,3 +104,20 @@ def test_processes_share_the_texts_of_a_step_without_overlap(tmp_path, monkeypat
     shared = [parts[0] for pair in zip(seen[0, 2], seen[1, 2]) for parts in pair]
     assert all(torch.equal(a, b[0]) for a, b in zip(shared, seen[0, 1])) and len(shared) == len(seen[0, 1]) == 6
     assert len({str(row) for x in shared for row in x.tolist()}) == 6 * 2
+
+
+def test_ngrams_are_counted_in_the_beginning_of_a_corpus_in_shards(tmp_path, monkeypatch, capsys):
+    ptb(tmp_path, monkeypatch)
+    corpus = load("ptb", 32, "bytes")
+    monkeypatch.setattr(sharded.Sharded.beginning, "__defaults__", (400,))
+    read, asked = sharded.Shards.__getitem__, []             # id by id, a large corpus would take for ever
+    monkeypatch.setattr(sharded.Shards, "__getitem__", lambda self, where: asked.append(where) or read(self, where))
+    capsys.readouterr()
+    ngram.main(["ptb", "bytes"])
+    about, head, *rows = capsys.readouterr().out.splitlines()
+    assert len(asked) < 20 and about.startswith("ptb: ") and "1.000 bytes/symbol; of the first 400 and 400 tok" in head
+    nats = ngram.witten_bell(corpus.train[:400], corpus.val[:400], corpus.encoding.n_vocab)
+    assert rows[2].split() == ["3", f"{nats[3]:.4f}", f"{nats[3] / np.log(2):.4f}"]
+    by_hand("lambada", tmp_path, monkeypatch, {"lambada_test.jsonl": b'{"text": "some words"}\n' * 9})
+    with pytest.raises(BadInput, match="no train split"):
+        ngram.main(["lambada", "bytes"])

@@ -212,12 +212,13 @@ def enumerated(method, denoiser):
 
 @each_transition
 def test_with_the_exact_denoiser_the_bound_falls_to_the_entropy_as_one_over_T(transition):
-    """On every one of the 27 texts it is above -log p; in the mean the excess halves with each doubling of T."""
+    """In the mean over the 27 texts it is above the entropy, by an excess that halves with each doubling of T. (Text
+    by text it is above -log of the law of the chain of T steps itself, which is not quite P.)"""
     excess = []
     for T in (2, 4, 8):
         found = enumerated(made(transition, T), oracle(made(transition, T)))
         excess.append(float((P * found).sum() - ENTROPY))
-        assert (P * (found + P.log())).sum() > 0
+        assert excess[-1] > 0
     ratios = [b / a for a, b in zip(excess, excess[1:])]
     assert all(0.4 < r < 0.6 for r in ratios[1:]) if transition != "gaussian" else excess[-1] < excess[0] / 2
 

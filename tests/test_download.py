@@ -3,9 +3,11 @@ import concurrent.futures
 import errno
 import hashlib
 import http.server
+import io
 import json
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +31,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Linked-Etag", f'"{server.linked}"')
             return self.end_headers()
         if server.status:
-            return self.send_error(server.status.pop(0) if len(server.status) > 1 else server.status[0])
+            status = server.status.pop(0) if len(server.status) > 1 else server.status[0]
+            if status != 200:
+                self.send_response(status)
+                self.send_header("Retry-After", server.wait)
+                return self.end_headers()
         body, tag = server.body[::-1 if self.path == "/wrong" else 1], server.tag
         first = int(asked[6:-1]) if asked and server.ranges and self.headers.get("If-Range", tag) == tag else 0
         if first and first >= len(body):
@@ -52,7 +58,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         server.body, server.tag, server.ranges, server.linked = BODY, '"1"', True, SHA
-        server.status, server.cuts, server.handle_error = [], [], lambda *args: None      # we hang up on it
+        server.wait, server.status, server.cuts, server.handle_error = "", [], [], lambda *args: None      # we hang up
         server.asked, server.url = [], f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -126,6 +132,19 @@ def test_half_of_one_file_is_never_joined_to_half_of_another(server, tmp_path):
     assert fetch(first, tmp_path, pause=0).read_bytes() == BODY[::-1]
 
 
+@pytest.mark.parametrize("tag", ['W/"1"', ""])
+def test_what_neither_a_hash_nor_a_tag_would_tell_from_another_version_is_begun_anew(server, tmp_path, tag):
+    server.cuts, server.tag, server.body, first = [300_000], tag, b"x" * len(BODY), file(server, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "TRIES", 1)
+        assert "kept" not in fault(first, tmp_path)
+    server.body = BODY
+    assert fetch(first, tmp_path, pause=0).read_bytes() == BODY and server.asked[-1][1] is None
+    (tmp_path / "corpus.txt").unlink()
+    server.cuts = [300_000]                                  # now its hash is known
+    assert fetch(first, tmp_path, pause=0).read_bytes() == BODY and server.asked[-1][1] is not None
+
+
 def test_what_has_the_wrong_hash_is_thrown_away_and_the_next_place_is_asked(server, tmp_path):
     message = fault(file(server, path="/wrong"), tmp_path)
     assert SHA[:12] in message and "by hand" in message and not list(tmp_path.glob("corpus*"))
@@ -167,6 +186,15 @@ def test_a_404_ends_it_at_once_and_a_500_is_tried_again(server, tmp_path):
     assert "503" in fault(file(server), tmp_path) and len(server.asked) == download.TRIES
 
 
+@pytest.mark.parametrize("wait, seconds", [("7", 7), ("3600", 2), ("Wed, 21 Oct 2026 07:28:00 GMT", 2), ("", 2)])
+def test_who_asks_too_often_waits_as_long_as_the_server_says_if_that_is_not_long(server, tmp_path, monkeypatch, wait,
+                                                                                 seconds):
+    slept = []
+    monkeypatch.setattr(download, "time", SimpleNamespace(sleep=slept.append))
+    server.status, server.wait = [429, 200], wait
+    assert fetch(file(server), tmp_path, pause=2).read_bytes() == BODY and slept == [seconds]
+
+
 def test_offline_one_line_says_what_to_put_where(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -174,6 +202,17 @@ def test_offline_one_line_says_what_to_put_where(tmp_path):
     message = fault(File("corpus.txt", None, None, (f"http://127.0.0.1:{port}/corpus.txt",)), tmp_path)
     assert "offline" in message and f"http://127.0.0.1:{port}/corpus.txt" in message
     assert str(tmp_path / "corpus.txt") in message and not list(tmp_path.glob("[!.]*"))
+
+
+class Full(io.RawIOBase):
+    """A file on a full disk: each write fails, and so does closing what could not be written."""
+    writable = seekable = lambda self: True
+
+    def seek(self, *where):
+        return 0
+
+    def write(self, raw):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_full_disk_is_told_before_and_during(server, tmp_path, monkeypatch):
@@ -185,5 +224,10 @@ def test_a_full_disk_is_told_before_and_during(server, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(download.os, "fsync", full)
     assert "what has come is kept" in fault(file(server), tmp_path) and not (tmp_path / "corpus.txt").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "open", lambda *args: io.BufferedWriter(Full()), raising=False)
+        server.body = BODY[:1000]                            # all of it waits in the buffer when the disk refuses it
+        assert "what has come is kept" in fault(file(server, 1000), tmp_path / "small")
+    server.body = BODY
     monkeypatch.undo()
     assert fetch(file(server), tmp_path).read_bytes() == BODY

@@ -13,6 +13,7 @@ import torch
 from runs import cache, complaint, elsewhere, fit  # noqa: F401
 
 import evaluate
+from data.text import load
 from judge import Pretrained
 from quality import distinct, mauve_of, rated, self_bleu, unigram_entropy
 
@@ -159,6 +160,25 @@ def test_a_judge_that_does_not_exist_is_one_line(transformers, capsys):
     fit("out")
     error = complaint(evaluate, "--out_dir", "out", "--judge", "gtp2", capsys=capsys)
     assert "there is no checkpoint gtp2/ckpt.pt, and transformers says: gtp2 is not a local folder\n" in error
+
+
+def test_what_belongs_to_a_set_of_texts_is_compared_on_sets_of_one_size(monkeypatch):
+    """Of more texts, fewer n-grams are different. Held-out ones are spread over all there are."""
+    seen, held = [], torch.arange(50)[:, None]
+    monkeypatch.setattr(evaluate, "quality", lambda *of: [])
+    monkeypatch.setattr(evaluate, "variety", lambda x, corpus: seen.append(x[:, 0].tolist()) or [])
+    for n in (7, 90):
+        monkeypatch.setattr(evaluate, "draw", lambda *of: torch.arange(100, 100 + n)[:, None])
+        evaluate.rate(SimpleNamespace(method=None), None, None, held, None, evaluate.Config(), "cpu")
+    assert [*map(len, seen)] == [7, 7, 50, 50] and (seen[1][0], seen[1][-1]) == (0, 49) and seen[0][0] == 100
+
+
+def test_samples_of_a_class_stand_beside_held_out_text_of_that_class_alone():
+    corpus, model = load("toy", 16), SimpleNamespace(method=None, classes=("told", "of", "them"))
+    x, frozen, label, told = evaluate.held_out(model, corpus, evaluate.Config(label="sea", max_texts=200), "cpu")
+    every, _, labels = corpus.example_windows("val", 200)
+    assert torch.equal(x, every[labels == label]) and 0 < len(x) < 200 and frozen is None
+    assert corpus.classes[label] == "sea" and told.tolist() == label.tolist() * len(x)
 
 
 def test_mauve_is_asked_for_samples_and_held_out_text_and_its_error_is_that_of_other_draws(monkeypatch):

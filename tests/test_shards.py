@@ -229,6 +229,19 @@ def test_an_epoch_has_each_text_once_and_does_not_depend_on_who_draws(tmp_path, 
     assert torch.equal(c.turn(3, n, 7)[0], corpus(tmp_path, layout).turn(3, n, 7)[0])
 
 
+@pytest.mark.parametrize("layout", ["plain", "framed"])
+def test_texts_are_cut_elsewhere_in_each_epoch_so_that_no_token_is_left_out_of_all(tmp_path, layout):
+    c = corpus(tmp_path, layout)
+    c.split("train").ids = shards.Shards([np.arange(1000, dtype=np.uint16)])     # tokens that say where they stand
+    texts, seen, cuts = 1000 // c.span - 1, set(), set()
+    for epoch in range(200):
+        x = c.turn(epoch, texts, 7)[0][:, 1 if layout == "framed" else 0:][:, :c.span]
+        start = x[:, 0].sort().values                                            # (texts,)
+        assert (start.diff() == c.span).all() and (x - x[:, :1] == torch.arange(c.span)).all()
+        seen, cuts = seen | {*range(start[0], start[-1] + c.span)}, cuts | {int(start[0])}
+    assert seen == set(range(1000)) and len(cuts) == 1000 - texts * c.span + 1
+
+
 def test_a_batch_may_cross_from_one_epoch_to_the_next(tmp_path):
     c = corpus(tmp_path, "rows")
     both = c.in_order("train", np.arange(240, 260), 7)       # an epoch has 250 documents
