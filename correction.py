@@ -1,8 +1,8 @@
 """
 Taking words back: a text that is being written, or is written, is looked at again, and what seems wrong is redrawn.
 
-psi.py corrects at random, whatever the word. Here the network's own belief chooses. c_l is the probability that a word
-had when it was drawn:
+psi.py corrects at random, whatever the word. Here the network's own belief chooses. c_l is the probability that it gave
+a word when that was drawn, whatever --temperature and --top_p made of it:
 
     ReMDM conf     while masks open, word l is masked again with probability                                       (46)
                    sigma_l = min(1, (1 - alpha_s) / alpha_t) softmax_l(-c_l), over the words so far  (arXiv:2503.00307)
@@ -24,7 +24,7 @@ T_CORRECT, PATIENCE = 0.1, 32                                # self-correct: tem
 
 
 def opened(denoiser, process, z, t, at, law):
-    """Draw the tokens `at` (B, L) from x_theta. -> z (B, L), c: their probabilities (N,)"""
+    """Draw the tokens `at` (B, L) from x_theta. -> z (B, L), c: the network's belief in them (N,)"""
     new, c = draw_at(denoiser, z, t, at, law, process.n_tokens)                                     # (N,) each
     return z.masked_scatter(at, new), c                                                             # (B, L), (N,)
 

@@ -1,4 +1,5 @@
 """Words that are taken back: what leaves the exact law alone, what does not, and the public figures of ReMDM."""
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -11,7 +12,7 @@ from world import L, N, P, PROCESSES, TEXTS, numbers, psi_law, surprise
 
 from correction import all_others, gibbs, remask, remdm_conf, self_correct, top_k
 from data import BadInput
-from diffusion import ancestral
+from diffusion import ancestral, probabilities
 from masked import Absorbing
 from methods import SAMPLERS, make_method, make_sampler
 from psi import kappa
@@ -106,6 +107,20 @@ def test_one_step_of_conf_opens_and_masks_as_often_as_it_should():
     opens = (after[none] < N).double().mean(0)
     assert (opens - 0.5).abs().max() < 4 * 0.5 / int(none.sum()) ** 0.5
     assert (states[3] < N).all()
+
+
+def test_the_words_that_conf_masks_again_are_those_the_network_doubts_whatever_the_law():
+    """At temperature 0: all words are likeliest words, and one is believed with 0.99, the other with 0.4."""
+    sure = torch.tensor([0.99, 0.4], dtype=torch.float64)                                               # (2,)
+    rows = torch.stack([(1 - sure) / 2, sure, (1 - sure) / 2], -1).log()                                # (2, N)
+    surer = lambda z, t, at: rows.expand(len(z), 2, N)[at]
+    torch.manual_seed(0)
+    z, n = torch.full((20_000, 2), N), torch.zeros(2)
+    states = [z, *remdm_conf(Absorbing(N), surer, z, NOTHING(z), 4, partial(probabilities, temperature=0))]
+    for before, after in zip(states, states[1:]):
+        n += ((before < N).all(-1, keepdim=True) & (after == N)).sum(0)                                 # (2,)
+    share = (-sure).softmax(-1)                                                                         # (2,)
+    assert ((n / n.sum() - share).abs() < 4 * (share.prod() / n.sum()).sqrt()).all() and n.sum() > 1500
 
 
 # ---- top-k
