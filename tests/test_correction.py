@@ -17,6 +17,7 @@ from masked import Absorbing
 from methods import SAMPLERS, make_method, make_sampler
 from psi import kappa
 from sample import Counted
+from sampling import Sampling
 
 FIGURES = numpy.load(Path(__file__).parent / "masked_reference.npz")     # ReMDM: commit f830d65
 NOTHING = lambda z: torch.zeros_like(z, dtype=torch.bool)
@@ -195,6 +196,13 @@ def test_self_correction_changes_one_word_a_round_and_stops_when_nothing_gets_be
     changes = torch.stack([(a != b).sum(-1) for a, b in zip(states, states[1:])])                       # (rounds, 2)
     assert changes.max() == 1 and changes[:, 0].sum() == 0 and changes[:, 1].sum() == 3
     assert (states[-1] == right).all() and spy.calls < 40
+
+
+@pytest.mark.parametrize("tail, rounds, walks", [("gibbs", 0, 32), ("self-correct", 0, 128), ("gibbs", 40, 40),
+                                                 ("self-correct", 40, 40)])
+def test_no_number_of_rounds_is_each_tails_own(tail, rounds, walks):
+    walk = make_sampler("ancestral", "udlm", tail=tail, rounds=rounds)
+    assert walk.keywords["rounds"] == walks and Sampling().rounds == 0
 
 
 @pytest.mark.parametrize("method, tail", [("mdlm", "gibbs"), ("bd3lm", "gibbs"), ("pgm", "gibbs"), ("udlm", "gibbs"),
