@@ -1,8 +1,8 @@
 """
 Taking words back: a text that is being written, or is written, is looked at again, and what seems wrong is redrawn.
 
-psi.py corrects at random, whatever the word. Here the network's own belief chooses. c_l is the probability that a word
-had when it was drawn:
+psi.py corrects at random, whatever the word. Here the network's own belief chooses. c_l is the probability that it
+gave a word when that was drawn, whatever --temperature and --top_p made of it:
 
     ReMDM conf     while masks open, word l is masked again with probability                                       (46)
                    sigma_l = min(1, (1 - alpha_s) / alpha_t) softmax_l(-c_l), over the words so far  (arXiv:2503.00307)
@@ -21,10 +21,11 @@ from diffusion import ancestral, categorical, draw_at, probabilities
 from masked import highest
 
 T_CORRECT, PATIENCE = 0.1, 32                                # self-correct: temperature; rounds without a better text
+ROUNDS = {"gibbs": 32, "self-correct": 128}                  # words to redraw at most
 
 
 def opened(denoiser, process, z, t, at, law):
-    """Draw the tokens `at` (B, L) from x_theta. -> z (B, L), c: their probabilities (N,)"""
+    """Draw the tokens `at` (B, L) from x_theta. -> z (B, L), c: the network's belief in them (N,)"""
     new, c = draw_at(denoiser, z, t, at, law, process.n_tokens)                                     # (N,) each
     return z.masked_scatter(at, new), c                                                             # (B, L), (N,)
 
@@ -77,7 +78,7 @@ def all_others(process, denoiser, z, at):
 
 
 @torch.no_grad()
-def gibbs(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral, rounds=32):
+def gibbs(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral, rounds=ROUNDS["gibbs"]):
     """`walk` to the end, then redraw one word of each text, anywhere, `rounds` times; yields z after each."""
     for z in walk(process, denoiser, z, frozen, steps, law):
         yield z
@@ -88,7 +89,8 @@ def gibbs(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral
 
 
 @torch.no_grad()
-def self_correct(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral, rounds=128):
+def self_correct(process, denoiser, z, frozen, steps, law=probabilities, walk=ancestral,
+                 rounds=ROUNDS["self-correct"]):
     """`walk` to the end, then up to `rounds` times put in the new word that is believed in most; yields z after each.
 
     For noise that makes wrong words: a network that saw masks alone believes whatever stands there. A text is done

@@ -138,7 +138,7 @@ def room(name, V, T):
 
 
 def gaussian(V, T):
-    """Eq. (29) with beta from 0.0001 to 0.02 in 1,000 steps, as published, and as much in all for other T. What would
+    """Eq. (29) with beta from 0.0001 to 0.02 in 1,000 steps, as published, and 10.05 in all for any T. What would
     step over the edge stays, which makes rows and columns sum to 1. -> (T, V, V)
 
     A bell narrower than one level moves nothing: for few levels and many steps the noise falls short of uniform, which
@@ -146,7 +146,8 @@ def gaussian(V, T):
     """
     room("gaussian", V, T)
     n = torch.arange(V, dtype=torch.float64)                                                        # (V,)
-    beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)[:, None] * 1000 / T                   # (T, 1)
+    beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)[:, None]                              # (T, 1)
+    beta = beta * 10.05 / beta.sum()                                                                # (T, 1)
     bell = torch.exp(-4 * n ** 2 / (max(1, V - 1) ** 2 * beta))                                     # (T, V) g(n)
     bell = bell / (2 * bell.sum(-1, keepdim=True) - 1)                                              # (T, V) both sides
     Q = bell[:, (n[:, None] - n).abs().long()]                                                      # (T, V, V)

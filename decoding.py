@@ -23,7 +23,7 @@ Exact in the first step of a block, and off from then on: `python -m claims.bloc
 import torch
 
 from data import BadInput
-from diffusion import categorical, probabilities
+from diffusion import draw_from, probabilities
 from masked import highest, transfer
 from model import Cache
 
@@ -83,8 +83,7 @@ def semi_ar(process, denoiser, z, frozen, steps, law=probabilities, block=32, ca
             t = (z == process.mask).sum(-1, keepdim=True) / L                                       # (B, 1)
             logits, kept = look(denoiser, z, t, at, lo, hi, cache, kept)                            # (N, V)
             logits = logits[:, :process.n_tokens]                                                   # (N, n_tokens)
-            drawn = categorical(law(logits))                                                        # (N,)
-            sure = probabilities(logits).gather(-1, drawn[:, None])[:, 0]                           # (N,)
+            drawn, sure = draw_from(law, logits)                                                    # (N,) each
             belief = torch.full(z.shape, -1.0, dtype=sure.dtype, device=z.device).masked_scatter(at, sure)   # (B, L)
             belief = belief if last is None else put_off(belief, z.masked_scatter(at, drawn), last)          # (B, L)
             stays = (surer_than(belief, threshold) if threshold else by_factor(belief, factor) if factor

@@ -119,15 +119,23 @@ def categorical(p):
     # end
 
 
-def draw_at(denoiser, z, t, at, law, n_tokens, of=None):
-    """One draw from law(logits) at each position `at` (B, L), and the probability there of the id `of`, (N,), or, for
-    None, of the draw. -> ids (N,), p (N,)"""
-    if kernels and getattr(denoiser, "fuses", False):        # in place of its head: no (N, V) float64
-        head = partial(kernels.draw, law=law, categorical=categorical, n_tokens=n_tokens, of=of)
-        return denoiser(z, t, at=at, head=head)
-    p = law(denoiser(z, t, at=at)[:, :n_tokens])                                                    # (N, n_tokens)
+def draw_from(law, logits, of=None):
+    """One draw from law(logits) per row of logits (N, n_tokens), and the probability under it of the id `of` (N,); or,
+    for None, belief: the probability that the network itself gives to the draw. Under a law of temperature 0 that of
+    every draw would be 1, and none surer than another. -> ids (N,), p (N,)"""
+    p = law(logits)                                                                                 # (N, n_tokens)
     ids = categorical(p)                                                                            # (N,)
-    return ids, p.gather(-1, (ids if of is None else of)[:, None])[:, 0]                            # (N,), (N,)
+    if of is None:
+        p, of = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1), ids        # (N, n_tokens)
+    return ids, p.gather(-1, of[:, None])[:, 0].double()                                            # (N,), (N,)
+
+
+def draw_at(denoiser, z, t, at, law, n_tokens, of=None):
+    """`draw_from` at each position `at` (B, L). -> ids (N,), p (N,)"""
+    if kernels and getattr(denoiser, "fuses", False):        # in place of its head: no (N, V) float64
+        head = partial(kernels.draw, law=law, draw_from=draw_from, n_tokens=n_tokens, of=of)
+        return denoiser(z, t, at=at, head=head)
+    return draw_from(law, denoiser(z, t, at=at)[:, :n_tokens], of)                                  # (N,), (N,)
 
 
 @torch.no_grad()

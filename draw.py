@@ -22,9 +22,10 @@ ROWS = 64
 
 
 @triton.jit
-def tile_sums(h, w, bias, top, total, N, V, tiles, invtemp, D: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+def tile_sums(h, w, bias, top, total, plain, N, V, tiles, invtemp, D: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
               K: tl.constexpr, EXACT: tl.constexpr):
-    """m and s of one tile, for R rows of h (N, D); w (V, D), bias (V,) -> top, total (N, tiles)"""
+    """m and s of one tile, for R rows of h (N, D), and s at temperature 1; w (V, D), bias (V,) -> top, total, plain
+    (N, tiles). m is that of logits before they are divided."""
     tile, row = tl.program_id(0), tl.program_id(1) * R + tl.arange(0, R)                            # (), (R,)
     symbol, k = tile * C + tl.arange(0, C), tl.arange(0, K)                                         # (C,), (K,)
     logits = tl.zeros((R, C), tl.float32)                                                           # (R, C)
@@ -33,12 +34,12 @@ def tile_sums(h, w, bias, top, total, N, V, tiles, invtemp, D: tl.constexpr, R: 
         a = tl.load(h + row[:, None] * D + start + k, mask=(row < N)[:, None] & inside, other=0.0)  # (R, K)
         b = tl.load(w + symbol[:, None] * D + start + k, mask=(symbol < V)[:, None] & inside, other=0.0)    # (C, K)
         logits = tl.dot(a, tl.trans(b), logits, input_precision="ieee" if EXACT else "tf32")        # (R, C)
-    logits = (logits + tl.load(bias + symbol, mask=symbol < V, other=0.0).to(tl.float32)) * invtemp     # (R, C)
+    logits += tl.load(bias + symbol, mask=symbol < V, other=0.0).to(tl.float32)                     # (R, C)
     logits = tl.where(symbol < V, logits, float("-inf"))                                            # (R, C)
     m = tl.max(logits, 1)                                                                           # (R,)
-    s = tl.sum(tl.exp(logits - m[:, None]), 1)                                                      # (R,)
     tl.store(top + row * tiles + tile, m, mask=row < N)
-    tl.store(total + row * tiles + tile, s, mask=row < N)
+    tl.store(total + row * tiles + tile, tl.sum(tl.exp((logits - m[:, None]) * invtemp), 1), mask=row < N)
+    tl.store(plain + row * tiles + tile, tl.sum(tl.exp(logits - m[:, None]), 1), mask=row < N)
 
 
 @triton.jit
@@ -63,22 +64,24 @@ def symbol_of(h, w, bias, tile_of, uniform, ids, V, invtemp, D: tl.constexpr, C:
 
 
 def draw(h, weight, bias, temperature=1.0, of=None):
-    """One draw from softmax((h W' + bias) / temperature) per row, and the probability of the ids `of` (N,), or of the
-    draw. h (N, D), weight (V, D), bias (V,) -> ids (N,), p (N,) float64"""
+    """One draw from softmax((h W' + bias) / temperature) per row, and its probability of the ids `of` (N,), or, for
+    None, that of the draw at temperature 1. h (N, D), weight (V, D), bias (V,) -> ids (N,), p (N,) float64"""
     (N, D), V, tiles = h.shape, len(weight), triton.cdiv(len(weight), TILE)
     h, weight, bias = h.contiguous(), weight.to(h.dtype).contiguous(), bias.contiguous()
-    top, total = (torch.empty(N, tiles, device=h.device) for _ in range(2))                         # (N, tiles) each
+    top, total, plain = (torch.empty(N, tiles, device=h.device) for _ in range(3))                  # (N, tiles) each
     ids, K = torch.empty(N, dtype=torch.long, device=h.device), min(64, triton.next_power_of_2(D))
     if not N:
         return ids, ids.double()
-    tile_sums[(tiles, triton.cdiv(N, ROWS))](h, weight, bias, top, total, N, V, tiles, 1 / temperature, D, ROWS, TILE,
-                                            max(16, K), EXACT=h.dtype == torch.float32)
-    highest = top.amax(-1, keepdim=True)                                                            # (N, 1)
-    mass = (top - highest).double().exp() * total                                                   # (N, tiles)
+    tile_sums[(tiles, triton.cdiv(N, ROWS))](h, weight, bias, top, total, plain, N, V, tiles, 1 / temperature, D, ROWS,
+                                            TILE, max(16, K), EXACT=h.dtype == torch.float32)
+    top = (top - (highest := top.amax(-1, keepdim=True))).double()                                  # (N, tiles)
+    mass = (top / temperature).exp() * total                                                        # (N, tiles)
     cdf, u = mass.cumsum(-1), torch.rand(2, N, 1, dtype=torch.float64, device=h.device)             # (N, tiles)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())                                        # (N, 1)
     tile = torch.searchsorted(cdf, u[0] * cdf[:, -1:], right=True).minimum(last)[:, 0]              # (N,)
     symbol_of[(N,)](h, weight, bias, tile, u[1, :, 0].contiguous(), ids, V, 1 / temperature, D, TILE, max(16, K))
-    of = ids if of is None else of                                                                  # (N,)
-    logit = ((h.float() * weight[of].float()).sum(-1) + bias[of].float()) / temperature             # (N,)
-    return ids, (logit - highest[:, 0]).double().exp() / cdf[:, -1]                                 # (N,), (N,)
+    sums = cdf[:, -1]                                                                               # (N,)
+    if of is None:
+        of, temperature, sums = ids, 1.0, (top.exp() * plain).sum(-1)                               # (N,), (), (N,)
+    logit = (h.float() * weight[of].float()).sum(-1) + bias[of].float()                             # (N,)
+    return ids, ((logit - highest[:, 0]).double() / temperature).exp() / sums                       # (N,), (N,)

@@ -22,8 +22,8 @@ docs/evaluation.md. All that is measured is kept in evaluation.json, beside the 
 """
 from dataclasses import dataclass, replace
 
-from flags import flag, one_line_errors, parse
-from sampling import Sampling
+from flags import flag, one_line_errors
+from sampling import Sampling, parsed
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Config(Sampling):
     json: bool = flag(False, "one JSON object instead of the table")
 
 
-CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
+CONFIG, GIVEN = parsed(Config) if __name__ == "__main__" else (None, ())   # before torch, which takes seconds to load
 
 import math  # noqa: E402
 from importlib.util import find_spec

@@ -218,26 +218,23 @@ FAST = {rule.__name__: partial(head_loss, rule=rule) for rule in (cross_entropy,
 
 # ---- draw
 
-def draw(h, weight, bias, law, categorical, n_tokens, of=None):
-    """One draw from law(logits) per row of h (N, D), and the probability under it of the ids `of` (N,), or, for None,
-    of the draw. -> ids (N,), p (N,) float64. In chunks of rows; on a GPU, where the law is a softmax at some
-    temperature, by the kernels of draw.py."""
+def draw(h, weight, bias, law, draw_from, n_tokens, of=None):
+    """draw_from(law, logits of h (N, D), of), see diffusion.py. -> ids (N,), p (N,) float64. In chunks of rows; on a
+    GPU, where the law is a softmax at some temperature, by the kernels of draw.py."""
     temperature = temperature_of(law)
     if h.is_cuda and temperature and importlib.util.find_spec("triton"):
         from draw import draw as in_tiles
         return in_tiles(h, weight[:n_tokens], bias[:n_tokens], temperature, of)                     # (N,), (N,)
-    drawn = [draw_plain(h[rows], weight, bias, law, categorical, n_tokens, None if of is None else of[rows])
+    drawn = [draw_plain(h[rows], weight, bias, law, draw_from, n_tokens, None if of is None else of[rows])
              for rows in parts(len(h), n_tokens, h.device)]
     return tuple(torch.cat(part) for part in zip(*drawn))
 
 
-def draw_plain(h, weight, bias, law, categorical, n_tokens, of=None):
+def draw_plain(h, weight, bias, law, draw_from, n_tokens, of=None):
     """The same with (N, V) logits. The law and its sums, float64, are those of a few rows at a time."""
-    logits, drawn = F.linear(h, weight, bias)[:, :n_tokens], []                                     # (N, n_tokens)
-    for rows in parts(len(h), n_tokens, h.device, 2 ** 19):
-        p = law(logits[rows])                                                                       # (n, n_tokens)
-        ids = categorical(p)                                                                        # (n,)
-        drawn.append((ids, p.gather(-1, (ids if of is None else of[rows])[:, None])[:, 0]))         # (n,), (n,)
+    logits = F.linear(h, weight, bias)[:, :n_tokens]                                                # (N, n_tokens)
+    drawn = [draw_from(law, logits[rows], None if of is None else of[rows])
+             for rows in parts(len(h), n_tokens, h.device, 2 ** 19)]                                # (n,), (n,) each
     return tuple(torch.cat(part) for part in zip(*drawn))                                           # (N,), (N,)
 
 

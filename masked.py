@@ -153,6 +153,7 @@ def first_hitting(process, denoiser, z, frozen, steps, law=probabilities):
 def confidence(process, denoiser, z, frozen, steps, law=probabilities):
     """Draw all masks, keep the k draws that the network believes in most, mask the others again (MaskGIT, LLaDA).
 
+    Belief is that of the network itself, as it is before `law` sharpens it: see draw_from.
     Not a sampler of the model's law: it favours what is easy, and with temperature 0 or on a small model it collapses
     into repetition ("the the the"). A choice for models that are sure, not a default.
     """

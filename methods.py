@@ -15,7 +15,7 @@ from functools import partial
 from autoregressive import AR
 from block import BD3LM
 from classifier import Classifier
-from correction import gibbs, remdm_conf, self_correct, top_k
+from correction import ROUNDS, gibbs, remdm_conf, self_correct, top_k
 from d3pm import D3PM
 from data import BadInput
 from decoding import semi_ar
@@ -70,9 +70,9 @@ def make_method(name, n_tokens, **options):
 
 
 def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=32, cache="none", threshold=0.0,
-                 factor=0.0, grid="uniform", rounds=32, last=None):
+                 factor=0.0, grid="uniform", rounds=0, last=None):
     """A sampler as methods take it: sampler(process, denoiser, z, frozen, steps, law); BadInput if it cannot be.
-    last: the id of a word that semi-ar opens last"""
+    rounds: of a tail that redraws, 0 for its own number; last: the id of a word that semi-ar opens last"""
     if method in OWN and (name not in OWN[method] or (tail, grid) != ("draw", "uniform")):
         raise BadInput(f"{method} has a walk of its own: --sampler {' or '.join(OWN[method])}, no --tail or --grid")
     if name in ("analytic", "euler") and method != "sedd":
@@ -92,5 +92,5 @@ def make_sampler(name, method, kappa="cap", eta=0.02, tail="draw", decode_block=
                "semi-ar": dict(block=decode_block, cache=cache, threshold=threshold, factor=factor, last=last)}
     name = "analytic" if (name, method) == ("ancestral", "sedd") else name       # (3), in the words of scores
     walk = partial(SAMPLERS[name], **options.get(name, {}))
-    more = dict(rounds=rounds) if tail in ("gibbs", "self-correct") else {}
+    more = dict(rounds=rounds or ROUNDS[tail]) if tail in ROUNDS else {}
     return partial(TAILS[tail], walk=walk, **more) if TAILS[tail] else walk

@@ -20,6 +20,7 @@ How often to correct (sigma = (1 - kappa) (1 - alpha_s) is ReMDM's chance that a
     rescale    sigma = eta min(1, (1 - alpha_s) / alpha_t)
     loop       predict down to t = 0.1, stay there for half of all steps with sigma = eta, then predict on
 
+and sigma is never more than 1 - alpha_s, since kappa is a probability.
 (The public code of `rescale` multiplies by eta twice, and its last step in each phase of `loop` does nothing.)
 """
 import torch

@@ -10,7 +10,7 @@ masks, and 0 elsewhere, -log p(x) is at most the mean of
     k-DCE        (L/k) CE,                                  k ~ U{1..L}, exactly k masked: eq. (6), any-order AR (45)
 
 One expectation, four variances. Under the linear schedule lambda is t, and the first and the third are the same draw.
-With weights of at most L, k-DCE varies least, so it is what every masked method of ours reports.
+With weights of at most L, k-DCE varies least, so it is what mdlm, md4, radd, bd3lm and pgm report.
 
 Without a clock, x_theta stays as it is while no mask opens, and a sampler need not ask again: L tokens cost at most L
 calls, however many steps are walked, and N (1 - (1 - 1/N)^L) in the mean over N equal ones. diffusion.step does so for

@@ -22,8 +22,8 @@ A sampler is a generator that yields the ids after every step (see the method fi
 """
 from dataclasses import dataclass
 
-from flags import flag, nearest, one_line_errors, parse
-from sampling import Sampling
+from flags import flag, nearest, one_line_errors
+from sampling import Sampling, named, parsed
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Config(Sampling):
     json: bool = flag(False, "one JSON object per text, for machines")
 
 
-CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # before torch, which takes seconds to load
+CONFIG, GIVEN = parsed(Config) if __name__ == "__main__" else (None, ())   # before torch, which takes seconds to load
 
 import json  # noqa: E402
 import math
@@ -60,6 +60,7 @@ import torch
 import chat
 import page
 from checkpoint import device_of, dtype_of, keep_memory, restore
+from correction import ROUNDS
 from data import BadInput
 from data.digits import png
 from data.tokenizer import decode, encode
@@ -264,7 +265,7 @@ def main(config):
 
 def settled(config, model):
     """The flags as they hold for this model, and the prompt; BadInput if they do not."""
-    where = config.init_from or config.out_dir
+    where = named(config)
     if model.config.method == "classifier":
         raise BadInput(f"{where} is a classifier, which writes no text: give it to --classifier")
     if config.png and model.config.data != "digits":
@@ -312,23 +313,26 @@ def run(config, model, device):
             return chat.talk(model, denoiser, config, sampler, law_of(config), prompt, device, screen)
     given, frozen = template(prompt, config.gap, encoding, config.length, L)                            # (L,) each
     given, frozen = (a[0].to(device) for a in begun(model.method, given[None], frozen[None]))           # (L,) each
+    if config.png and len(given) != L:
+        raise BadInput(f"--png draws {L} pixels, and this text has {len(given)}: leave out --length and gaps")
     length, window, stride = len(given), L if len(given) > L and not endless else None, stride_of(config.stride, L)
     guided, sampler = steer(config, model, denoiser, sampler, device)
     if not config.label:
         guided = chat.guided(model, guided, frozen[None], config, window)
-    rounds = config.rounds if config.tail in ("gibbs", "self-correct") else 0
+    rounds = (config.rounds or ROUNDS[config.tail]) if config.tail in ROUNDS else 0
     parts = 1 + math.ceil((length - L) / stride) if window else length // getattr(model.method, "block", length)
     frames = length if name == "ar" else (config.steps + rounds) * parts
     film, guided = page.filmed(config, name, guided, encoding, frozen.expand(config.num_samples, -1), window, stop)
     size, began, rows = texts_at_once(config, model, window or length, device), time.time(), {}
     walk = lambda given, frozen: trajectory(model.method, guided, given, frozen, config.steps, sampler, law_of(config),
                                             window, stride)
+    said = {"model": named(config), **vars(config), "batch_size": size}
     watching = viewer(config, model, frozen, frames, film, denoiser)
     with half:
         for number, row, spent in in_batches(walk, model, denoiser, given, frozen, config, size, watching):
             row = until(row, frozen, stop)
             rows[number] = row if config.png else None
-            tell(number, decode(encoding, row, config.gap), row, {**vars(config), "batch_size": size, **spent})
+            tell(number, decode(encoding, row, config.gap), row, {**said, **spent})
     if config.png:                                           # last: where it fails, the texts are there
         png(config.png, torch.tensor([rows[i] for i in sorted(rows)]))
     if not config.json:

@@ -3,9 +3,9 @@ The flags that say how to sample, the same in sample.py and evaluate.py: which w
 
 No torch here: --help answers at once.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from flags import flag
+from flags import flag, parse
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Sampling:
         chat="semi-ar")
     decode_block: int = flag(32, "semi-ar: tokens that are opened before the next ones", least=1, chat=8)
     cache: str = flag("none", "semi-ar: old keys and values to go on with", choices=["none", "prefix", "dual"])
-    threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps", least=0, most=1,
-                            chat=0.9)
+    threshold: float = flag(0.0, "semi-ar: open all that is believed this much; 0 follows --steps, and so does a "
+                            "chat that is given them", least=0, most=1, chat=0.9)
     factor: float = flag(0.0, "semi-ar: open n if (n + 1) (1 - belief) is less; 0 follows --steps", least=0)
     eos_last: bool = flag(False, "semi-ar: the end of a text opens when no word is left to open")
     kappa: str = flag("cap", "psi: when to correct", choices=["constant", "cap", "rescale", "loop"])
@@ -30,7 +30,7 @@ class Sampling:
     grid: str = flag("uniform", "ancestral: steps of equal length, or short ones first", ["uniform", "cosine"])
     tail: str = flag("draw", "greedy: the likeliest words last; gibbs, self-correct: redraw words of the whole text",
                      ["draw", "greedy", "gibbs", "self-correct"])
-    rounds: int = flag(32, "gibbs, self-correct: words to redraw at most", least=1)
+    rounds: int = flag(0, "gibbs, self-correct: words to redraw at most; 0: 32, self-correct 128", least=0)
     temperature: float = flag(1.0, "below 1 sharpens every prediction, 0 takes the likeliest token", least=0, most=100,
                               chat=0.0)
     top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability", least=0.001, most=1)
@@ -44,3 +44,16 @@ class Sampling:
         "", "default", "reduce-overhead", "max-autotune"], alone="default")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1")
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
+
+
+def parsed(cls, argv=None):
+    """flags.parse, for flags that stand beside these. Where a chat is told another way to choose among masks, the
+    threshold that is the default of chats gives way to it."""
+    config, given = parse(cls, argv)
+    other = config.sampler != "semi-ar" or {"steps", "factor"} & set(given)
+    return replace(config, threshold=0.0) if config.chat and other and "threshold" not in given else config, given
+
+
+def named(config):
+    """The model that the flags name, in one word or two: its folder, its published name, or the oracle."""
+    return f"oracle {config.oracle}" if config.oracle else str(config.init_from or config.out_dir)

@@ -41,7 +41,7 @@ import kernels
 import positions
 from block import doubled
 from data import BadInput
-from diffusion import categorical, corrupt, probabilities, stratified
+from diffusion import corrupt, draw_from, probabilities, stratified
 from masked import masked_weight
 from measure import hardware
 from methods import make_method
@@ -125,7 +125,7 @@ def drawer(config, alone, name):
     torch.manual_seed(0)
     h = torch.randn(config.batch_size * config.block_size, config.n_embd)                           # (N, D)
     weight, bias = torch.randn(config.vocab_size, config.n_embd) / 8, torch.zeros(config.vocab_size)
-    return lambda: DRAWS[name](h, weight, bias, probabilities, categorical, config.vocab_size)
+    return lambda: DRAWS[name](h, weight, bias, probabilities, draw_from, config.vocab_size)
 
 
 def looks(device, tiny):

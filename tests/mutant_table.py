@@ -41,7 +41,7 @@ MUTANTS = [
     ("masked.py", "masked_fill(given, 2).argsort", "argsort", "test_theory", "masks are lost on given tokens"),
     ("masked.py", "return n / k * self.cross_entropy", "return self.cross_entropy", "test_theory",
      "any order without its weight"),
-    ("diffusion.py", "p = law(denoiser(z, t, at=at)[:, :n_tokens])", "p = law(denoiser(z, t, at=at))",
+    ("diffusion.py", "denoiser(z, t, at=at)[:, :n_tokens], of)", "denoiser(z, t, at=at), of)",
      "test_samplers test_toy test_draw", "a sampler may draw the mask"),
     ("masked.py", "highest(score, transfer(n, left))",
      "(score.flatten().argsort(descending=True).argsort().view_as(score) < transfer(n, left).sum())",

@@ -85,11 +85,16 @@ def tiny(**flags):
     return [f"--{name}={value}" for name, value in {**TINY, **flags}.items()]
 
 
+def commanded(module, *argv):
+    """What the script makes of a command line: its flags, and the names of those that were given."""
+    return getattr(module, "parsed", parse)(module.Config, [str(word) for word in argv])
+
+
 def complaint(module, *argv, capsys):
     """What the script says on a bad command line: one line on stderr, exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end, one_line_errors():
-        config, given = parse(module.Config, [str(word) for word in argv])
+        config, given = commanded(module, *argv)
         module.main(config, given) if module.__name__ in ("train", "distill") else module.main(config)
     error = capsys.readouterr().err
     error = re.sub(r"\Apreparing .*, once ...\n", "", error)

@@ -23,6 +23,8 @@ from data.chat import ids_of
 from decoding import put_off, semi_ar
 from diffusion import probabilities
 from masked import MDLM, Absorbing, first_hitting
+from sampling import Sampling
+from steering import sampler_of
 
 FIGURES = numpy.load(Path(__file__).parent / "chat_reference.npz")
 GREEDY = partial(probabilities, temperature=0)
@@ -203,3 +205,25 @@ def test_a_choice_is_the_likeliest_answer(corpus):
         def network(z, t, at):
             return 5.0 * F.one_hot(known, corpus.encoding.n_vocab + 1).expand(len(z), -1, -1)[at]
         assert chat.chosen(model, network, chats[i][1], offered, 48, 4, 0, "cpu") == truth
+
+
+@pytest.mark.parametrize("flags, stays", [
+    (dict(sampler="semi-ar"), True), (dict(sampler="confidence"), True), (dict(sampler="psi"), False),
+    (dict(sampler="remdm-conf"), False), (dict(sampler="top-k"), False),
+    (dict(sampler="semi-ar", tail="gibbs"), False)])
+def test_an_end_ends_an_answer_only_where_no_word_is_taken_back(flags, stays):
+    """The end stands after the first step, before all masks; in the second another word does."""
+    model = SimpleNamespace(method=MDLM(10), encoding=SimpleNamespace(eot_token=9))
+    states = [[[3, 9, 10, 10]], [[3, 4, 5, 9]]]
+    given, frozen = torch.tensor([[3, 0, 0, 0]]), torch.tensor([[True, False, False, False]])
+    config = Sampling(**{"tail": "draw", **flags})
+    z = chat.reply(model, None, given, frozen, config, lambda *args: iter(map(torch.tensor, states)), probabilities)
+    assert z.tolist() == states[0 if stays else 1]
+
+
+def test_the_end_opens_last_before_a_tail_too(corpus):
+    walk = sampler_of(Sampling(sampler="semi-ar", eos_last=True, tail="gibbs", rounds=2), "mdlm", corpus.encoding)
+    V, end = corpus.encoding.n_vocab, corpus.encoding.eot_token
+    flat = lambda z, t, at: (F.one_hot(torch.tensor(end), V + 1).float() * 3).expand(int(at.sum()), -1)
+    z = torch.full((2, 6), V)
+    assert len([*walk(Absorbing(V), flat, z, z < V, 6, GREEDY)]) == 8

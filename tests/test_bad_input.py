@@ -10,7 +10,7 @@ import checkpoint
 import evaluate
 import sample
 import train
-from data import text
+from data import BadInput, text
 from data.tokenizer import to_json
 
 
@@ -168,3 +168,19 @@ def test_what_cannot_be_evaluated_is_one_line(argv, says, trained, capsys):
         fit("names", method="ar", data="names")
     argv = [str(trained / "mdlm") if word == "MDLM" else word for word in argv]
     assert says in complaint(evaluate, "--out_dir", trained / "mdlm", *argv, capsys=capsys)
+
+
+def test_a_device_without_float64_is_refused_and_auto_never_takes_one(monkeypatch):
+    zeros = torch.zeros
+
+    def on_apples(*shape, dtype=None, device=None):
+        if device == "mps" and dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return zeros(*shape, dtype=dtype)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", on_apples)
+        patch.setattr(torch.backends.mps, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(BadInput, match="mps has no float64, which exact draws need: --device cpu"):
+            checkpoint.device_of("mps")
+        assert checkpoint.device_of("auto").type == "cpu"

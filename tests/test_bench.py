@@ -1,7 +1,10 @@
 """Every benchmark runs to its table, on tiny networks and few steps; what it measures is tested elsewhere."""
+import io
+
 import pytest
 
 import bench
+import measure
 import train
 from data import BadInput
 from runs import cache, elsewhere  # noqa: F401
@@ -39,3 +42,12 @@ def test_the_samplers_own_error_falls_with_the_steps(capsys):
 def test_an_unknown_method_is_one_line():
     with pytest.raises(BadInput, match="mdml is none of"):
         bench.toy(bench.Config(methods="mdml"))
+
+
+@pytest.mark.parametrize("says, name", [
+    ("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd4f\n", "ARM, implementer 0x41, part 0xd4f"),
+    ("processor\t: 0\nmodel name\t: Some Zen\n", "Some Zen"), ("processor\t: 0\n", "")])
+def test_a_processor_is_called_what_it_calls_itself_or_what_it_is_made_of(says, name, monkeypatch):
+    monkeypatch.setattr("os.path.exists", lambda path: True)
+    monkeypatch.setattr(measure, "open", lambda path: io.StringIO(says), raising=False)
+    assert measure.processor() == name

@@ -43,6 +43,7 @@ def test_the_copy_is_the_project_but_for_its_solutions(tmp_path):
         assert all("NotImplementedError" in part[3] for part in parts)
         for _, _, _, solution in blank.exercises()[n]:
             assert solution not in (out / parts[0][0]).read_text("utf-8")
+    assert (out / "page.html").read_text("utf-8") == (ROOT / "page.html").read_text("utf-8")
     assert (out / "README.md").exists() and (out / "tests" / "test_exercises.py").exists()
     changed = {path.relative_to(out) for path in out.rglob("*.py")
                if path.read_text("utf-8") != (ROOT / path.relative_to(out)).read_text("utf-8")}

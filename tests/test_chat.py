@@ -11,7 +11,7 @@ import torch
 import chat
 import masked
 from data import BadInput, text, village
-from data.chat import MARKS, chats_of, ids_of
+from data.chat import MARKS, chats_of, ids_of, read
 from data.tokenizer import decode, from_json, to_json
 from diffusion import corrupt, stratified
 from learner import per_token
@@ -135,6 +135,13 @@ def test_a_file_of_ones_own_is_split_by_first_questions_and_something_is_always_
                 zip(mine.texts[part], mine.starts[part])] in (["Mé.", "Sô."], ["Sô.", "Mé."])
     with pytest.raises(BadInput, match="mine.jsonl, line .: the vocabulary lacks '.'"):
         text.load("mine.jsonl", 32, text.load("chat", 48, "chars").encoding, sft=True)
+
+
+def test_a_chat_may_hold_any_separator_of_lines_but_a_line_feed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [line.replace("Me.", "M\u2028e\x85.") for line in write(["Who?", "Me."], ["Why?", "So."])]
+    Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
+    assert [messages for _, _, messages in read("mine.jsonl")] == [["Who?", "M\u2028e\x85."], ["Why?", "So."]]
 
 
 @pytest.mark.parametrize("line, says", [

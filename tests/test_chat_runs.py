@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import METHODS, assert_same, cache, complaint, elsewhere, fit, interrupt, terminal  # noqa: F401
-from runs import one_thread, script, subprocess
+from runs import METHODS, assert_same, cache, commanded, complaint, elsewhere, fit, interrupt  # noqa: F401
+from runs import one_thread, script, subprocess, terminal  # noqa: F401
 
 import evaluate
 import sample
 import train
 from bounds import estimate
 from checkpoint import restore
-from flags import parse
 
 MINE = [[f"What is {i}?", f"It is {i}."] for i in range(40)]
 MINE += [[f"Is it {i}?", "Yes.", "So?", "It is."] for i in range(9)]
@@ -32,7 +31,7 @@ def write(chats=MINE, path="mine.jsonl"):
 
 
 def flags(module, *argv):
-    return parse(module.Config, [str(word) for word in argv])[0]
+    return commanded(module, *argv)[0]
 
 
 def chatting(monkeypatch, capsys, out_dir, *argv, typed=""):
@@ -160,9 +159,9 @@ def test_a_chat_in_a_terminal_asks_answers_and_leaves_on_ctrl_c(answering, termi
 
 
 def test_a_chat_through_a_pipe_reads_as_a_conversation(answering):
-    done = subprocess.run(**script("sample", "--chat", "--out_dir", answering / "mdlm"), input="Is it 3?\n",
-                          capture_output=True)
-    assert done.returncode == 0 and done.stdout.startswith("> Is it 3?\n") and "1 answer, mdlm" in done.stderr
+    done = subprocess.run(**script("sample", "--chat", "--sampler", "psi", "--out_dir", answering / "mdlm"),
+                          input="Is it 3?\n", capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith("> Is it 3?\n") and "1 answer, mdlm, psi" in done.stderr
 
 
 @pytest.mark.parametrize("argv, says", [
@@ -196,3 +195,23 @@ def test_defaults_follow_from_the_flags_beside_them():
     assert tuned.max_iters < read.max_iters and tuned.learning_rate < read.learning_rate
     assert flags(train, "--sft", "--max_iters", 7).max_iters == 7 and flags(train, "--no_sft").learning_rate == 0.01
     assert flags(sample, "--chat").sampler == "semi-ar" and flags(sample).sampler == "ancestral"
+
+
+@pytest.mark.parametrize("argv, threshold", [
+    ([], 0.9), (["--sampler=semi-ar"], 0.9), (["--temperature=1"], 0.9), (["--steps=4"], 0), (["--factor=1"], 0),
+    (["--sampler=psi"], 0), (["--steps=4", "--threshold=0.5"], 0.5)], ids=str)
+def test_in_a_chat_the_default_threshold_gives_way_to_another_rule_that_is_given(argv, threshold):
+    for module in (sample, evaluate):
+        assert flags(module, "--chat", *argv).threshold == threshold
+        assert flags(module, *argv).threshold == (0.5 if threshold == 0.5 else 0)
+
+
+def test_a_chat_is_held_with_any_sampler_of_masks_and_in_as_many_steps_as_asked(answering, monkeypatch, capsys):
+    for how in (["--sampler", "psi"], ["--factor", 1], ["--sampler", "remdm-conf", "--tail", "gibbs"]):
+        _, err = chatting(monkeypatch, capsys, answering / "mdlm", "--prompt", "Is it 3?", *how)
+        assert "1 answer, mdlm" in err
+    calls = []
+    for steps in (2, 16):
+        _, err = chatting(monkeypatch, capsys, answering / "mdlm", "--prompt", "Is it 3?", "--steps", steps)
+        calls.append(int(re.search(r"(\d+) network calls", err)[1]))
+    assert calls[0] <= 2 < calls[1]

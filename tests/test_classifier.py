@@ -133,6 +133,15 @@ def test_a_classifier_is_trained_examined_and_guides(noise, process, tmp_path, m
     assert restore("judge").step == 5
 
 
+def test_a_classifier_is_examined_on_the_split_that_is_asked_for(capsys):
+    fit("judge", method="classifier")
+    nats = []
+    for split in ("val", "test"):
+        evaluate.main(evaluate.Config(out_dir="judge", max_texts=20, split=split, json=True))
+        nats.append(json.loads(capsys.readouterr().out.splitlines()[-1])[0]["exact_nats"])
+    assert nats[0] != nats[1]
+
+
 @pytest.mark.parametrize("method", ["radd", "pgm", "ar"])
 def test_a_classifier_of_masks_guides_what_has_masks_or_a_beginning(method, labelled, capsys):
     for extra in (dict(), dict(candidates=3)):

@@ -1,4 +1,5 @@
 """Words that are taken back: what leaves the exact law alone, what does not, and the public figures of ReMDM."""
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -11,11 +12,12 @@ from world import L, N, P, PROCESSES, TEXTS, numbers, psi_law, surprise
 
 from correction import all_others, gibbs, remask, remdm_conf, self_correct, top_k
 from data import BadInput
-from diffusion import ancestral
+from diffusion import ancestral, probabilities
 from masked import Absorbing
 from methods import SAMPLERS, make_method, make_sampler
 from psi import kappa
 from sample import Counted
+from sampling import Sampling
 
 FIGURES = numpy.load(Path(__file__).parent / "masked_reference.npz")     # ReMDM: commit f830d65
 NOTHING = lambda z: torch.zeros_like(z, dtype=torch.bool)
@@ -108,6 +110,20 @@ def test_one_step_of_conf_opens_and_masks_as_often_as_it_should():
     assert (states[3] < N).all()
 
 
+def test_the_words_that_conf_masks_again_are_those_the_network_doubts_whatever_the_law():
+    """At temperature 0: all words are likeliest words, and one is believed with 0.99, the other with 0.4."""
+    sure = torch.tensor([0.99, 0.4], dtype=torch.float64)                                               # (2,)
+    rows = torch.stack([(1 - sure) / 2, sure, (1 - sure) / 2], -1).log()                                # (2, N)
+    surer = lambda z, t, at: rows.expand(len(z), 2, N)[at]
+    torch.manual_seed(0)
+    z, n = torch.full((20_000, 2), N), torch.zeros(2)
+    states = [z, *remdm_conf(Absorbing(N), surer, z, NOTHING(z), 4, partial(probabilities, temperature=0))]
+    for before, after in zip(states, states[1:]):
+        n += ((before < N).all(-1, keepdim=True) & (after == N)).sum(0)                                 # (2,)
+    share = (-sure).softmax(-1)                                                                         # (2,)
+    assert ((n / n.sum() - share).abs() < 4 * (share.prod() / n.sum()).sqrt()).all() and n.sum() > 1500
+
+
 # ---- top-k
 
 def test_top_k_keeps_the_surest_of_all_words_and_takes_back_what_it_doubts():
@@ -180,6 +196,13 @@ def test_self_correction_changes_one_word_a_round_and_stops_when_nothing_gets_be
     changes = torch.stack([(a != b).sum(-1) for a, b in zip(states, states[1:])])                       # (rounds, 2)
     assert changes.max() == 1 and changes[:, 0].sum() == 0 and changes[:, 1].sum() == 3
     assert (states[-1] == right).all() and spy.calls < 40
+
+
+@pytest.mark.parametrize("tail, rounds, walks", [("gibbs", 0, 32), ("self-correct", 0, 128), ("gibbs", 40, 40),
+                                                 ("self-correct", 40, 40)])
+def test_no_number_of_rounds_is_each_tails_own(tail, rounds, walks):
+    walk = make_sampler("ancestral", "udlm", tail=tail, rounds=rounds)
+    assert walk.keywords["rounds"] == walks and Sampling().rounds == 0
 
 
 @pytest.mark.parametrize("method, tail", [("mdlm", "gibbs"), ("bd3lm", "gibbs"), ("pgm", "gibbs"), ("udlm", "gibbs"),

@@ -115,6 +115,8 @@ def test_gaussian_matrices_are_those_of_the_paper():
         assert (Q >= 0).all()
         close(Q.sum(-1), torch.ones(T, 9).double())
         close(Q, Q.mT)
+    g = lambda n: math.exp(-4 * n ** 2 / (64 * 10.05))        # one step has the noise of all 1,000: beta sums to 10.05
+    assert gaussian(9, 1)[0, 2, 5].item() == pytest.approx(g(3) / sum(map(g, range(-8, 9))), rel=1e-10)
     assert Matrices(gaussian(17, 200)).left.max() < 0.01 < 1 < Matrices(gaussian(3, 1000)).left.max()
 
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from test_model import random_net
 
+from correction import top_k
 from data import BadInput
 from decoding import by_factor, semi_ar, surer_than
 from diffusion import categorical, probabilities
-from masked import Absorbing, highest, transfer
+from masked import Absorbing, confidence, highest, transfer
 from methods import make_method, make_sampler
 from model import attention, rotary_angles, rotate
 
@@ -179,16 +180,21 @@ def test_a_cached_step_reads_the_block_and_prefix_also_what_follows():
     assert sizes == [24, 8, 24, 8, 24, 3] + [24, 19, 24, 11, 24, 3]
 
 
-def test_belief_is_the_networks_own_and_not_the_sharpened_one():
-    """At temperature 0 every draw has probability one in the sharpened law; the surest mask still opens first."""
-    def sure_of_two(z, t, at):
-        logits = torch.zeros(*z.shape, 6)
-        logits[..., 1] = 1.0
-        logits[:, 2, 3] = 9.0
-        return logits[at]
-    z = torch.full((3, 6), 5)
-    first = next(semi_ar(Absorbing(5), sure_of_two, z, z < 5, 6, GREEDY))
-    assert ((first < 5) == (torch.arange(6) == 2)).all() and (first[:, 2] == 3).all()
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("law", [GREEDY, partial(probabilities, top_p=0.2)], ids=["greedy", "nucleus"])
+@pytest.mark.parametrize("sampler", [semi_ar, confidence, top_k], ids=["semi-ar", "confidence", "top-k"])
+def test_belief_is_the_networks_own_and_not_the_sharpened_one(sampler, law, fused):
+    """At temperature 0 every draw has probability one in the sharpened law; the surest masks still open first."""
+    sureness, places = torch.tensor([3.0, 5.0, 1.0, 6.0, 2.0, 4.0]), torch.arange(6)                    # (6,) each
+    weight = torch.eye(7)[:, 1:2]                            # logits: the sureness of symbol 1, and 0 of the others
+
+    def surer_and_surer(z, t, at, head=None):
+        h = sureness.expand(len(z), 6)[at][:, None]                                                     # (N, 1)
+        return head(h, weight, torch.zeros(7)) if head else h @ weight.T
+    surer_and_surer.fuses = fused
+    z = torch.full((3, 6), 6)
+    for opened, z in enumerate(sampler(Absorbing(6), surer_and_surer, z, z < 6, 6, law), 1):
+        assert ((z == 1) == (sureness[places] > 6 - opened)).all()
 
 
 def test_through_the_exact_denoiser_it_runs_without_a_cache_and_refuses_one_in_words():

@@ -75,6 +75,9 @@ def test_a_model_of_images_is_trained_sampled_judged_and_drawn(method, tmp_path,
     assert (tmp_path / "grid.png").exists() and len(capsys.readouterr().out.split("\n")) == 3 * 9 + 1
     evaluate.main(evaluate.Config(out_dir="out", label="3", max_texts=40, num_samples=4, draws=1, steps=4))
     printed = capsys.readouterr().out
+    for argv, length in ((["--length", 32], 32), (["--length", 128], 128), (["--prompt", "_" * 9], 9)):
+        error = complaint(sample, "--out_dir", "out", "--png", "no.png", *argv, capsys=capsys)
+        assert f"--png draws 64 pixels, and this text has {length}: leave out" in error
     assert "its digit is the one asked for" in printed and "nearest training image" in printed
     assert "words that stand" not in printed
 

@@ -10,7 +10,7 @@ import torch
 from world import surprise
 
 import kernels
-from diffusion import categorical, probabilities, step
+from diffusion import draw_from, probabilities, step
 from masked import MDLM
 from model import Transformer
 from uniform import UDLM
@@ -36,13 +36,13 @@ def test_the_draw_has_the_law(form, law, monkeypatch):
     torch.manual_seed(1)
     rows, weight, bias = torch.randn(2, 3), torch.randn(N + 1, 3), torch.randn(N + 1)
     h = rows.repeat_interleave(20_000, 0)                                                               # (n, 3)
-    ids, p = DRAWS[form](h, weight, bias, law, categorical, N)
-    laws = law((rows @ weight.T + bias)[:, :N])                                                         # (2, N)
-    for part, of, true in zip(ids.chunk(2), p.chunk(2), laws):
+    ids, p = DRAWS[form](h, weight, bias, law, draw_from, N)
+    logits = (rows @ weight.T + bias)[:, :N]                                                            # (2, N)
+    for part, belief, true, own in zip(ids.chunk(2), p.chunk(2), laws := law(logits), probabilities(logits)):
         assert surprise(part, true) < 4.5
-        torch.testing.assert_close(of, true[part], rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(belief, own[part], rtol=1e-5, atol=1e-9)                  # not the sharpened one
     asked = torch.randint(N, (4000,))                                                                   # (n,)
-    _, p = DRAWS[form](h[-4000:], weight, bias, law, categorical, N, asked)
+    _, p = DRAWS[form](h[-4000:], weight, bias, law, draw_from, N, asked)
     torch.testing.assert_close(p, laws[1, asked], rtol=1e-5, atol=1e-9)
 
 
@@ -72,14 +72,16 @@ def law_of(rows, weight, bias, temperature):
 for dtype, temperature, D, n in ((torch.float32, 0.7, 20, 200), (torch.float16, 1.0, 32, 20)):
     rows, weight, bias = torch.randn(2, D).to(dtype), torch.randn(300, D).to(dtype), torch.randn(300)
     ids, p = draw(rows.repeat_interleave(n, 0), weight, bias, temperature)
-    for part, of, true in zip(ids.chunk(2), p.chunk(2), law_of(rows, weight, bias, temperature)):
+    own = law_of(rows, weight, bias, 1)
+    for part, belief, true, plain in zip(ids.chunk(2), p.chunk(2), law_of(rows, weight, bias, temperature), own):
         groups = torch.arange(300) % 7                       # both the tile and the symbol in it are in each group
         for group in (groups, torch.arange(300) // 128):
             assert surprise(group[part], torch.zeros(int(group.max()) + 1).double().index_add(0, group, true)) < 4.5
-        assert ((of / true[part] - 1).abs() < (1e-4 if dtype == torch.float32 else 1e-2)).all()
+        assert ((belief / plain[part] - 1).abs() < (1e-4 if dtype == torch.float32 else 1e-2)).all()
+    last, close = torch.tensor([299, 0]), 1e-4 if dtype == torch.float32 else 1e-2
+    p = draw(rows, weight, bias, temperature, of=last)[1]
+    assert (p / law_of(rows, weight, bias, temperature)[[0, 1], last] - 1).abs().max() < close
 assert draw(rows[:0], weight, bias)[0].shape == (0,)
-assert (draw(rows, weight, bias, of=torch.tensor([299, 0]))[1] / law_of(rows, weight, bias, 1)[[0, 1], [299, 0]] - 1
-        ).abs().max() < 1e-2
 # tails: 1e-9 in another tile and 1e-9 in the same one; forced uniforms fall on either side of both
 weight, h = torch.zeros(130, 16), torch.zeros(4, 16)
 bias = torch.full((130,), -float("inf")); bias[3], bias[5], bias[129] = 0.0, -20.7232658, -20.7232658

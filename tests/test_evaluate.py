@@ -137,6 +137,15 @@ def test_the_exact_denoiser_chooses_what_is_likelier_and_per_byte_what_is_likeli
     assert result["chance"] == 0.5 and result["questions"] == 16
 
 
+@pytest.mark.parametrize("method, kind", [("sedd", "uniform"), ("d3pm", "uniform"), ("d3pm", "gaussian")])
+def test_words_are_filled_in_by_ratios_or_matrices_under_masks_alone(method, kind):
+    model = model_of(chars("abcd "), method, transition=kind)
+    model.config.transition, model.denoiser = kind, lambda z, t, at: torch.zeros(int(at.sum()), 5)
+    x, frozen = ending(model, "ab", "c")
+    with pytest.raises(BadInput, match=f"which {method} does under masks alone: take --choices"):
+        bounds.fill(model, x, frozen)
+
+
 GOOD = '{"text": "one two"}\n'
 QUESTION = '{"prompt": "a", "choices": ["b", "c"], "answer": %s}\n'
 
@@ -152,6 +161,11 @@ def test_a_line_that_is_not_as_it_should_be_is_named(flag, content, says, capsys
     if content:
         Path("asked.jsonl").write_text(content)
     assert says in complaint(evaluate, "--oracle", "mdlm", f"--{flag}", "asked.jsonl", capsys=capsys)
+
+
+def test_a_line_ends_at_a_line_feed_and_at_no_other_separator():
+    Path("asked.jsonl").write_text('{"text": "one\u2028two\x85three"}\n' * 2, "utf-8")
+    assert bounds.passages_of("asked.jsonl") == ["one\u2028two\x85three"] * 2
 
 
 # ---- the script
@@ -240,6 +254,11 @@ def test_a_full_disk_or_a_file_of_another_kind_costs_no_evaluation_that_was_ther
     Path("out/evaluation.json").write_text("[not JSON")
     assert "move it away" in complaint(evaluate, "--out_dir", "out", *QUICK, capsys=capsys)
     assert Path("out/evaluation.json").read_text() == "[not JSON"
+
+
+@pytest.mark.parametrize("argv", [["--data", "toy"], ["--zero_shot", "toy"]], ids=str)
+def test_text_that_has_tokens_of_its_own_is_refused(argv, at_poems, capsys):
+    assert "toy has tokens of its own" in complaint(evaluate, "--out_dir", "out", *QUICK, *argv, capsys=capsys)
 
 
 def test_the_test_split_is_other_text_and_a_corpus_without_one_says_so(at_poems, capsys):

@@ -111,6 +111,13 @@ def test_a_published_model_is_exported_as_it_came(monkeypatch, tmp_path):
     assert checkpoint.restore("public").config.clock == "sigma"
 
 
+def test_published_sedd_says_neither_transition_nor_schedule_and_is_exported_as_what_it_is():
+    state = made(method="sedd", **SIGMA)
+    for name in ("transition", "noise_schedule"):
+        del state["config"][name]
+    assert export.family(state["config"], "it") == export.family(made(method="sedd", **SIGMA)["config"], "it")
+
+
 def test_an_exported_model_is_sampled_from_and_trained_on(capsys):
     made(**PUBLIC)
     exported("run", "public")

@@ -9,7 +9,7 @@ from world import JOINT, L, N, PROCESSES, TEXTS, numbers, surprise
 
 import guidance
 from d3pm import D3PM, gaussian
-from diffusion import ancestral, reverse
+from diffusion import ancestral, probabilities, reverse
 from guidance import (ClassifierFree, Fudge, by_classifier, by_label, classifier_free_step, classifier_step,
                       exact_scores, first_order_scores, mix)
 from masked import Absorbing
@@ -73,6 +73,18 @@ def test_mixing_at_strength_0_and_1_gives_the_two_laws_back_and_rules_out_what_e
         assert p[0, 1] == p[1, 2] == p[2, 3] == 0 and (p > 0).sum() == 17
     plain = a[3].softmax(-1) ** 2.5 * b[3].softmax(-1) ** -1.5
     close(mix(a[3], b[3], 2.5).exp(), plain / plain.sum())
+
+
+def test_where_two_laws_rule_out_everything_the_first_one_holds():
+    """As at temperature 0, where either is sure of one symbol: no number of a row is nan."""
+    sure = torch.eye(4, dtype=torch.float64).log()                                                      # (4, 4)
+    assert torch.equal(mix(sure[[0, 1]], sure[[2, 1]], 2.5), sure[[0, 1]])
+    process, n = PROCESSES["uniform"], 50
+    told = lambda z, t, at, label: 5.0 * F.one_hot(label[:, None].expand(z.shape) % 2, N)[at]       # 1, and none: 0
+    z, s, t = torch.randint(N, (n, L)), *(torch.full((n, 1), time).double() for time in (0.0, 0.5))
+    greedy = partial(probabilities, temperature=0)
+    new = classifier_free_step(process, told, z, NOTHING(n), s, t, greedy, label=torch.tensor([1]), none=2, gamma=2.5)
+    assert (new == 1).all()
 
 
 @each_process
@@ -305,6 +317,16 @@ def test_a_beginning_is_read_as_a_text_whose_rest_is_masked_and_of_a_long_one_th
     assert read[0][:, :-1].tolist() == [[2, 0, 1][4 - length:]] * N
     Fudge(flat, Absorbing(N), judge, torch.tensor([1]), 2.0, 4)(past[:, :2], None, at[:, 2:])
     assert read[1][:, 0].tolist() == [2] * 3 and (read[1][:, 2:] == N).all()
+
+
+@pytest.mark.parametrize("window, read", [(None, [N, 2, 0, 1]), (2, [0, 1]), (9, [N, 2, 0, 1])])
+def test_guided_ar_reads_its_window_and_no_more(window, read):
+    seen = []
+    flat = lambda z, t, at: seen.append((z, at)) or torch.zeros(int(at.sum()), N)
+    at = torch.tensor([[False, False, False, True]])
+    guided = Fudge(flat, Absorbing(N), lambda z, t: torch.zeros(len(z), K), torch.tensor([1]), 2.0, 4, window=window)
+    assert guided(torch.tensor([[N, 2, 0, 1]]), None, at).shape == (1, N)
+    assert seen[0][0].tolist() == [read] and seen[0][1].tolist() == [[False] * (len(read) - 1) + [True]]
 
 
 def test_more_than_one_asks_for_more_but_is_not_the_law_of_whole_texts():

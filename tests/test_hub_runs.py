@@ -71,6 +71,8 @@ def test_where_the_first_token_is_never_noise_it_is_not_scored(tiny):
     x, frozen, *_ = evaluate.held_out(model, corpus, config, torch.device("cpu"))
     assert torch.equal(frozen.nonzero()[:, 1], torch.zeros(len(x), dtype=torch.long))
     assert (model.method.nelbo(model.denoiser, x, frozen)[:, 0] == 0).all()
+    zero = evaluate.zero_shot(model, "text.txt", config, torch.device("cpu"))
+    assert zero["tokens"] == 7 * zero["texts"]
     given, fixed = sample.begun(model.method, x, torch.arange(8).expand(len(x), -1) < 2)
     assert torch.equal(given, x) and fixed.sum() == 2 * len(x)             # a prompt begins its text itself
 

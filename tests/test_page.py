@@ -76,6 +76,14 @@ def test_what_ar_has_not_written_yet_is_told_as_nothing(monkeypatch):
     assert shown[-1] == [page.spelling(exact("ar").encoding, id) for id in walk[-1][1].tolist()]
 
 
+def test_a_film_is_named_after_what_was_sampled_from():
+    frozen = torch.zeros(1, 4, dtype=torch.bool)
+    for flags, name in ((dict(out_dir="out/a"), "out/a;"), (dict(init_from="s-sahoo/duo"), "s-sahoo/duo;"),
+                        (dict(oracle="duo", init_from="x"), "the exact denoiser of the toy language;")):
+        film, _ = page.filmed(sample.Config(html="out.html", **flags), "duo", None, byte_level(), frozen, None, None)
+        assert film.about.startswith(name)
+
+
 def notes(film):
     for number, text in enumerate(film["texts"]):
         for step, entries in enumerate(text["steps"]):

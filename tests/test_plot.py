@@ -68,6 +68,7 @@ def test_a_run_on_the_toy_language_knows_its_entropy():
     points, floor = plot.curves([dict(ABOUT, data="toy", block_size=32), *ROWS[1:]], 0.9)
     assert floor["bound"] == pytest.approx(2.1209, abs=0.001)
     assert floor["bits"] == pytest.approx(floor["bound"] / math.log(2) / 2)
+    assert plot.entropy(dict(ABOUT, data="toy", method="classifier")) is None        # its loss is that of a class
 
 
 # ---- the picture

@@ -14,8 +14,9 @@ from runs import cache, complaint, elsewhere, fit  # noqa: F401
 
 import evaluate
 from data.text import load
+from data.toy import ToyCorpus
 from judge import Pretrained
-from quality import distinct, mauve_of, rated, self_bleu, unigram_entropy
+from quality import distinct, mauve_of, rated, self_bleu, unigram_entropy, variety
 
 THREE = [text.split() for text in ("the cat sat", "the cat ran", "a dog")]
 
@@ -57,6 +58,11 @@ def test_self_bleu_clips_counts_by_one_reference_and_punishes_brevity():
     short = [text.split() for text in ("a b", "a b c d")]
     assert self_bleu(short)[0].item() == pytest.approx((1 * 1 * 0.1 * 0.1) ** (1 / 4) * math.exp(1 - 4 / 2))
     assert self_bleu([[], ["a"], ["a"]])[0] == 0
+
+
+def test_one_text_has_no_variety():
+    corpus = ToyCorpus(8)
+    assert variety(corpus.windows("val", 1), corpus) == [] and len(variety(corpus.windows("val", 2), corpus)) == 4
 
 
 # ---- a judge of transformers

@@ -14,6 +14,7 @@ import memory
 import sample
 from methods import make_method
 from model import Transformer
+from sampling import named
 
 CPU = torch.device("cpu")
 
@@ -174,3 +175,12 @@ def test_evaluation_takes_as_many_texts_as_fit_too(monkeypatch, capsys):
     for flags in (dict(out_dir="out"), dict(oracle="mdlm")):
         evaluate.main(evaluate.Config(**flags, batch_size=0, max_texts=4, num_samples=2, steps=2, device="cpu"))
     assert sizes == [1, 64]
+
+
+def test_every_line_says_which_model_it_is_of(capsys):
+    told = lines(capsys, num_samples=2, html="out.html", beside="udlm")
+    assert [line["model"] for line in told] == ["oracle mdlm"] * 2 + ["oracle udlm"] * 2
+    fit("out", method="udlm")
+    capsys.readouterr()
+    assert {line["model"] for line in lines(capsys, oracle="", out_dir="out")} == {"out"}
+    assert named(sample.Config(init_from="s-sahoo/duo")) == "s-sahoo/duo"
