@@ -84,8 +84,10 @@ def test_it_learns_the_exact_posterior_where_that_is_known(noise):
 
 def test_its_logits_are_the_mean_over_the_text_of_what_its_head_says():
     net = checkpoint.network(config(), make_method("classifier", 11), 3)
-    torch.nn.init.normal_(net.adaln.weight)
     z, t = torch.randint(12, (5, 8)), torch.rand(5, 1)
+    assert (net(z, t) == 0).all()                            # as the report of step 0 says: all are equally likely
+    for layer in (net.adaln, net.head):
+        torch.nn.init.normal_(layer.weight)
     net.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     seen = []
     logits = net(z, t)
