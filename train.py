@@ -229,7 +229,7 @@ def prepare(config, given):
     if config.method == "classifier":                        # the class is what it answers: never told, never dropped
         config = replace(config, labels=True, label_dropout=0.0)
     elif not state and config.labels and config.clock == "auto" and not getattr(
-            METHODS[config.method], "uses_time", True):      # the time, which masks need not, would come with the class
+            METHODS[config.method], "uses_time", True):      # the class brings layers for the time: no mask needs it
         config = replace(config, clock="none")
     learner, folder, first = equip(config, state, Learner)
     if folder and config.tensorboard:

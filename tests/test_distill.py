@@ -269,9 +269,9 @@ def test_a_distillation_goes_on_in_its_usual_folder_and_in_the_dtype_of_then(tra
     teacher = altered(trained / "duo", attention="triton")   # which this CPU has not: the student takes what there is
     run(teacher, "teacher-dcd", method="dcd", rounds=1, dtype="auto")
     words = ["--init_from", "resume", "--teacher", teacher, "--method", "dcd"]
-    distill.main(*distill.parse(distill.Config, words))
-    config = checkpoint.load("teacher-dcd")["config"]
-    assert (config["dtype"], config["attention"]) == ("float32", "auto")
+    student, folder, first = distill.prepare(*distill.parse(distill.Config, words))
+    folder.lock.release()
+    assert (first, student.config.dtype, student.config.attention) == (2, "float32", "auto")
     first = json.loads(Path("teacher-dcd/metrics.jsonl").read_text().splitlines()[0])
     assert (first["step"], first["method"], first["data"]) == (0, "duo", "toy") and first["bytes_per_token"] > 1
 
