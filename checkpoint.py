@@ -37,12 +37,12 @@ PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
 class Folder:
     """out_dir, held by this run alone until the process ends, however it ends. BadInput if another run has it.
 
-    step     where the run in it goes on; None for a new run, which leaves the folder as it is until it first saves,
-             and then keeps what it finds as ckpt.previous.pt and metrics.previous.jsonl
+    ours     the run in it goes on, see `rewind`. A new run leaves the folder as it is until it first saves, and then
+             keeps what it finds as ckpt.previous.pt and metrics.previous.jsonl
     """
 
-    def __init__(self, out_dir, step=None):
-        self.path, self.waiting, self.ours, self.board = Path(out_dir), [], step is not None, None
+    def __init__(self, out_dir, ours=False):
+        self.path, self.waiting, self.ours, self.board = Path(out_dir), [], ours, None
         self.checkpoint, self.metrics = self.path / "ckpt.pt", self.path / "metrics.jsonl"
         self.lock = FileLock(self.path / ".lock")
         try:
@@ -52,8 +52,6 @@ class Folder:
             raise BadInput(f"another run is writing to {out_dir}: wait for it, or choose another --out_dir") from None
         except OSError as error:
             raise BadInput(f"cannot write to {out_dir} ({error.strerror}): choose another --out_dir") from None
-        if self.ours:
-            self.rewind(step)
 
     def save(self, state):
         """Replace ckpt.pt by `state`, or leave the old file as it is and raise."""
@@ -232,9 +230,12 @@ def restore(out_dir, device="cpu"):
 
 
 def tokens_of(config, state):
-    """What to read the text with: what the flags say, or in fine-tuning the tokens of the run that it goes on from."""
+    """What to read the text with: what the flags say, or in fine-tuning the tokens of the run that it goes on from.
+    state: of that run, or None if it is not loaded yet"""
     if config.tokenizer != "model" and (not config.sft or not state and config.init_from == "scratch"):
         return config.tokenizer
+    if not state and config.init_from == "scratch":
+        raise BadInput("--tokenizer model takes the tokens of the run to start from: name it with --init_from")
     return from_json((state or load(config.init_from))["encoding"])
 
 

@@ -20,6 +20,8 @@ class ClassifierNetwork(Transformer):
     def __init__(self, vocab_size, *sizes, n_classes, **options):
         super().__init__(vocab_size, *sizes, **options)
         self.head = torch.nn.Linear(self.head.in_features, n_classes)
+        torch.nn.init.zeros_(self.head.weight)               # as in model.py: all classes are equally likely at first
+        torch.nn.init.zeros_(self.head.bias)
 
     def forward(self, z, t):
         """t (B, 1), or (B, L) as guidance tells it: in training all tokens of a text have one time, so that the latest

@@ -54,7 +54,7 @@ CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())     # be
 
 import copy  # noqa: E402
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +69,7 @@ from diffusion import corrupt, step, stratified
 from duo import GaussianUniform
 from learner import Learner
 from quality import quality
+from report import about
 from sample import generate
 from uniform import text_logits, unfrozen
 
@@ -205,6 +206,8 @@ def rated(learner, denoiser, steps):
 def report(learner, step, folder):
     """After each round: the bound, which distilling loosens, and samples in few steps."""
     settings, denoiser = learner.settings, learner.gathered
+    if step == 0:
+        folder.log(step=0, **about(learner))
     bound, error = learner.bound("val", 512)
     rows = {n: rated(learner, denoiser, n) for n in (4, 8, 16)}
     tqdm.write(f"round {step // settings.iters_per_round} of {settings.rounds}, step {step}: held-out bound "
@@ -221,30 +224,36 @@ def final(learner):
 
 def prepare(settings, given):
     """-> the student, its folder, and the step to go on from; BadInput if the teacher does not fit."""
-    state = None
-    if settings.init_from == "resume":
+    state, resumes = None, settings.init_from == "resume"
+    if not settings.teacher and not (resumes and settings.out_dir):
+        raise BadInput("name the run to go on with: --out_dir out/toy-duo-dcd" if resumes else
+                       "name the model to distil: --teacher out/toy-duo")
+    folder = f"{str(Path(settings.teacher)).removesuffix('/ckpt.pt')}-{settings.method}"
+    settings = replace(settings, out_dir=settings.out_dir or folder)
+    if resumes:
         state = checkpoint.load(settings.out_dir)
         if "distilled" not in state:
             raise BadInput(f"{settings.out_dir} is no run of distill.py: go on with train.py --init_from resume")
-        settings = resumed(settings, given, state["distilled"])
-    elif not settings.teacher:
-        raise BadInput("name the model to distil: --teacher out/toy-duo")
+        settings = resumed(settings, given, state)
     teacher = state or checkpoint.load(settings.teacher)
+    if not teacher["config"]["data"]:
+        raise BadInput(f"{settings.teacher} is a published model, which has no text of its own: first fine-tune it "
+                       f"with train.py --init_from {settings.teacher} --data TEXT, and distil that run")
     method = checkpoint.assemble(teacher, settings.teacher).config.method
     if method not in TEACHERS[settings.method]:
         raise BadInput(f"--method {settings.method} distils {' and '.join(TEACHERS[settings.method])}: "
                        f"{settings.teacher} is {method}")
-    out_dir = settings.out_dir or f"{str(Path(settings.teacher)).removesuffix('/ckpt.pt')}-{settings.method}"
     own = {f.name for f in fields(train.Config)} & {f.name for f in fields(Config)} - {"method", "init_from"}
     known = {f.name: teacher["config"].get(f.name, f.default) for f in fields(train.Config)}
-    config = train.Config(**{**known, **{name: getattr(settings, name) for name in own}, "out_dir": out_dir,
+    config = train.Config(**{**known, **{name: getattr(settings, name) for name in own},
                              "max_iters": settings.rounds * settings.iters_per_round, "lr_schedule": "constant",
-                             "eval_interval": settings.iters_per_round, "shard": False})
-    return train.equip(config, state, partial(Student, settings=settings, teacher=teacher))
+                             "eval_interval": settings.iters_per_round, "shard": False, "attention": "auto"})
+    return train.equip(config, state, partial(Student, settings=settings, teacher=teacher), teacher)
 
 
-def resumed(settings, given, old):
+def resumed(settings, given, state):
     """The settings of the run to resume. What the student learns must not change on the way."""
+    old = {**state["distilled"], "dtype": state["config"]["dtype"]}      # the one that --dtype auto chose then
     free = {"out_dir", "init_from", "device", "compile", "log_interval", "num_samples"}
     for name in given:
         if name not in free and getattr(settings, name) != old[name]:

@@ -166,8 +166,13 @@ class Learner:
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             parallel.load_memory(self.model, optimizer, saved)
 
+    @property
+    def settled(self):
+        """The method as reports use it, and as it is restored: what the network carries of it is averaged, too."""
+        return self.method.of(self.gathered) if hasattr(self.method, "of") else self.method
+
     def bound(self, split, texts, draws=1):
         """-> nats/token, standard error: of the averaged weights, on texts evenly spread over the split"""
         x, frozen, label = self.on_device(self.corpus.example_windows(split, texts))          # (n, L) .. (n,)
-        return estimate(self.method, self.gathered, x, draws, self.config.batch_size, frozen,
+        return estimate(self.settled, self.gathered, x, draws, self.config.batch_size, frozen,
                         label=label if self.classes else None, counted=counted_in(self.corpus, x))

@@ -18,6 +18,7 @@ small w, so x_theta needs the clock, and stands for p(x | z), masks included. At
 (44) since w also decides which z are drawn: each draw is the other's baseline (leave-one-out REINFORCE). With all w
 equal to 1, (42) is the cross-entropy over t of masked.py.
 """
+import copy
 import math
 
 import torch
@@ -87,6 +88,12 @@ class GenMD4:
         net.w_raw = self.w_raw = torch.nn.Parameter(self.w_raw.clone())
         return net
 
+    def of(self, network):
+        """This method with the schedule that another network carries, such as the average."""
+        other = copy.copy(self)
+        other.process, other.w_raw = other, network.w_raw
+        return other
+
     def w(self, device):
         return F.softplus(self.w_raw.to(device))                                                        # (N,)
 
@@ -116,7 +123,8 @@ class GenMD4:
         return torch.zeros(x.shape, dtype=nats.dtype, device=x.device).masked_scatter(at, nats)         # (B, L)
 
     def times(self, x):
-        """t = v^2 with v uniform, and dt/dv, (B, 1) each: uniform times would give weights without limit."""
+        """t = v^2 with v uniform, and dt/dv, (B, 1) each. The weight at a mask is w/t, whose second moment is infinite
+        for w <= 1 at uniform times, as that of (2); at these for w <= 1/2 alone."""
         v = stratified(len(x), x.device)                                                                # (B, 1)
         return v ** 2, 2 * v
 

@@ -64,7 +64,8 @@ def nats_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None,
     pick = lambda a: a.expand(at.shape).flatten()[chosen] if static else a.expand(at.shape)[at]     # (N,)
     facts = [pick(a) for a in facts]
     scale = None if weight is None else pick(torch.as_tensor(weight, device=at.device))             # (N,)
-    scale = worth if scale is None else scale if worth is None else scale * worth                   # (N,)
+    if static:                                               # what counts nothing may weigh inf or nan: 0/0 near t = 0
+        scale = worth if scale is None else torch.where(worth > 0, scale * worth, 0)                # (N,)
     if fast := fast_form(denoiser, rule, promised=weight is not None):
         free = None if frozen is None else pick(1 / (~frozen).sum(-1, keepdim=True).clamp(min=1))   # (N,)
         nats = denoiser(z, t, at=chosen, head=partial(fast, n_tokens=n_tokens, scale=scale, free=free, facts=facts))

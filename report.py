@@ -14,6 +14,13 @@ from sample import generate
 from tables import show_by_noise
 
 
+def about(learner):
+    """What a run is, for the first line of metrics.jsonl, which plot.py reads."""
+    config = learner.config
+    return {**{name: getattr(config, name) for name in ("method", "data", "block_size", "labels")},
+            "bytes_per_token": None if config.method == "classifier" else learner.corpus.bytes_per_token}
+
+
 def report(learner, step, folder):
     """One evaluation, printed: the bound on train and held-out text, and a sample."""
     config, corpus, average = learner.config, learner.corpus, learner.gathered
@@ -21,8 +28,7 @@ def report(learner, step, folder):
     told = lambda nats, error: f"{nats:.3f} +- {error:.3f} nats/text" if classifies else unit(
         nats, error, corpus.bytes_per_token)
     if step == 0:
-        about = {name: getattr(config, name) for name in ("method", "data", "block_size", "labels")}
-        folder.log(step=0, **about, bytes_per_token=None if classifies else corpus.bytes_per_token)     # for plot.py
+        folder.log(step=0, **about(learner))
     if step == 0 and config.init_from == "scratch":          # no need to measure: the first guess is uniform
         n, what = (len(learner.classes), "classes") if classifies else (corpus.encoding.n_vocab, "symbols")
         tqdm.write(f"step     0  all {n:,} {what} are equally likely to it: {told(math.log(n), 0)}")
@@ -37,7 +43,7 @@ def report(learner, step, folder):
     L, label = config.block_size, torch.zeros(1, dtype=torch.long, device=learner.device)               # (1,)
     writer = Told(average, label) if learner.classes else average      # a text of the first class
     x, frozen, _ = learner.on_device(corpus.example_windows("val", 1))                                  # (1, L)
-    x = generate(learner.method, writer, 1, L, L, device=learner.device, given=x, frozen=frozen)[0]     # (L,)
+    x = generate(learner.settled, writer, 1, L, L, device=learner.device, given=x, frozen=frozen)[0]     # (L,)
     tqdm.write("    | " + corpus.text(x.tolist()).replace("\n", "\n    | "))
 
 

@@ -111,6 +111,7 @@ import parallel
 from data import BadInput, text, tokenizer
 from interrupt import Stop, look
 from learner import Learner
+from methods import METHODS
 from model import kernels
 from optim import learning_rate
 from report import final, report, scalars
@@ -163,6 +164,9 @@ def train(learner, folder, stop, report=report):
 def resumed(config, given):
     """The flags of the run to resume, but for those given now; and its state."""
     state = checkpoint.load(config.out_dir)
+    if not state["optimizers"]:
+        raise BadInput(f"{config.out_dir} is an exported model, without what a run needs to go on: start from it with "
+                       f"--init_from {config.out_dir} and another --out_dir")
     checkpoint.assemble(state, config.out_dir)               # or BadInput, if its parts do not fit each other
     if "distilled" in state:
         raise BadInput(f"{config.out_dir} is a run of distill.py: go on with distill.py --init_from resume")
@@ -204,10 +208,15 @@ def check(config):
     if config.shard and (parallel.WORLD == 1 or config.method == "genmd4"):
         raise BadInput("--shard cannot spread genmd4, whose schedule is read outside of the network: leave it out"
                        if config.method == "genmd4" else
-                       "--shard spreads the weights over processes, and there is one: start it with torchrun")
+                       "--shard spreads the weights over processes, and there is one: start it with torchrun, or go "
+                       "on with --no_shard")
     if config.method == "bd3lm" and config.block_size % config.diffusion_block:
         raise BadInput(f"--block_size {config.block_size} must be a multiple of --diffusion_block "
                        f"{config.diffusion_block}")
+    if config.clock == "sigma" and (config.method == "pgm" or
+                                    config.method == "md4" and config.mask_schedule != "linear"):
+        raise BadInput(f"--clock sigma tells -log(1 - t), and 1 - t is not the share of text that {config.method} "
+                       f"shows: leave it out, no mask needs a clock")
 
 
 def prepare(config, given):
@@ -217,9 +226,11 @@ def prepare(config, given):
     name = f"{Path(config.data).resolve().stem}-{config.method}" + "-sft" * config.sft
     config = replace(config, out_dir=config.out_dir or f"out/{name}")
     config, state = resumed(config, given) if config.init_from == "resume" else (config, None)
-    check(config)
     if config.method == "classifier":                        # the class is what it answers: never told, never dropped
         config = replace(config, labels=True, label_dropout=0.0)
+    elif not state and config.labels and config.clock == "auto" and not getattr(
+            METHODS[config.method], "uses_time", True):      # the class brings layers for the time: no mask needs it
+        config = replace(config, clock="none")
     learner, folder, first = equip(config, state, Learner)
     if folder and config.tensorboard:
         folder.board = scalars(folder.path / "tensorboard", first)
@@ -230,17 +241,22 @@ def prepare(config, given):
     return learner, folder, first
 
 
-def equip(config, state, make):
-    """Device, folder, text and precision for make(config, corpus, device); `state` is what to go on from, or None."""
+def equip(config, state, make, teacher=None):
+    """Device, folder, text and precision for make(config, corpus, device). state: what to go on from, or None;
+    teacher: whose tokens the text is read with, if not those that the flags say"""
+    check(config)
     device = checkpoint.device_of(parallel.device_name(config.device))
     torch.set_float32_matmul_precision(config.matmul_precision)
     if kernels:
         kernels.attend_by(config.attention, device)
     elif config.attention not in ("auto", "sdpa"):
         raise BadInput(f"--attention {config.attention} needs the file kernels.py, which is not here")
-    folder = checkpoint.Folder(config.out_dir, state and state["step"]) if parallel.RANK == 0 else None
-    corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state), config.vocab_size,
-                       sft=config.sft)
+    folder = checkpoint.Folder(config.out_dir, bool(state)) if parallel.RANK == 0 else None
+    corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state or teacher),
+                       config.vocab_size, sft=config.sft)
+    if config.method == "genmd4" and getattr(corpus, "layout", "") == "rows":
+        raise BadInput(f"{config.data} fills its texts up, and the gradient of genmd4's schedule would count that: "
+                       f"take --method md4")
     if state and state["encoding"] != tokenizer.to_json(corpus.encoding):
         raise BadInput(f"{config.data} gives other tokens now than when {config.out_dir} was trained: restore the "
                        f"text (or the Python) of then, or start anew with another --out_dir")
@@ -265,6 +281,8 @@ def run(learner, folder, first, report, final):
         size, dtype = sum(p.numel() for p in learner.model.parameters()), "bfloat16" if learner.half else "float32"
         print(f"{learner.corpus.about}\n{size:,} parameters, {learner.device}, {dtype}, "
               f"{parallel.WORLD} process{'es' * (parallel.WORLD > 1)}, to {learner.config.out_dir}")
+        if first:
+            folder.rewind(first)                             # now that nothing is left to refuse
     with Stop(first) as stop:
         try:
             train(learner, folder, stop, report)

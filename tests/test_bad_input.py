@@ -1,5 +1,6 @@
 """Whatever a user can get wrong is told in one line on stderr that says what to do, with exit code 2, no traceback."""
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,10 @@ def test_a_bad_checkpoint_is_refused_in_one_line_and_its_code_never_runs(module,
     (["--data", "latin1.txt"], "--tokenizer bytes"),
     (["--data", "poem.txt", "--tokenizer", "gpt-2"], "did you mean 'gpt2'"),
     (["--data", "poem.txt", "--vocab_size", "20"], "--vocab_size"),
+    (["--data", "toy", "--tokenizer", "model"], "name it with --init_from"),
+    (["--data", "toy", "--method", "pgm", "--clock", "sigma"], "no mask needs a clock"),
+    (["--data", "toy", "--method", "md4", "--clock", "sigma"], "no mask needs a clock"),
+    (["--shard"], "or go on with --no_shard"),
     (["--method", "mdml"], "did you mean mdlm?"),
     (["--batch_size=1.5"], "1.5"),
     (["--n_head", "3"], "--n_embd 128 must be --n_head 3 times an even number"),
@@ -107,11 +112,15 @@ def test_a_resumed_run_cannot_change_its_shape(name, value, trained, capsys):
     assert f"--{name} {value} does not fit" in error and f"which has {getattr(train.Config(**TINY), name)}" in error
 
 
-def test_a_text_that_has_changed_since_cannot_be_resumed(capsys):
+def test_a_text_that_has_changed_since_cannot_be_resumed(monkeypatch, capsys):
     Path("poem.txt").write_text("a rose is a rose is a rose\n" * 99)
     fit("out", data="poem.txt", tokenizer="chars")
+    before, again = Path("out/metrics.jsonl").read_bytes(), ["--out_dir", "out", "--init_from", "resume"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install tensorboard" in complaint(train, *again, "--tensorboard", capsys=capsys)
     Path("poem.txt").write_text("a tulip is a tulip\n" * 99)
-    assert "other tokens now" in complaint(train, "--out_dir", "out", "--init_from", "resume", capsys=capsys)
+    assert "other tokens now" in complaint(train, *again, capsys=capsys)
+    assert Path("out/metrics.jsonl").read_bytes() == before  # what is refused takes nothing back
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path, capsys):

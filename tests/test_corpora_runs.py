@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from runs import TINY, cache, elsewhere, fit                 # noqa: F401
+from runs import TINY, cache, complaint, elsewhere, fit, tiny       # noqa: F401
 from test_corpora import FILES, by_hand, own_cache, tarred         # noqa: F401
 
 import bounds
@@ -59,6 +59,12 @@ def test_what_fills_a_text_up_is_noised_but_not_learnt(sentences):
 
     made.objective = Known()
     assert made.step(0)[0] == 1.0 and given == [None]     # given tokens would stand clean in the noisy text
+
+
+def test_genmd4_is_refused_where_texts_are_filled_up(sentences, capsys):
+    """Its gradient (44) counts whole texts."""
+    words = tiny(data="lm1b", block_size=16, tokenizer="bytes", method="genmd4", out_dir="out")
+    assert "take --method md4" in complaint(train, *words, capsys=capsys)
 
 
 def test_the_bound_of_texts_that_are_filled_up_is_a_mean_over_tokens_with_the_error_of_a_ratio(sentences):

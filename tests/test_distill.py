@@ -1,4 +1,5 @@
 """Distillation: the coupling is the Gaussian's, targets are what the teacher believed, a run is exact and ordinary."""
+import json
 import os
 import signal
 from pathlib import Path
@@ -254,8 +255,44 @@ def test_a_resumed_distillation_is_the_same_to_the_bit(teacher, method, stop, tr
     torch.testing.assert_close(whole["teacher"], resumed["teacher"], rtol=0, atol=0)
 
 
+def altered(teacher, **flags):
+    """A copy of a checkpoint in teacher/, with other flags."""
+    state = checkpoint.load(teacher)
+    checkpoint.Folder("teacher").save({**state, "config": {**state["config"], **flags}})
+    return "teacher"
+
+
+def test_a_distillation_goes_on_in_its_usual_folder_and_in_the_dtype_of_then(trained, monkeypatch):  # noqa: F811
+    """And the first line of its metrics says what it is, for plot.py."""
+    chosen = iter(["float32", "bfloat16"])
+    monkeypatch.setattr(checkpoint, "dtype_of", lambda name, device: next(chosen) if name == "auto" else name)
+    teacher = altered(trained / "duo", attention="triton")   # which this CPU has not: the student takes what there is
+    run(teacher, "teacher-dcd", method="dcd", rounds=1, dtype="auto")
+    words = ["--init_from", "resume", "--teacher", teacher, "--method", "dcd"]
+    student, folder, first = distill.prepare(*distill.parse(distill.Config, words))
+    folder.lock.release()
+    assert (first, student.config.dtype, student.config.attention) == (2, "float32", "auto")
+    first = json.loads(Path("teacher-dcd/metrics.jsonl").read_text().splitlines()[0])
+    assert (first["step"], first["method"], first["data"]) == (0, "duo", "toy") and first["bytes_per_token"] > 1
+
+
+def test_a_student_reads_with_the_tokens_of_its_teacher(trained):  # noqa: F811
+    """Wherever that one got them: a run that was resumed says so in its own --init_from."""
+    assert run(altered(trained / "mdlm", tokenizer="model", init_from="resume"), "student", rounds=1)["step"] == 2
+
+
+def test_a_teacher_without_text_and_a_step_that_cannot_be_shared(trained, capsys, monkeypatch):  # noqa: F811
+    assert "fine-tune it with train.py" in complaint(distill, "--teacher", altered(trained / "mdlm", data=""),
+                                                     capsys=capsys)
+    monkeypatch.setattr("parallel.WORLD", 2)
+    assert "--gradient_accumulation_steps 3 cannot be shared by 2 processes" in complaint(
+        distill, "--teacher", trained / "mdlm", "--gradient_accumulation_steps", 3, "--out_dir", "student",
+        capsys=capsys)
+
+
 @pytest.mark.parametrize("words, message", [
     ([], "name the model to distil"),
+    (["--init_from", "resume"], "name the run to go on with: --out_dir"),
     (["--teacher", "nowhere"], "there is no checkpoint"),
     (["--teacher", "MDLM", "--method", "dcd"], "--method dcd distils udlm and duo"),
     (["--teacher", "DUO", "--method", "sdtt"], "--method sdtt distils mdlm"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, cache, elsewhere  # noqa: F401
+from runs import TINY, cache, complaint, elsewhere  # noqa: F401
 
 import checkpoint
 import export
@@ -126,6 +126,8 @@ def test_an_exported_model_is_sampled_from_and_trained_on(capsys):
     small = {**TINY, "n_layer": 3, "n_embd": 32}             # defaults, not given: they do not matter
     train.main(train.Config(**{**small, "init_from": "public", "out_dir": "tuned", "max_iters": 2}), [])
     assert checkpoint.load("tuned")["step"] == 2
+    assert "start from it with --init_from public and another --out_dir" in complaint(
+        train, "--out_dir=public", "--init_from=resume", capsys=capsys)
 
 
 @pytest.mark.parametrize("flags, says", [

@@ -50,6 +50,16 @@ def test_a_checkpoint_remembers_its_classes(method, tmp_path):
     assert nats.shape == (2, 8) and nats.isfinite().all()
 
 
+@pytest.mark.parametrize("method, told", [("mdlm", False), ("md4", False), ("pgm", False), ("udlm", True)])
+def test_labels_bring_no_clock_to_networks_that_need_none(method, told, tmp_path):
+    """The time of md4's schedule is not its share of masks, and pgm's two groups have two: they would be told both."""
+    config = fit(tmp_path / "out", method=method, labels=True, max_iters=1)["config"]
+    network = restore(tmp_path / "out").denoiser
+    assert config["clock"] == ("auto" if told else "none")
+    assert (network.clock(torch.tensor([0.3])) != 0) == told
+    assert fit(tmp_path / "out", init_from="resume", max_iters=2)["config"]["clock"] == config["clock"]
+
+
 def test_no_label_is_the_label_of_none(tmp_path):
     """A network that knows classes takes silence for its class "none", which it has seen in training."""
     fit(tmp_path / "out", labels=True, label_dropout=1.0)

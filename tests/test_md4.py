@@ -13,7 +13,10 @@ from test_reference import LOG_P, T, X, Z
 from world import L, N, P, TEXTS, numbers, surprise
 
 import evaluate
+import report
 import sample
+import train
+from bounds import estimate
 from checkpoint import restore
 from diffusion import ancestral, reverse
 from masked import MDLM, Absorbing, masked_bound
@@ -81,6 +84,21 @@ def test_the_cosine_schedule_at_equal_times_is_the_linear_one_on_the_cosine_grid
     z = torch.full((64, 64), 5)
     list(ancestral(Absorbing(5), spy, z, z < 5, 16, grid="cosine"))
     close(torch.tensor(seen), times[:-1, 0].mul(math.pi / 2).sin().float(), 1e-6)
+
+
+def test_a_steep_schedule_trains_at_a_static_number_of_positions():
+    """Near t = 0 float32 has no t^20: what weighs 0/0 there is no mask, and counts nothing."""
+    method, x = MD4(5, "polynomial", 20.0), torch.randint(5, (400, 8))
+    losses = []
+    for static in (False, True):
+        scores = torch.zeros(6, requires_grad=True)
+        denoiser = lambda z, t, at: scores.expand(len(at) if static else int(at.sum()), -1)             # (N, 6)
+        denoiser.static = static
+        torch.manual_seed(0)
+        losses.append(method.loss(denoiser, x))                                                         # (400, 8)
+        losses[-1].mean().backward()
+        assert scores.grad.isfinite().all()
+    close(losses[1], losses[0].detach(), 1e-5)
 
 
 # ---- a schedule for each symbol
@@ -187,6 +205,20 @@ def test_what_is_learnt_is_saved_averaged_and_resumed(tmp_path):
     model = restore(tmp_path / "out")
     assert torch.equal(model.method.w_raw, model.denoiser.w_raw) and model.denoiser.w_raw.std() > 0
     torch.testing.assert_close(model.denoiser.w_raw.detach(), state["ema"]["w_raw"], rtol=0, atol=0)
+
+
+def test_what_is_told_on_the_way_is_what_the_checkpoint_gives(tmp_path, monkeypatch):
+    """The network of a report is the average: so is the schedule, in its bound and in its sample."""
+    told, made = [], []
+    monkeypatch.setattr(report, "generate", lambda method, *args, **named: made.append(method.w_raw) or [TEXTS[0]])
+    monkeypatch.setattr(train, "report", lambda learner, step, folder: (
+        report.report(learner, step, folder), told.append(learner.bound("val", 16)), texts.append(learner.corpus)))
+    texts = []
+    fit(tmp_path / "out", method="genmd4", max_iters=6, learning_rate=0.1)
+    model = restore(tmp_path / "out")
+    x = texts[-1].example_windows("val", 16)[0]                                                         # (16, L)
+    assert told[-1] == estimate(model.method, model.denoiser, x, batch_size=2)
+    assert torch.equal(made[-1], model.method.w_raw)
 
 
 # ---- RADD

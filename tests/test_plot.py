@@ -196,7 +196,7 @@ def test_a_loader_that_fails_midway_is_named_with_what_is_safe(at, safe, monkeyp
 
 def test_a_disk_that_fills_up_between_checkpoints_leaves_whole_lines_and_says_what_is_safe(capsys):
     fit("out", max_iters=20, eval_interval=20, log_interval=1)
-    folder = train.checkpoint.Folder("out", 20)
+    folder = train.checkpoint.Folder("out", ours=True)
     size = Path("out/metrics.jsonl").stat().st_size
     with disk_of(size + 500):
         with pytest.raises(BadInput, match="cannot write to out/metrics.jsonl .File too large.* --init_from resume"):
