@@ -130,7 +130,8 @@ def league(corpus):
         rows += [(f"{n}-gram of tokens{of}", nats)
                  for n, nats in witten_bell(train, val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, getattr(corpus, "bytes_per_id", corpus.bytes_per_token))) for name, nats in rows]
-    if corpus.encoding.name in ("chars", "pixels", "words") or hasattr(corpus, "sft") or hasattr(corpus, "beginning"):
+    marks = corpus.encoding.special_tokens_set - {"<|endoftext|>"}
+    if corpus.encoding.name in ("chars", "pixels", "words") or marks or hasattr(corpus, "beginning"):
         return rows                                      # tokens are the smallest part; or marks stand between them
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (train, val))
     train, val = (torch.frombuffer(bytearray(raw), dtype=torch.uint8).numpy() for raw in (train, val))

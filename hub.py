@@ -206,7 +206,7 @@ def encoding_of(tokens, source):
     if tokens == wordpiece.NAME:
         file = beside(source, "vocab.txt")
         file = file if file.is_file() else fetch("google-bert/bert-base-uncased", "main", ["vocab.txt"], tokens)
-        return wordpiece.WordPiece(file.read_text("utf-8", "replace").splitlines())
+        return wordpiece.WordPiece(file.read_text("utf-8", "replace").removesuffix("\n").split("\n"))
     gpt2 = named("gpt2")
     if tokens == "gpt2":
         return gpt2

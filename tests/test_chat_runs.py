@@ -9,7 +9,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from runs import METHODS, assert_same, cache, commanded, complaint, elsewhere, fit, interrupt  # noqa: F401
 from runs import one_thread, script, subprocess, terminal  # noqa: F401
 

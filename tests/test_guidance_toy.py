@@ -10,7 +10,6 @@ from evaluate import by_noise, entropy_of
 from guidance import by_classifier, by_label
 from masked import Absorbing
 from methods import METHODS, SAMPLERS, make_method
-from model import Told
 from oracle import classifier, exact, oracle
 from quality import quality
 from sample import generate

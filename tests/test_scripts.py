@@ -4,7 +4,6 @@ Most runs are in this process, since loading torch costs seconds.
 """
 import json
 import os
-import re
 from dataclasses import fields, replace
 from pathlib import Path
 
