@@ -130,7 +130,7 @@ def league(corpus):
         rows += [(f"{n}-gram of tokens{of}", nats)
                  for n, nats in witten_bell(train, val, corpus.encoding.n_vocab).items()]
     rows = [(name, nats, bits(nats, getattr(corpus, "bytes_per_id", corpus.bytes_per_token))) for name, nats in rows]
-    marks = corpus.encoding.special_tokens_set - {"<|endoftext|>"}
+    marks = corpus.encoding.special_tokens_set - {"<|endoftext|>"} or hasattr(corpus, "sft")
     if corpus.encoding.name in ("chars", "pixels", "words") or marks or hasattr(corpus, "beginning"):
         return rows                                      # tokens are the smallest part; or marks stand between them
     train, val = (corpus.text(ids).encode("utf-8", "replace") for ids in (train, val))

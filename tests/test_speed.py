@@ -155,7 +155,7 @@ def test_speed_tells_every_way_with_its_ratio_and_keeps_every_round(no_process, 
     assert ratios == {"ours": "plain", "ours by default": "plain", "ar": "ar, plain", "pgm, 4 steps": "ar",
                       "mdlm, 4 steps": "mdlm, 4 steps, plain", "udlm, 4 steps": "udlm, 4 steps, plain",
                       "bd3lm, blocks of 16 in 4 steps": "ar"}
-    assert all(len(row["seconds"]) == 2 for row in rows) and len(rows) == 4 * 3 + 8 + KERNELS
+    assert all(len(row["seconds"]) == 2 for row in rows) and len(rows) == 5 * 3 + 8 + KERNELS
     assert {row["way"] for row in rows if row.get("extrapolated")} == {*ratios.values()} - {"plain", "ar"}
     assert "0.25 of plain's" in out and all(row["peak_bytes"] > 0 for row in rows if row["table"] == "training step")
 
@@ -200,5 +200,5 @@ def test_what_cannot_be_measured_is_one_line(capsys):
 def test_the_levers_are_told_one_by_one(capsys, tmp_path):
     levers.levers(levers.Config(tiny=True, rounds=1, out_dir=str(tmp_path)))
     out, rows = told(capsys, tmp_path / "levers.json")
-    assert len(rows) == 15 and sum("ratio" in row for row in rows) == 8
+    assert len(rows) == 16 and sum("ratio" in row for row in rows) == 8
     assert all(row["against"].partition(",")[0] == row["way"].partition(",")[0] for row in rows if "ratio" in row)
