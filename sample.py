@@ -229,8 +229,8 @@ def in_batches(walk, model, denoiser, given, frozen, config, size, watching=None
 
 
 def tell(number, text, ids, about):
-    """Print a text as soon as it is there; with --json as a line, with what is known `about` it: flags, and costs. In one
-    piece: what interrupts the script leaves no half of a line."""
+    """Print a text as soon as it is there; with --json as a line, with what is known `about` it: flags, and costs. All
+    in one piece: what interrupts the script leaves no half of a line."""
     said = f"{'-' * 8} text {number}\n{text}\n"
     if about["json"]:
         about = {key: value for key, value in about.items() if key not in LEFT_OUT}
