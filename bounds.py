@@ -172,7 +172,7 @@ def fill(model, x, frozen):
     words, the network at t = 1 believes none, not even given ones: there each is redrawn, given all others. -> (1, L)
     """
     name, greedy = model.config.method, partial(probabilities, temperature=0.0)
-    if name in ("sedd", "d3pm") and model.config.transition != "absorbing":
+    if name in ("sedd", "d3pm") and model.method.vocab_size == model.method.n_tokens:      # no mask
         raise BadInput(f"--lambada fills words in greedily, which {name} does under masks alone: take --choices, "
                        "where bounds decide")
     again = dict(tail="gibbs", rounds=4 * int((~frozen).sum())) if name in ("udlm", "gidd", "duo") else {}

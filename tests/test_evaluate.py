@@ -140,10 +140,18 @@ def test_the_exact_denoiser_chooses_what_is_likelier_and_per_byte_what_is_likeli
 @pytest.mark.parametrize("method, kind", [("sedd", "uniform"), ("d3pm", "uniform"), ("d3pm", "gaussian")])
 def test_words_are_filled_in_by_ratios_or_matrices_under_masks_alone(method, kind):
     model = model_of(chars("abcd "), method, transition=kind)
-    model.config.transition, model.denoiser = kind, lambda z, t, at: torch.zeros(int(at.sum()), 5)
     x, frozen = ending(model, "ab", "c")
     with pytest.raises(BadInput, match=f"which {method} does under masks alone: take --choices"):
         bounds.fill(model, x, frozen)
+
+
+def test_a_published_sedd_fills_words_in_though_its_config_names_no_transition():
+    model = model_of(chars("abcd "), "sedd")
+    assert not hasattr(model.config, "transition")
+    model.denoiser = lambda z, t, at=None: torch.zeros(int((torch.ones_like(z) if at is None else at).sum()), 6)
+    x, frozen = ending(model, "ab", "c")
+    z = bounds.fill(model, x, frozen)
+    assert (z < 5).all() and (z == x)[frozen].all()
 
 
 GOOD = '{"text": "one two"}\n'
