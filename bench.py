@@ -35,7 +35,7 @@ class Config:
     batches: str = flag("1", "speed: samples at once, with commas between")
     steps: str = flag("32", "speed: from noise to text, with commas between")
     dtype: str = flag("float32", "speed: of matrix products, on all sides", ["float32", "bfloat16"])
-    matmul: str = flag("none", "speed: how oneDNN may round float32 matrix products", ["none", "bf16", "tf32"])
+    matmul_precision: str = flag("highest", "speed: of float32 products, on all sides", ["highest", "high", "medium"])
     device: str = flag("auto", "gpu: auto, cuda, cuda:1; or cpu with --tiny")
     hardware: str = flag("", "what the machine is, where it does not say so itself")
     tiny: bool = flag(False, "speed, gpu: tiny networks, to see whether it runs")

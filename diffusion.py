@@ -98,10 +98,11 @@ def probabilities(logits, temperature=1.0, top_p=1.0):
     if temperature == 0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()                              # (..., V)
     p = (logits if temperature == 1 else logits / temperature).softmax(-1).double()                 # (..., V)
-    if top_p < 1:
-        ranked, order = p.sort(-1, descending=True)                                                 # (..., V)
-        beyond = ranked.cumsum(-1) - ranked >= top_p                                                # (..., V)
-        p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)                 # (..., V)
+    if top_p == 1:
+        return p
+    ranked, order = p.sort(-1, descending=True)                                                     # (..., V)
+    beyond = ranked.cumsum(-1) - ranked >= top_p                                                    # (..., V)
+    p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)                     # (..., V)
     return p / p.sum(-1, keepdim=True)
 
 

@@ -243,6 +243,7 @@ def main(config):
     if config.num_samples == 1:
         raise BadInput("--num_samples 1 has no standard error: give 0 or at least two")
     device = device_of(config.device)
+    torch.set_float32_matmul_precision(config.matmul_precision)
     keep_memory()
     model = exact(config.oracle) if config.oracle else restore(config.init_from or config.out_dir, device)
     if not config.batch_size:

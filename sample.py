@@ -256,6 +256,7 @@ def beside(config):
 
 def main(config):
     device = device_of(config.device)
+    torch.set_float32_matmul_precision(config.matmul_precision)
     keep_memory()
     asked = [(flags, exact(flags.oracle) if flags.oracle else restore(flags.init_from or flags.out_dir, device))
              for flags in beside(config)]

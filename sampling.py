@@ -42,6 +42,8 @@ class Sampling:
     candidates: int = flag(200, "ar with a classifier: words that it rates at each place", least=1)
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small batches", [
         "", "default", "reduce-overhead", "max-autotune"], alone="default")
+    matmul_precision: str = flag("highest", "of float32 products; high, medium: TF32 on GPUs, TF32, bfloat16 on CPUs",
+                                 choices=["highest", "high", "medium"])
     device: str = flag("auto", "auto, cpu, cuda, cuda:1")
     seed: int = flag(1337, "of all draws", least=0, most=10**9)
 

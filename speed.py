@@ -12,7 +12,8 @@ taken within a round, and their median is printed with the least and the most. O
 on one thread, which other programs disturb least; on a GPU it is that between two CUDA events. What costs the same at
 each step is timed on a few and multiplied (~). Networks have random weights: speed does not depend on what they say.
 
-    plain     plain.py, what research code does: the same loss and law, dense
+    plain     plain.py, what research code does, pass for pass: the same loss and law, dense
+    lean      as dense, but in no more passes than the formula needs
     ours      train.py's step, sample.py's samplers
 
 Peak memory is that of a process which does nothing else (CPU), or of torch's allocator (GPU), weights, gradients,
@@ -155,8 +156,10 @@ def samplers(size, steps):
     block = min(16, size.length)
     bd3lm = untrained("bd3lm", size, diffusion_block=block)
     return {f"mdlm, {steps} steps, plain": (dense(plain.masked_step, *mdlm), steps / FEW),
+            f"mdlm, {steps} steps, lean": (dense(plain.lean_masked_step, *mdlm), steps / FEW),
             f"mdlm, {steps} steps": (ours(*mdlm, steps), 1),
             f"udlm, {steps} steps, plain": (dense(plain.uniform_step, *udlm), steps / FEW),
+            f"udlm, {steps} steps, lean": (dense(plain.lean_uniform_step, *udlm), steps / FEW),
             f"udlm, {steps} steps": (ours(*udlm, steps), 1),
             "ar, plain": (uncached(*ar), size.length / 4),
             "ar": (ours(*ar, 1), 1),
@@ -188,17 +191,17 @@ class Report:
         print(f"{self.hardware}; {config.rounds} rounds{few}" + "; TINY: says nothing of speed" * config.tiny)
 
     def table(self, title, size, ways, against, tokens=0, more=lambda name, seconds: ("", {})):
-        """ways as in paired; against {name: the way that it is compared with}; more(name, seconds) -> text, figures"""
+        """ways as in paired; against {name: the ways that it is compared with}; more(name, seconds) -> text, figures"""
         seconds = paired(ways, self.config.rounds, self.device)
         print(f"\n{title}: {size}\n{'':<36}{'seconds':>9}{'tokens/s':>10}   times as fast (least to most)")
         for name, runs in seconds.items():
             middle, (text, figures) = statistics.median(runs), more(name, runs)
             row = {"table": title, "size": asdict(size), "way": name, "seconds": runs, "tokens": tokens,
                    "extrapolated": ways[name][1] != 1, **figures}
-            gain = ""
-            if name in against:
-                row["against"], row["ratio"] = against[name], ratio(seconds[against[name]], runs)
-                gain = "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]) + f" as {against[name]}"
+            gains = {other: ratio(seconds[other], runs) for other in against.get(name, ())}
+            if gains:
+                row["ratios"] = gains
+            gain = "; ".join("{:.2f} ({:.2f} to {:.2f}) as {}".format(*gain, other) for other, gain in gains.items())
             mark, rate = "~" * row["extrapolated"], f"{tokens / middle:.0f}" * bool(tokens)
             print(f"{name:<36}{mark + f'{middle:.3g}':>9}{rate:>10}   {gain}{text}", flush=True)
             self.rows.append(row)
@@ -231,7 +234,7 @@ def training(report, size, names=("plain", "ours", "ours by default")):
         text = f"\n{'':<36}{done / 1e9:,.0f} GFLOP/s, {done / peak:.0%} of the peak; {peaks[name] / 1e9:.2f} GB"
         return text + f", {peaks[name] / peaks['plain']:.2f} of plain's", dict(
             flops=done, matmul_peak=peak, peak_bytes=peaks[name])
-    report.table("training step", size, ways, {name: "plain" for name in names[1:]}, size.batch * size.length, more)
+    report.table("training step", size, ways, {name: ["plain"] for name in names[1:]}, size.batch * size.length, more)
 
 
 def sampling(report, size, steps):
@@ -240,8 +243,8 @@ def sampling(report, size, steps):
     ways = {name: way for name, way in samplers(size, steps).items() if name.startswith(tuple(wanted))}
     if not ways:
         raise BadInput(f"--methods {report.config.methods}: of mdlm, udlm, ar, pgm and bd3lm, with commas between")
-    against = {name: f"{name}, plain" for name in ways if f"{name}, plain" in ways}
-    against |= {name: "ar" for name in ways if name.startswith(("pgm", "bd3lm")) and "ar" in ways}
+    against = {name: [other for other in (f"{name}, plain", f"{name}, lean") if other in ways] for name in ways}
+    against |= {name: ["ar"] for name in ways if name.startswith(("pgm", "bd3lm")) and "ar" in ways}
     with torch.autocast(size.device, torch.bfloat16, enabled=size.dtype == "bfloat16"):    # rounds all weights once
         report.table("sampling", size, ways, against, size.batch * size.length)
 
@@ -269,10 +272,10 @@ def lists(config):
 
 def cpu(config):
     """python bench.py speed"""
-    device, threads = device_of("cpu"), torch.get_num_threads()
+    device, threads, precision = device_of("cpu"), torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     keep_memory()
-    torch.backends.mkldnn.matmul.fp32_precision = config.matmul
+    torch.set_float32_matmul_precision(config.matmul_precision)
     report = Report(config, device)
     shrink = TINY if config.tiny else {}
     if config.only in ("", "training"):
@@ -286,6 +289,7 @@ def cpu(config):
     if config.only in ("", "kernels"):
         kernels(report)
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
     print(f"\nevery round: {report.path}")
 
 

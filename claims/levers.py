@@ -73,9 +73,9 @@ def steps(size):
     s, t = (torch.full((1, 1), u, dtype=torch.float64) for u in (0.5 - 1 / 32, 0.5))                    # (1, 1) each
     udlm, told = speed.untrained("udlm", size)
     nothing = torch.zeros_like(z, dtype=torch.bool)                                                     # (1, L)
-    return {"masked step, everywhere": lambda: plain.masked_step(mdlm.process, net, z, 0.5 - 1 / 32, 0.5),
+    return {"masked step, everywhere": lambda: plain.lean_masked_step(mdlm.process, net, z, 0.5 - 1 / 32, 0.5),
             "masked step, where masks open": lambda: step(mdlm.process, net, z, nothing, s, t),
-            "uniform step, everywhere": lambda: plain.uniform_step(udlm.process, told, words, 0.5 - 1 / 32, 0.5),
+            "uniform step, everywhere": lambda: plain.lean_uniform_step(udlm.process, told, words, 0.5 - 1 / 32, 0.5),
             "uniform step, at candidates": lambda: step(udlm.process, told, words, nothing, s, t)}
 
 
@@ -119,7 +119,7 @@ def levers(config):
         ways = {name: (do, 1) for name, do in made(size).items()}
         what = lambda name: name.partition(",")[0]           # names up to their comma: the same thing, the first way
         firsts = {what(name): name for name in reversed(ways)}
-        against = {name: firsts[what(name)] for name in ways if name != firsts[what(name)]}
+        against = {name: [firsts[what(name)]] for name in ways if name != firsts[what(name)]}
         report.table(made.__doc__.partition(":")[0].partition(".")[0], size, ways, against)
 
 

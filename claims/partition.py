@@ -62,7 +62,7 @@ from masked import MDLM, first_hitting
 from measure import hardware, numbers
 from model import Transformer
 from partition import PGM
-from plain import masked_step as plain_step
+from plain import lean_masked_step as plain_step
 from sample import Counted
 
 PLAIN_POSITIONS, ROWS = 2048, 512                        # of the plain sampler: timed at most, and at once

@@ -77,6 +77,7 @@ class Recipe(MDLM):
         return 3 * ce if self.simple else masked_bound(self.process, ce, z, t)                          # (B, L)
 
 
+RATES = 1e-3, 2e-3, 4e-3                                     # that plain may choose from
 PLAIN = dict(optimizer="adamw", learning_rate=1e-3, beta2=0.999, qk_norm=False, warmup_iters=0)
 MUON = dict(optimizer="muon", muon_lr=0.02, learning_rate=3e-3)
 ALL = dict(optimizer="muon", muon_lr=0.01, learning_rate=0.01, qk_norm=True, warmup_iters=0.05)
@@ -94,7 +95,8 @@ CHANGES = {                                                  # name -> flags of 
     "medium precision": (dict(matmul_precision="medium"), {}),
     "bfloat16": (dict(dtype="bfloat16"), {}),
 }
-TOGETHER = {"all": (ALL, BEST), "all but told the time": (ALL, {**BEST, "told": True}),
+TOGETHER = {"all": (ALL, BEST), "all in medium precision": ({**ALL, "matmul_precision": "medium"}, BEST),
+            "all in bfloat16": ({**ALL, "dtype": "bfloat16"}, BEST), "all but told the time": (ALL, {**BEST, "told": True}),
             "all but weighted 1/t": (ALL, {**BEST, "simple": False}),
             "all with opposite masks": (ALL, {**BEST, "pairs": True}),
             "all in 2 layers of 184": ({**ALL, "n_layer": 2, "n_embd": 184}, BEST)}
@@ -154,13 +156,13 @@ def main(config):
 
     for seed in range(1, config.seeds + 1):
         tries = [(config.target, "", PLAIN["learning_rate"])] if config.target else []
-        for lr in () if config.target else (5e-4, 1e-3, 2e-3):
+        for lr in () if config.target else RATES:
             tries.append((*row("plain", (dict(learning_rate=lr), {}), 1.0, seed), lr))
             print(f"{tries[-1][1]}    learning rate {lr}", flush=True)
         target, _, lr = min(tries)
         for name in wanted:
             flags, choices = recipes[name]
-            for share in (1 / 2, 1 / 4, 1 / 8) if name in TOGETHER else (1 / 2,):
+            for share in (1 / 2, 1 / 4) if name in TOGETHER else (1 / 2,):
                 bound, line = row(name, ({"learning_rate": lr, **flags}, choices), share, seed)
                 print(f"{line}{bound - target:>+13.3f}", flush=True)
 

@@ -59,7 +59,8 @@ def test_the_plain_training_step_learns():
     assert not torch.equal(trainer.ema[0], next(net.parameters()))
 
 
-@pytest.mark.parametrize("name, step", [("mask", plain.masked_step), ("uniform", plain.uniform_step)])
+@pytest.mark.parametrize("name, step", [("mask", plain.masked_step), ("uniform", plain.uniform_step),
+                                        ("mask", plain.lean_masked_step), ("uniform", plain.lean_uniform_step)])
 def test_the_plain_samplers_draw_the_dense_posterior(name, step):
     """200,000 draws against (3): the law that the lazy step draws too, see test_samplers.py."""
     torch.manual_seed(1)
@@ -151,12 +152,16 @@ def test_speed_tells_every_way_with_its_ratio_and_keeps_every_round(no_process, 
     speed.cpu(bench.Config(command="speed", tiny=True, rounds=2, out_dir=str(tmp_path)))
     out, rows = told(capsys, tmp_path / "speed.json")
     assert "fewer than 7 rounds" in out and "TINY" in out and torch.__version__ in out
-    ratios = {row["way"]: row["against"] for row in rows if "ratio" in row}
-    assert ratios == {"ours": "plain", "ours by default": "plain", "ar": "ar, plain", "pgm, 4 steps": "ar",
-                      "mdlm, 4 steps": "mdlm, 4 steps, plain", "udlm, 4 steps": "udlm, 4 steps, plain",
-                      "bd3lm, blocks of 16 in 4 steps": "ar"}
-    assert all(len(row["seconds"]) == 2 for row in rows) and len(rows) == 5 * 3 + 8 + KERNELS
-    assert {row["way"] for row in rows if row.get("extrapolated")} == {*ratios.values()} - {"plain", "ar"}
+    ratios = {row["way"]: list(row["ratios"]) for row in rows if "ratios" in row}
+    dense = {name: [f"{name}, plain", f"{name}, lean"] for name in ("mdlm, 4 steps", "udlm, 4 steps")}
+    assert ratios == {"ours": ["plain"], "ours by default": ["plain"], "ar": ["ar, plain"], "pgm, 4 steps": ["ar"],
+                      "bd3lm, blocks of 16 in 4 steps": ["ar"], **dense}
+    assert all(len(row["seconds"]) == 2 for row in rows) and len(rows) == 5 * 3 + 10 + KERNELS
+    assert {row["way"] for row in rows if row.get("extrapolated")} == {*sum(ratios.values(), [])} - {"plain", "ar"}
+    seconds = {row["way"]: row["seconds"] for row in rows if row["table"] == "sampling"}
+    for row in rows[5 * 3:-KERNELS]:
+        for other, gain in row.get("ratios", {}).items():
+            assert gain == pytest.approx(measure.ratio(seconds[other], row["seconds"]))
     assert "0.25 of plain's" in out and all(row["peak_bytes"] > 0 for row in rows if row["table"] == "training step")
 
 
@@ -165,7 +170,7 @@ def test_the_gpu_run_goes_through_on_a_cpu_in_tiny(no_process, fake_gpu, capsys,
     config = bench.Config(command="gpu", tiny=True, rounds=1, device="cpu", out_dir=str(tmp_path))
     speed.gpu(config)
     out, rows = told(capsys, tmp_path / "gpu.json")
-    assert len(rows) == 2 + 8 + 8 + KERNELS and "bfloat16" in out
+    assert len(rows) == 2 + 10 + 10 + KERNELS and "bfloat16" in out
     report = speed.Report(config, SimpleNamespace(type="cuda"))
     size = speed.replace(speed.LARGE, device="cpu", **{**speed.TINY, "compile": True})
     speed.training(report, size, ("plain", "ours"))
@@ -200,5 +205,6 @@ def test_what_cannot_be_measured_is_one_line(capsys):
 def test_the_levers_are_told_one_by_one(capsys, tmp_path):
     levers.levers(levers.Config(tiny=True, rounds=1, out_dir=str(tmp_path)))
     out, rows = told(capsys, tmp_path / "levers.json")
-    assert len(rows) == 16 and sum("ratio" in row for row in rows) == 8
-    assert all(row["against"].partition(",")[0] == row["way"].partition(",")[0] for row in rows if "ratio" in row)
+    assert len(rows) == 16 and sum("ratios" in row for row in rows) == 8
+    what = lambda name: name.partition(",")[0]
+    assert all(what(other) == what(row["way"]) for row in rows for other in row.get("ratios", ()))
