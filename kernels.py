@@ -169,6 +169,7 @@ class HeadLoss(torch.autograd.Function):
                     dw[:n_tokens].addmm_(dlogits.T, part)
                 else:
                     dw[:n_tokens] += dlogits.T @ part
+            logits = dlogits = None                          # or two chunks would be held at once
         if grad:
             ctx.save_for_backward(free, torch.cat(dh), dw, db)
         return torch.cat(nats)                                                                      # (N,)
@@ -185,7 +186,7 @@ class HeadLoss(torch.autograd.Function):
         return *[None] * 6, dh * c.to(dh.dtype), dw, db * c, *[None] * facts
 
 
-def parts(n, V, device, on_cpu=2 ** 23):
+def parts(n, V, device, on_cpu=6_000_000):
     """Slices of n rows of V numbers, as many rows as stay in the cache of a CPU, or keep a GPU busy."""
     rows = max(1, (on_cpu if device.type == "cpu" else 2 ** 27) // V)
     return [slice(i, min(i + rows, n)) for i in range(0, max(1, n), rows)]

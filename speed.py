@@ -191,7 +191,7 @@ class Report:
         print(f"{self.hardware}; {config.rounds} rounds{few}" + "; TINY: says nothing of speed" * config.tiny)
 
     def table(self, title, size, ways, against, tokens=0, more=lambda name, seconds: ("", {})):
-        """ways as in paired; against {name: the ways that it is compared with}; more(name, seconds) -> text, figures"""
+        """ways as in paired; against {name: ways that it is compared with}; more(name, seconds) -> text, figures"""
         seconds = paired(ways, self.config.rounds, self.device)
         print(f"\n{title}: {size}\n{'':<36}{'seconds':>9}{'tokens/s':>10}   times as fast (least to most)")
         for name, runs in seconds.items():

@@ -95,8 +95,10 @@ CHANGES = {                                                  # name -> flags of 
     "medium precision": (dict(matmul_precision="medium"), {}),
     "bfloat16": (dict(dtype="bfloat16"), {}),
 }
-TOGETHER = {"all": (ALL, BEST), "all in medium precision": ({**ALL, "matmul_precision": "medium"}, BEST),
-            "all in bfloat16": ({**ALL, "dtype": "bfloat16"}, BEST), "all but told the time": (ALL, {**BEST, "told": True}),
+TOGETHER = {"all": (ALL, BEST),
+            "all in medium precision": ({**ALL, "matmul_precision": "medium"}, BEST),
+            "all in bfloat16": ({**ALL, "dtype": "bfloat16"}, BEST),
+            "all but told the time": (ALL, {**BEST, "told": True}),
             "all but weighted 1/t": (ALL, {**BEST, "simple": False}),
             "all with opposite masks": (ALL, {**BEST, "pairs": True}),
             "all in 2 layers of 184": ({**ALL, "n_layer": 2, "n_embd": 184}, BEST)}
