@@ -36,6 +36,7 @@ class Config:
     steps: str = flag("32", "speed: from noise to text, with commas between")
     dtype: str = flag("float32", "speed: of matrix products, on all sides", ["float32", "bfloat16"])
     matmul_precision: str = flag("highest", "speed: of float32 products, on all sides", ["highest", "high", "medium"])
+    compile: bool = flag(False, "speed: training through torch.compile, too")
     device: str = flag("auto", "gpu: auto, cuda, cuda:1; or cpu with --tiny")
     hardware: str = flag("", "what the machine is, where it does not say so itself")
     tiny: bool = flag(False, "speed, gpu: tiny networks, to see whether it runs")

@@ -4,6 +4,7 @@ Speed and memory, as ratios: several ways to do the same, in turn, on the machin
     python bench.py speed                                training and sampling on one thread of this CPU, 25 minutes
     python bench.py speed --only sampling --batches 1,8 --steps 8,32
     python bench.py speed --dtype bfloat16               matrix products in bfloat16, on all sides
+    python bench.py speed --only training --compile      our step through torch.compile, too: a minute each to compile
     python bench.py gpu                                  one GPU of the size of an H200, under ten minutes
     python bench.py gpu --tiny --device cpu              does it run? tiny networks, and no word on speed
 
@@ -104,8 +105,9 @@ def plain_trainer(size):
     return lambda: trainer.step(x)
 
 
-TRAINERS = {"plain": plain_trainer, "ours": our_trainer,
-            "ours by default": partial(our_trainer, weighting="simple", optimizer="muon", qk_norm=True)}
+DEFAULT = dict(weighting="simple", optimizer="muon", qk_norm=True)
+TRAINERS = {"plain": plain_trainer, "ours": our_trainer, "ours by default": partial(our_trainer, **DEFAULT),
+            "ours by default, compiled": partial(our_trainer, **DEFAULT, compile="default")}
 
 
 def flops(size, head=1.0):
@@ -212,7 +214,7 @@ class Report:
         self.path.write_text(json.dumps(said, indent=1))
 
 
-def training(report, size, names=("plain", "ours", "ours by default")):
+def training(report, size, names):
     """One training step, and its peak memory."""
     gpu, peaks, ways = report.device.type == "cuda", {}, {}
     for name in names:
@@ -227,10 +229,10 @@ def training(report, size, names=("plain", "ours", "ours by default")):
         else:
             peaks[name] = memory(name, size)
     peak = matmul_peak(report.device, size, 64 if report.config.tiny else 8192 if gpu else 2048)
-    heads = {"plain": 1.0, "ours": 0.5, "ours by default": 1 / 3}       # the mean share of masked positions
+    heads = {"plain": 1.0, "ours": 0.5}                      # the mean share of masked positions; by default a third
 
     def more(name, runs):
-        done = flops(size, heads[name]) / statistics.median(runs)
+        done = flops(size, heads.get(name, 1 / 3)) / statistics.median(runs)
         text = f"\n{'':<36}{done / 1e9:,.0f} GFLOP/s, {done / peak:.0%} of the peak; {peaks[name] / 1e9:.2f} GB"
         return text + f", {peaks[name] / peaks['plain']:.2f} of plain's", dict(
             flops=done, matmul_peak=peak, peak_bytes=peaks[name])
@@ -277,11 +279,11 @@ def cpu(config):
     keep_memory()
     torch.set_float32_matmul_precision(config.matmul_precision)
     report = Report(config, device)
-    shrink = TINY if config.tiny else {}
+    shrink, ways = TINY if config.tiny else {}, [*TRAINERS] if config.compile else [*TRAINERS][:3]
     if config.only in ("", "training"):
         for size in (SMALL, SMALLER, replace(SMALL, batch=8), replace(SMALL, n_tokens=256),
                      replace(SMALLER, n_tokens=256, batch=16)):
-            training(report, replace(size, dtype=config.dtype, **shrink))
+            training(report, replace(size, dtype=config.dtype, **shrink), ways)
     if config.only in ("", "sampling"):
         for length, batch, steps in [(16, 2, 4)] if config.tiny else lists(config):
             size = replace(SMALL, dtype=config.dtype, **shrink)

@@ -48,12 +48,14 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def elsewhere(cache, tmp_path, monkeypatch):
-    """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the end of a run."""
+    """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the end of a run; and
+    products are exact again after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
     monkeypatch.setattr(train, "final", lambda learner: None)
     with one_thread():
         yield
+    torch.set_float32_matmul_precision("highest")
 
 
 def fit(out_dir, given=(), **flags):

@@ -109,7 +109,25 @@ def test_attention_is_its_formula_for_every_pattern_and_on_both_paths():
         exact = score.softmax(-1) @ v
         close(attention(q, k, v, mask_mod), exact, 1e-5)
         close(attention(*(a.bfloat16() for a in (q, k, v)), mask_mod).float(), exact, 3e-2)     # bfloat16 has 8 bits
+        try:
+            torch.set_float32_matmul_precision("medium")                     # by products; they may be bfloat16's
+            close(attention(q, k, v, mask_mod), exact, 3e-2)
+        finally:
+            torch.set_float32_matmul_precision("highest")
     assert dense(causal, q, k).sum() == 2 * 3 * 55
+
+
+@pytest.mark.parametrize("precision, length, called", [("highest", 8, True), ("medium", 8, False),
+                                                       ("medium", 1025, True)])
+def test_the_librarys_kernel_is_left_where_products_are_faster(precision, length, called, monkeypatch):
+    """On CPUs in medium precision, up to lengths at which a matrix of scores is too large."""
+    calls, library = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention",
+                        lambda *a, **options: calls.append(1) or library(*a, **options))
+    monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: precision)
+    q, k, v = torch.randn(3, 1, 1, length, 8)
+    close(attention(q, k, v), (q @ k.mT / 8 ** 0.5).softmax(-1) @ v, 1e-5)
+    assert bool(calls) == called
 
 
 def test_under_causal_attention_no_logit_feels_a_later_token():

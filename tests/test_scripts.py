@@ -118,6 +118,13 @@ def test_evaluation_works_with_every_choice_of_every_flag(method, name, choice, 
     assert "bound" in capsys.readouterr().out or choice == "ar" or name == "json" or (method, choice) in REFUSED
 
 
+@pytest.mark.parametrize("module, few", [(sample, {}), (evaluate, dict(draws=1, max_texts=2))])
+def test_the_precision_of_products_is_that_of_the_flag(module, few):
+    for precision in ("medium", "high", "highest"):
+        module.main(module.Config(oracle="mdlm", steps=1, num_samples=2, matmul_precision=precision, **few))
+        assert torch.get_float32_matmul_precision() == precision
+
+
 @pytest.mark.parametrize("module", [sample, evaluate], ids=["sample", "evaluate"])
 def test_every_flag_of_the_sampler_reaches_it(module, capsys):
     """From one seed, each makes other texts than all others do."""

@@ -165,6 +165,15 @@ def test_speed_tells_every_way_with_its_ratio_and_keeps_every_round(no_process, 
     assert "0.25 of plain's" in out and all(row["peak_bytes"] > 0 for row in rows if row["table"] == "training step")
 
 
+def test_the_compiled_step_is_told_where_it_is_asked_for(no_process, monkeypatch, capsys, tmp_path):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda net, **options: compiled.append(options) or net)
+    speed.cpu(bench.Config(command="speed", tiny=True, only="training", compile=True, rounds=1, out_dir=str(tmp_path)))
+    _, rows = told(capsys, tmp_path / "speed.json")
+    assert len(rows) == 5 * 4 and len(compiled) == 5
+    assert [list(row["ratios"]) for row in rows if row["way"].endswith("compiled")] == [["plain"]] * 5
+
+
 def test_the_gpu_run_goes_through_on_a_cpu_in_tiny(no_process, fake_gpu, capsys, tmp_path):
     """With the GPU's clock and counters in place of the CPU's, and compiling: every line but the GPU's own work."""
     config = bench.Config(command="gpu", tiny=True, rounds=1, device="cpu", out_dir=str(tmp_path))
