@@ -31,6 +31,7 @@ import multiprocessing  # noqa: E402
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,6 +134,7 @@ def attempt(root, number):
     """Grade in a child of this process, which has torch already. Its exit code: 0 all passed, 1 some failed, 2 all
     failed, 3 nothing ran."""
     import pytest
+    signal.signal(signal.SIGINT, signal.SIG_IGN)             # Ctrl-C is for who waits
     os.chdir(root)
     sys.path.insert(0, str(root))
     ours = (ROOT, ROOT / "data", ROOT / "tests")             # and not what .venv has, which is below it too
@@ -165,7 +167,10 @@ def prove():
     def outcome(root, number):
         child = fork.Process(target=attempt, args=(root, number))
         child.start()
-        child.join()
+        try:
+            child.join()
+        finally:
+            child.kill()
         return child.exitcode
 
     with tempfile.TemporaryDirectory() as folder:

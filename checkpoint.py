@@ -43,6 +43,7 @@ class Folder:
 
     def __init__(self, out_dir, ours=False):
         self.path, self.waiting, self.ours, self.board = Path(out_dir), [], ours, None
+        self.made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.checkpoint, self.metrics = self.path / "ckpt.pt", self.path / "metrics.jsonl"
         self.lock = FileLock(self.path / ".lock")
         try:
@@ -52,6 +53,14 @@ class Folder:
             raise BadInput(f"another run is writing to {out_dir}: wait for it, or choose another --out_dir") from None
         except OSError as error:
             raise BadInput(f"cannot write to {out_dir} ({error.strerror}): choose another --out_dir") from None
+
+    def leave(self):
+        """Nothing came of it: a folder that was made for it goes again."""
+        self.lock.release()
+        with contextlib.suppress(OSError):                   # where something else is in it, it stays
+            for path in self.made:
+                (path / ".lock").unlink(missing_ok=True)
+                path.rmdir()
 
     def save(self, state):
         """Replace ckpt.pt by `state`, or leave the old file as it is and raise."""
@@ -66,7 +75,8 @@ class Folder:
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             reason = getattr(error, "strerror", None) or "the disk took only part of it"
-            rest = "what was saved before is whole" + (": go on with --init_from resume" if self.ours else "")
+            rest = f": go on with --init_from resume --out_dir {self.path}" if self.ours else ""
+            rest = "what was saved before is whole" + rest
             raise BadInput(f"cannot save to {self.checkpoint} ({reason}): free some space; {rest}") from None
         self.ours = True
         self.log()
@@ -91,7 +101,7 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.truncate(self.metrics, size)              # no half line
             raise BadInput(f"cannot write to {self.metrics} ({error.strerror}): free some space; {self.checkpoint} is "
-                           f"whole: go on with --init_from resume") from None
+                           f"whole: go on with --init_from resume --out_dir {self.path}") from None
         for values in self.waiting if self.board else []:
             self.board(**values)
         self.waiting = []
@@ -126,7 +136,8 @@ def load(out_dir, device="cpu"):
     path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
     if not path.exists():
         near = difflib.get_close_matches(str(out_dir), hub.TABLE, 1, 0.75)
-        raise BadInput(f"there is no checkpoint {path}: train one first (python train.py --out_dir {path.parent})"
+        how = "" if path.parent == Path("out/python-mdlm") else ", with its --out_dir, --data and --method"
+        raise BadInput(f"there is no checkpoint {path}: train one first (python train.py{how})"
                        + (f"; or did you mean the published {near[0]}?" if near else ""))
     try:
         with zipfile.ZipFile(path) as archive:               # torch.save writes zips; the rest torch would unpickle

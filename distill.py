@@ -233,7 +233,8 @@ def prepare(settings, given):
     if resumes:
         state = checkpoint.load(settings.out_dir)
         if "distilled" not in state:
-            raise BadInput(f"{settings.out_dir} is no run of distill.py: go on with train.py --init_from resume")
+            raise BadInput(f"{settings.out_dir} is no run of distill.py: go on with train.py --init_from resume "
+                           f"--out_dir {settings.out_dir}")
         settings = resumed(settings, given, state)
     teacher = state or checkpoint.load(settings.teacher)
     if not teacher["config"]["data"]:

@@ -33,7 +33,7 @@ class Config(Sampling):
     split: str = flag("val", "which text; the papers' tables have either", choices=["val", "test"])
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
-    batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds", least=0)
+    batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds, 64 at most (GPU: 512)", least=0)
     num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
     judge: str = flag("", "rates the samples: an ar checkpoint of the same tokens, or a model of transformers")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, in the eyes of a --judge of transformers")
@@ -229,11 +229,14 @@ def more(model, config, device):
 
 def judged(config, model, device):
     """The judge, or None; BadInput if what it is to do cannot be done here."""
+    needs = "--mauve needs a --judge of transformers, such as gpt2-large, to look at texts"
+    if config.mauve and not config.judge:
+        raise BadInput(needs)
+    if config.mauve and find_spec("mauve") is None:          # before gigabytes are downloaded
+        raise BadInput("--mauve needs a package that is not here: pip install mauve-text")
     judge = judge_of(config.judge, model, device)
     if config.mauve and not hasattr(judge, "states"):
-        raise BadInput("--mauve needs a --judge of transformers, such as gpt2-large, to look at texts")
-    if config.mauve and find_spec("mauve") is None:
-        raise BadInput("--mauve needs a package that is not here: pip install mauve-text")
+        raise BadInput(needs)
     return judge
 
 

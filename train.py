@@ -169,7 +169,8 @@ def resumed(config, given):
                        f"--init_from {config.out_dir} and another --out_dir")
     checkpoint.assemble(state, config.out_dir)               # or BadInput, if its parts do not fit each other
     if "distilled" in state:
-        raise BadInput(f"{config.out_dir} is a run of distill.py: go on with distill.py --init_from resume")
+        raise BadInput(f"{config.out_dir} is a run of distill.py: go on with distill.py --init_from resume "
+                       f"--out_dir {config.out_dir}")
     old = {f.name: state["config"].get(f.name, f.default) for f in fields(Config)}
     for name in given:
         if name in SHAPE and getattr(config, name) != old[name]:
@@ -252,6 +253,19 @@ def equip(config, state, make, teacher=None):
     elif config.attention not in ("auto", "sdpa"):
         raise BadInput(f"--attention {config.attention} needs the file kernels.py, which is not here")
     folder = checkpoint.Folder(config.out_dir, bool(state)) if parallel.RANK == 0 else None
+    try:
+        learner = on_text(config, state, make, teacher, device)
+    except BadInput:
+        if folder:
+            folder.leave()
+        raise
+    if state:
+        learner.load(state)
+    return learner, folder, state["step"] if state else 0
+
+
+def on_text(config, state, make, teacher, device):
+    """What learns, with its text, in all processes."""
     corpus = text.load(config.data, config.block_size, checkpoint.tokens_of(config, state or teacher),
                        config.vocab_size, sft=config.sft)
     if config.method == "genmd4" and getattr(corpus, "layout", "") == "rows":
@@ -262,16 +276,13 @@ def equip(config, state, make, teacher=None):
                        f"text (or the Python) of then, or start anew with another --out_dir")
     parallel.start(device)
     dtype = parallel.agree(checkpoint.dtype_of(config.dtype, device))
-    learner = make(replace(config, dtype=dtype), corpus, device)             # saved: a resumed run does not choose
-    if state:
-        learner.load(state)
-    return learner, folder, state["step"] if state else 0
+    return make(replace(config, dtype=dtype), corpus, device)                # saved: a resumed run does not choose
 
 
 def lost(error, saved, out_dir):
     """What failed in the middle of a run, and what is safe, in one line."""
     where = f": {error.filename}" if error.filename else ""
-    rest = f"step {saved} is saved in {out_dir}, go on with --init_from resume" if saved else "nothing was saved yet"
+    rest = f"step {saved} is saved in {out_dir}, go on with --init_from resume --out_dir {out_dir}" if saved else "nothing was saved yet"
     return f"{error.strerror or error}{where}; {rest}"
 
 
@@ -300,7 +311,8 @@ def run(learner, folder, first, report, final):
             raise BadInput(lost(error, stop.saved, learner.config.out_dir)) from None
         parallel.stop()
     if folder and stop.asked:
-        print(f"stopped: step {stop.saved} is saved in {learner.config.out_dir}, go on with --init_from resume"
+        out_dir = learner.config.out_dir
+        print(f"stopped: step {stop.saved} is saved in {out_dir}, go on with --init_from resume --out_dir {out_dir}"
               if stop.saved else "stopped before the first step: nothing to save")
     if folder:
         folder.lock.release()

@@ -8,7 +8,7 @@ Claim: PGM samples at least 5 times as fast as MDLM (arXiv:2505.18883). As fast 
 Three samplers of the same forward process, in equally many steps, through networks of the same width and depth with
 random weights (speed does not depend on what they say):
 
-    plain   mdlm as its public code samples: at every step head, float64 softmax and Gumbel race at all positions
+    plain   mdlm, dense (lean in plain.py): at every step head, float64 softmax and Gumbel race at all positions
     ours    mdlm of masked.py: first choose which masks open, then run head and draw there ("select, then score")
     pgm     partition.py: the same choice; tokens that do not exist are not encoded, positions not drawn not decoded
 

@@ -12,6 +12,7 @@ child of this process that has torch already, with so many seconds to answer: a 
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ def copy(folder, file, right, wrong):
 def attempt(folder, tests):
     """Run the tests of a copy; the exit code is pytest's."""
     import pytest
+    signal.signal(signal.SIGINT, signal.SIG_IGN)             # Ctrl-C is for who waits
     os.chdir(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(folder))
@@ -96,4 +98,9 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(130)                                        # and no word of the threads that waited for them

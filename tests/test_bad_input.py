@@ -101,7 +101,7 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(argv, says, capsy
     Path("latin1.txt").write_bytes("Übermut tut selten gut. ".encode("latin-1") * 99)
     Path("poem.txt").write_text("a rose is a rose is a rose\n" * 99)
     assert says in complaint(train, *argv, capsys=capsys)
-    assert not list(Path("out").glob("*/*.pt"))
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("name, value", [("n_embd", 32), ("method", "ar"), ("data", "names"), ("seed", 3),

@@ -185,7 +185,7 @@ def failing(monkeypatch, at, error):
     monkeypatch.setattr(train.Learner, "step", fail)
 
 
-@pytest.mark.parametrize("at, safe", [(3, "step 2 is saved in out, go on with --init_from resume"),
+@pytest.mark.parametrize("at, safe", [(3, "step 2 is saved in out, go on with --init_from resume --out_dir out"),
                                       (1, "nothing was saved yet")])
 def test_a_loader_that_fails_midway_is_named_with_what_is_safe(at, safe, monkeypatch, capsys):
     failing(monkeypatch, at, OSError(5, "Input/output error", "shard-7.bin"))

@@ -35,7 +35,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(method, number
         interrupt(patch, 5, number)
         stopped = fit("parts", **flags)
     assert stopped["step"] == 6
-    assert "step 6 is saved in parts, go on with --init_from resume" in capsys.readouterr().out
+    assert "step 6 is saved in parts, go on with --init_from resume --out_dir parts" in capsys.readouterr().out
     assert_same(whole, fit("parts", init_from="resume"))
     assert metrics("parts", "val_bound").items() >= metrics("whole", "val_bound").items()
     assert list(metrics("parts")) == [1, 2, 4, 6, 7, 8, 9] and metrics("parts")[8] != metrics("parts")[9]
@@ -166,7 +166,7 @@ def test_a_run_without_a_terminal_shows_progress_at_once_and_ctrl_c_saves_it():
     out, err = process.communicate(timeout=30)
     step = checkpoint.load("out")["step"]
     assert process.returncode == 0 and err == ""
-    assert f"stopped: step {step} is saved in out, go on with --init_from resume\n" in out
+    assert f"stopped: step {step} is saved in out, go on with --init_from resume --out_dir out\n" in out
 
 
 def test_ctrl_c_while_torch_loads_leaves_without_a_traceback():
