@@ -33,7 +33,8 @@ class Config(Sampling):
     split: str = flag("val", "which text; the papers' tables have either", choices=["val", "test"])
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)        # one has no standard error
-    batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds, 64 at most (GPU: 512)", least=0)
+    batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds, 64 at most (GPU: 512)",
+                           least=0)
     num_samples: int = flag(64, "samples to judge, or questions to ask; 0 for none", least=0, chat=1000)
     judge: str = flag("", "rates the samples: an ar checkpoint of the same tokens, or a model of transformers")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, in the eyes of a --judge of transformers")

@@ -282,8 +282,12 @@ def on_text(config, state, make, teacher, device):
 def lost(error, saved, out_dir):
     """What failed in the middle of a run, and what is safe, in one line."""
     where = f": {error.filename}" if error.filename else ""
-    rest = f"step {saved} is saved in {out_dir}, go on with --init_from resume --out_dir {out_dir}" if saved else "nothing was saved yet"
+    rest = kept_in(out_dir, saved) if saved else "nothing was saved yet"
     return f"{error.strerror or error}{where}; {rest}"
+
+
+def kept_in(out_dir, step):
+    return f"step {step} is saved in {out_dir}, go on with --init_from resume --out_dir {out_dir}"
 
 
 def run(learner, folder, first, report, final):
@@ -311,9 +315,8 @@ def run(learner, folder, first, report, final):
             raise BadInput(lost(error, stop.saved, learner.config.out_dir)) from None
         parallel.stop()
     if folder and stop.asked:
-        out_dir = learner.config.out_dir
-        print(f"stopped: step {stop.saved} is saved in {out_dir}, go on with --init_from resume --out_dir {out_dir}"
-              if stop.saved else "stopped before the first step: nothing to save")
+        print(f"stopped: {kept_in(learner.config.out_dir, stop.saved)}" if stop.saved else
+              "stopped before the first step: nothing to save")
     if folder:
         folder.lock.release()
 

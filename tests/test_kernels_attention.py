@@ -142,7 +142,8 @@ def test_without_the_optional_files_the_numbers_are_the_same(tmp_path):
             shutil.copy(path, tmp_path)
     for folder in ("data", "claims"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("cache", "__pycache__"))
-    code = "import torch; torch.set_num_threads(1)" + LOSS + "import train, bench; print(train.kernels, bench.speed.cases, numbers)"
+    last = "import train, bench; print(train.kernels, bench.speed.cases, numbers)"
+    code = "import torch; torch.set_num_threads(1)" + LOSS + last
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     here = {}
     exec(LOSS, here)
