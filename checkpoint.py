@@ -193,7 +193,8 @@ def dtype_of(name, device):
         return name
     if device.type == "cpu":
         return "bfloat16" if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else "float32"
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    since_2020 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8      # no emulation
+    return "bfloat16" if since_2020 else "float32"
 
 
 def network(config, method, n_classes=0):

@@ -72,14 +72,16 @@ def draw(h, weight, bias, temperature=1.0, of=None):
     ids, K = torch.empty(N, dtype=torch.long, device=h.device), min(64, triton.next_power_of_2(D))
     if not N:
         return ids, ids.double()
-    tile_sums[(tiles, triton.cdiv(N, ROWS))](h, weight, bias, top, total, plain, N, V, tiles, 1 / temperature, D, ROWS,
-                                            TILE, max(16, K), EXACT=h.dtype == torch.float32)
+    with torch.cuda.device_of(h):                            # the GPU of the tensors may not be the current one
+        tile_sums[(tiles, triton.cdiv(N, ROWS))](h, weight, bias, top, total, plain, N, V, tiles, 1 / temperature, D,
+                                                ROWS, TILE, max(16, K), EXACT=h.dtype == torch.float32)
     top = (top - (highest := top.amax(-1, keepdim=True))).double()                                  # (N, tiles)
     mass = (top / temperature).exp() * total                                                        # (N, tiles)
     cdf, u = mass.cumsum(-1), torch.rand(2, N, 1, dtype=torch.float64, device=h.device)             # (N, tiles)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())                                        # (N, 1)
     tile = torch.searchsorted(cdf, u[0] * cdf[:, -1:], right=True).minimum(last)[:, 0]              # (N,)
-    symbol_of[(N,)](h, weight, bias, tile, u[1, :, 0].contiguous(), ids, V, 1 / temperature, D, TILE, max(16, K))
+    with torch.cuda.device_of(h):
+        symbol_of[(N,)](h, weight, bias, tile, u[1, :, 0].contiguous(), ids, V, 1 / temperature, D, TILE, max(16, K))
     sums = cdf[:, -1]                                                                               # (N,)
     if of is None:
         of, temperature, sums = ids, 1.0, (top.exp() * plain).sum(-1)                               # (N,), (), (N,)

@@ -40,6 +40,7 @@ class Operator:
         self.V, self.nodes = V, torch.arange(-10, 43, 1 / 16, dtype=torch.float64)                  # (n,)
         log_rest = (V - 1) * torch.special.log_ndtr(self.nodes)                                     # (n,) Phi^(V-1)
         self.rest = log_rest.exp() / 16 / math.sqrt(2 * math.pi)                                    # (n,) phi's factor
+        self.on = {}                                         # device -> both there: a copy waits for the GPU
 
     def alpha(self, gamma):
         """T(gamma), in float64. -> same shape"""
@@ -51,7 +52,9 @@ class Operator:
 
     def integrals(self, gamma):
         mu = (-gamma.double().clamp(self.LEAST, self.MOST) / 2).exp()[..., None]                    # (..., 1)
-        nodes, rest = self.nodes.to(mu.device), self.rest.to(mu.device)                             # (n,)
+        if mu.device not in self.on:
+            self.on[mu.device] = self.nodes.to(mu.device), self.rest.to(mu.device)
+        nodes, rest = self.on[mu.device]                                                            # (n,) each
         density = (-0.5 * (nodes - mu) ** 2).exp() * rest                                           # (..., n)
         p, dp = density.sum(-1), ((nodes - mu) * density).sum(-1)                                   # (...)
         return (self.V * p - 1) / (self.V - 1), self.V / (self.V - 1) * dp * -mu[..., 0] / 2        # (...)
@@ -194,6 +197,6 @@ def given_clean(soft, x, frozen):
     """Frozen tokens shown as they are. soft: a sparse pair, or weights (B, L, V). -> the same"""
     if isinstance(soft, tuple):
         ids, weights = soft
-        first = F.one_hot(torch.tensor(0), ids.shape[-1]).to(x.device)                              # (k,)
+        first = F.one_hot(torch.zeros((), dtype=torch.long, device=x.device), ids.shape[-1])        # (k,)
         return torch.where(frozen[..., None], x[..., None], ids), torch.where(frozen[..., None], first, weights)
     return torch.where(frozen[..., None], F.one_hot(x, soft.shape[-1]).to(soft.dtype), soft)        # (B, L, V)

@@ -241,7 +241,8 @@ def blocks(head_size, dtype, device):
         return ((128, 64, 4, 1),) * 3
     small = torch.cuda.get_device_properties(device).shared_memory_per_block_optin < 200_000
     if dtype == torch.float32:
-        return ((32, 32, 4, 1),) * 3 if small else ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2))
+        wide = (32, 32, 8, 2) if head_size <= 64 else (32, 16, 4, 2)         # larger ones spill
+        return ((32, 32, 4, 1),) * 3 if small else (wide, wide, (32, 32, 8, 2))
     if small:
         return ((64, 32, 4, 2),) * 3
     if head_size <= 64:

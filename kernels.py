@@ -4,6 +4,8 @@ Fast forms, each beside its plain one. Optional: without this file everything wo
 import functools
 import importlib.util
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from functools import partial
 
@@ -53,8 +55,10 @@ def way(q, v, mask_mod, dropout, first, causal):
     if chosen == "triton":
         here = v.is_cuda or flash.INTERPRET
         return "triton" if here and v.dtype in flash.DTYPES and v.shape[3] in flash.HEADS else "sdpa"
-    if mask_mod is None or chosen == "flex":
-        return "sdpa" if mask_mod is None else "flex"
+    if mask_mod is None or v.shape[3] < 16:                  # flex takes no smaller heads
+        return "sdpa"
+    if chosen == "flex":
+        return "flex"
     square = mask_mod is causal and first == 0 and q.shape[2] == v.shape[2]      # a library kernel knows this one
     pays = v.is_cuda and lasts and q.shape[2] >= 128 and torch.is_grad_enabled()
     return "flex" if pays and not square else "sdpa"
@@ -223,12 +227,26 @@ def draw(h, weight, bias, law, draw_from, n_tokens, of=None):
     """draw_from(law, logits of h (N, D), of), see diffusion.py. -> ids (N,), p (N,) float64. In chunks of rows; on a
     GPU, where the law is a softmax at some temperature, by the kernels of draw.py."""
     temperature = temperature_of(law)
-    if h.is_cuda and temperature and importlib.util.find_spec("triton"):
-        from draw import draw as in_tiles
+    if h.is_cuda and temperature and (in_tiles := draw_in_tiles(h.device)):
+        h = h.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else h      # as the head would
         return in_tiles(h, weight[:n_tokens], bias[:n_tokens], temperature, of)                     # (N,), (N,)
     drawn = [draw_plain(h[rows], weight, bias, law, draw_from, n_tokens, None if of is None else of[rows])
              for rows in parts(len(h), n_tokens, h.device)]
     return tuple(torch.cat(part) for part in zip(*drawn))
+
+
+@functools.lru_cache
+def draw_in_tiles(device):
+    """draw.py's draw, or None, said once, where Triton cannot build it: it asks for a C compiler and Python.h."""
+    if not importlib.util.find_spec("triton"):
+        return None
+    from draw import draw as in_tiles
+    try:
+        in_tiles(torch.zeros(1, 16, device=device), torch.zeros(1, 16, device=device), torch.zeros(1, device=device))
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        print(f"draws go without Triton, which is not able to build its kernels here: {error}", file=sys.stderr)
+        return None
+    return in_tiles
 
 
 def draw_plain(h, weight, bias, law, draw_from, n_tokens, of=None):

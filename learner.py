@@ -24,10 +24,13 @@ from optim import learning_rate, make_optimizers
 from positions import compiled, like
 
 
+GRAPHS = "reduce-overhead", "max-autotune"                   # modes of torch.compile that record CUDA graphs
+
+
 def per_token(nats, frozen, counted=None):
     """The mean over texts of nats per token that is not given; or over all tokens that count. nats (B, L) -> ()"""
     if counted is not None:
-        return nats[counted].mean()                                                                     # ()
+        return torch.where(counted, nats, 0).sum() / counted.sum()                                      # ()
     return nats.mean() if frozen is None else (nats.sum(-1) / (~frozen).sum(-1).clamp(min=1)).mean()    # ()
 
 
@@ -97,6 +100,8 @@ class Learner:
                     nats = self.objective.loss(self.told(label, config.label_dropout), x, frozen)       # (B, L)
                     loss = per_token(nats, frozen, counted_in(self.corpus, x)) / len(micros)            # ()
                 loss.backward()                              # and takes the mean over processes
+            if micro != micros[-1] and config.compile in GRAPHS:
+                self.own_gradients()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         norm = parallel.whole(norm)                                                                     # ()
@@ -108,6 +113,11 @@ class Learner:
         decay = min(config.ema, (1 + step) / (10 + step)) if step else 0.0       # a short memory at first
         torch._foreach_lerp_([*self.average.parameters()], [p.detach() for p in self.model.parameters()], 1 - decay)
         return torch.stack([total, norm])                                                               # (2,)
+
+    def own_gradients(self):
+        """CUDA graphs write each gradient to the same place: what the next micro-batch adds to is a copy of it."""
+        for p in self.model.parameters():
+            p.grad = None if p.grad is None else p.grad.clone()
 
     def seed(self, number):
         """Of a micro-batch: its text is drawn from 2 n + 1, all else from 2 n."""

@@ -63,7 +63,9 @@ def nats_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None,
     chosen, worth = select(at, share) if static else (at, None)                                     # (K,) or (B, L)
     pick = lambda a: a.expand(at.shape).flatten()[chosen] if static else a.expand(at.shape)[at]     # (N,)
     facts = [pick(a) for a in facts]
-    scale = None if weight is None else pick(torch.as_tensor(weight, device=at.device))             # (N,)
+    number = weight is not None and not torch.is_tensor(weight)          # a number that is copied waits for the GPU
+    weight = torch.full((), weight, device=at.device) if number else weight                         # ()
+    scale = None if weight is None else pick(weight)                                                # (N,)
     if static:                                               # what counts nothing may weigh inf or nan: 0/0 near t = 0
         scale = worth if scale is None else torch.where(worth > 0, scale * worth, 0)                # (N,)
     if fast := fast_form(denoiser, rule, promised=weight is not None):

@@ -305,7 +305,7 @@ def gpu(config):
     """python bench.py gpu"""
     device = device_of("cuda" if config.device == "auto" else config.device)         # or one clear line
     if device.type == "cuda":
-        torch.cuda.set_device(device)                    # cuda:1 too: events and peaks are those of the current one
+        torch.cuda.set_device(device.index or 0)         # events and peaks are those of the current one
     report, shrink = Report(config, device), TINY if config.tiny else {}
     size = replace(LARGE, device=device.type, **shrink)
     if config.only in ("", "training"):

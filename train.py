@@ -110,7 +110,7 @@ import hub
 import parallel
 from data import BadInput, text, tokenizer
 from interrupt import Stop, look
-from learner import Learner
+from learner import GRAPHS, Learner
 from methods import METHODS
 from model import kernels
 from optim import learning_rate
@@ -206,6 +206,9 @@ def check(config):
     if config.gradient_accumulation_steps % parallel.WORLD:
         raise BadInput(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} cannot be shared by "
                        f"{parallel.WORLD} processes: give a multiple of {parallel.WORLD}")
+    if config.compile in GRAPHS and config.method in ("sedd", "genmd4", "d3pm"):
+        raise BadInput(f"--compile {config.compile} holds steps of one shape, and {config.method} scores as many "
+                       f"positions as are masked: take --compile, or leave it out")
     if config.shard and (parallel.WORLD == 1 or config.method == "genmd4"):
         raise BadInput("--shard cannot spread genmd4, whose schedule is read outside of the network: leave it out"
                        if config.method == "genmd4" else

@@ -92,7 +92,7 @@ def error(run, q, k, v, do, mask_mod, rotary=None):
     s = turned[0] @ turned[1].mT * q.shape[-1] ** -0.5                                              # (1, H, L, L)
     s = s if mask_mod is None else s.masked_fill(~dense(mask_mod, s, s), -float("inf"))             # (1, H, L, L)
     wanted = s.softmax(-1) @ exact[2]                                                               # (1, H, L, d)
-    ours = o, *torch.autograd.grad(o, first, do[:1])
+    ours = o, *torch.autograd.grad(o, first, do[:1], retain_graph=True)          # as `race`, which compiles no other
     theirs = wanted, *torch.autograd.grad(wanted, exact, do[:1].double())
     return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(ours, theirs))
 

@@ -96,6 +96,19 @@ print("exact")
 """
 
 
+def test_where_triton_builds_no_kernel_draws_go_without_it_and_say_so_once(monkeypatch, capsys):
+    pytest.importorskip("triton")
+    import draw
+    kernels.draw_in_tiles.cache_clear()
+    monkeypatch.setattr(draw, "draw", lambda *a: (_ for _ in ()).throw(RuntimeError("Failed to find C compiler")))
+    assert kernels.draw_in_tiles(torch.device("cpu")) is None and kernels.draw_in_tiles(torch.device("cpu")) is None
+    assert capsys.readouterr().err.count("Failed to find C compiler") == 1
+    monkeypatch.undo()
+    kernels.draw_in_tiles.cache_clear()
+    assert kernels.draw_in_tiles(torch.device("cpu")) is draw.draw
+    kernels.draw_in_tiles.cache_clear()
+
+
 def test_the_triton_kernels_draw_the_law_and_see_its_tails():
     """Interpreted, in a process of its own: Triton asks for that when it is imported."""
     pytest.importorskip("triton")

@@ -10,6 +10,7 @@ from runs import TINY, cache, complaint, elsewhere, fit, tiny  # noqa: F401
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import checkpoint
 import optim
 import train
 from claims.recipe import Recipe
@@ -239,6 +240,41 @@ def test_opposite_masks_cover_every_token_once(monkeypatch):
     (z, t), masked = seen[0], seen[0][0] == each.process.mask                                           # (6, 40)
     assert (masked[:3] ^ masked[3:]).all() and torch.equal(t[:3], 1 - t[3:])
     assert 0 < masked[:3].float().mean() < 1 and z.shape == (6, 40)
+
+
+def test_gradients_of_a_cuda_graph_are_copied_before_the_next_micro_batch_writes_over_them(monkeypatch):
+    """A network stands for the compiled one whose gradients are gone as soon as it is called again."""
+    flags = dict(gradient_accumulation_steps=3, max_iters=3)
+    expected, calls, lent = fit("plain", **flags), [], []
+
+    def graphed(net, **options):
+        def hand_over(p):
+            if len(calls) % 3 == 1:                          # the gradient is that of the graph, not a sum with it
+                lent.append(p.grad)
+
+        def forward(*a, **layout):
+            if len(calls) % 3:                               # from step to step the optimizer had them all
+                for g in lent:
+                    g.fill_(math.nan)
+            calls.append(lent.clear())
+            return net(*a, **layout)
+        for p in net.parameters():
+            p.register_post_accumulate_grad_hook(hand_over)
+        return forward
+
+    monkeypatch.setattr(torch, "compile", graphed)
+    monkeypatch.setattr(Learner, "bound", lambda *a, **options: (0.0, 0.0))
+    found = fit("graphs", compile="reduce-overhead", **flags)
+    assert len(calls) == 9
+    for name, p in expected["model"].items():
+        assert found["model"][name].isfinite().all() and p.shape == found["model"][name].shape, name
+
+
+@pytest.mark.parametrize("capability, dtype", [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_gpus_that_only_emulate_bfloat16_take_float32(capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert checkpoint.dtype_of("auto", torch.device("cuda:1")) == dtype
 
 
 def test_shards_need_processes_and_a_schedule_inside_the_network(capsys):

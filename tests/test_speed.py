@@ -188,6 +188,17 @@ def test_the_gpu_run_goes_through_on_a_cpu_in_tiny(no_process, fake_gpu, capsys,
     assert [row["seconds"] for row in report.rows] == [[0.002]] * 2
 
 
+@pytest.mark.parametrize("name, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_the_current_gpu_is_the_one_that_is_asked_for(name, index, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(speed, "device_of", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(speed, "Report", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        speed.gpu(bench.Config(command="gpu", device=name))
+    assert chosen == [index]
+
+
 def test_without_a_gpu_the_gpu_run_ends_in_one_line(monkeypatch, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
