@@ -5,7 +5,8 @@ Speed and memory, as ratios: several ways to do the same, in turn, on the machin
     python bench.py speed --only sampling --batches 1,8 --steps 8,32
     python bench.py speed --dtype bfloat16               matrix products in bfloat16, on all sides
     python bench.py speed --only training --compile      our step through torch.compile, too: a minute each to compile
-    python bench.py gpu                                  one GPU of the size of an H200, under ten minutes
+    python bench.py gpu                                  one GPU of the size of an H200; about ten minutes, in parts
+                                                         by --only training, sampling, kernels
     python bench.py gpu --tiny --device cpu              does it run? tiny networks, and no word on speed
 
 A round times each way once, one after the other, so that what else the machine does meets all of them; ratios are
@@ -72,6 +73,7 @@ class Size:
 
 SMALL, SMALLER = Size(6, 6, 384), Size(4, 4, 128)
 LARGE = Size(12, 12, 768, length=1024, batch=32, dtype="bfloat16", compile=True, device="cuda")
+GPU_TABLES = ((16, 1024, "mdlm,udlm"), (16, 128, "ar,pgm,bd3lm"), (1, 128, ""))          # batch, steps, methods
 TINY = dict(n_layer=2, n_head=2, n_embd=16, n_tokens=50, length=16, batch=2, compile=False)
 
 
@@ -243,12 +245,12 @@ def training(report, size, names):
     report.table("training step", size, ways, {name: ["plain"] for name in names[1:]}, size.batch * size.length, more)
 
 
-def sampling(report, size, steps):
-    """Whole texts from nothing, by --methods or by all."""
-    wanted = [name for name in report.config.methods.split(",") if name] or [""]
+def sampling(report, size, steps, methods):
+    """Whole texts from nothing, by these methods or by all."""
+    wanted = [name for name in methods.split(",") if name] or [""]
     ways = {name: way for name, way in samplers(size, steps).items() if name.startswith(tuple(wanted))}
     if not ways:
-        raise BadInput(f"--methods {report.config.methods}: of mdlm, udlm, ar, pgm and bd3lm, with commas between")
+        raise BadInput(f"--methods {methods}: of mdlm, udlm, ar, pgm and bd3lm, with commas between")
     against = {name: [other for other in (f"{name}, plain", f"{name}, lean") if other in ways] for name in ways}
     against |= {name: ["ar"] for name in ways if name.startswith(("pgm", "bd3lm")) and "ar" in ways}
     with torch.autocast(size.device, torch.bfloat16, enabled=size.dtype == "bfloat16"):    # rounds all weights once
@@ -293,7 +295,7 @@ def cpu(config):
     if config.only in ("", "sampling"):
         for length, batch, steps in [(16, 2, 4)] if config.tiny else lists(config):
             size = replace(SMALL, dtype=config.dtype, **shrink)
-            sampling(report, replace(size, length=length, batch=batch), steps)
+            sampling(report, replace(size, length=length, batch=batch), steps, config.methods)
     if config.only in ("", "kernels"):
         kernels(report)
     torch.set_num_threads(threads)
@@ -311,8 +313,9 @@ def gpu(config):
     if config.only in ("", "training"):
         training(report, size, ("plain", "ours"))
     if config.only in ("", "sampling"):
-        for batch, steps in ((2, 4), (1, 4)) if config.tiny else ((16, 1024), (1, 128)):
-            sampling(report, replace(size, batch=batch, compile=False), steps)
+        for batch, steps, methods in GPU_TABLES:
+            batch, steps = (2, 4) if config.tiny else (batch, steps)
+            sampling(report, replace(size, batch=batch, compile=False), steps, config.methods or methods)
     if config.only in ("", "kernels"):
         kernels(report)
     print(f"\nevery round: {report.path}")

@@ -37,7 +37,7 @@ def test_auto_leaves_full_and_causal_to_the_library_and_skips_tiles_only_in_trai
     assert who(BLOCKS, cuda=False) == who(BLOCKS, grad=False) == who(BLOCKS, dropout=0.1) == "sdpa"
     assert who(lambda b, h, query, key: query != key) == "sdpa"          # made anew in each call: not worth a look
     assert who(block_causal(4, 64), 4, 128, first=124) == "sdpa"         # a few new tokens have nothing to skip
-    assert who(BLOCKS, head_size=16) == "flex" and who(BLOCKS, head_size=8) == "sdpa"        # flex takes no smaller heads
+    assert who(BLOCKS, head_size=16) == "flex" and who(BLOCKS, head_size=8) == "sdpa"    # flex takes no smaller ones
 
 
 def test_triton_takes_what_it_can_and_leaves_the_rest_to_the_plain_form(monkeypatch):

@@ -179,7 +179,7 @@ def test_the_gpu_run_goes_through_on_a_cpu_in_tiny(no_process, fake_gpu, capsys,
     config = bench.Config(command="gpu", tiny=True, rounds=1, device="cpu", out_dir=str(tmp_path))
     speed.gpu(config)
     out, rows = told(capsys, tmp_path / "gpu.json")
-    assert len(rows) == 2 + 10 + 10 + KERNELS and "bfloat16" in out
+    assert len(rows) == 2 + (6 + 4 + 10) + KERNELS and "bfloat16" in out
     report = speed.Report(config, SimpleNamespace(type="cuda"))
     size = speed.replace(speed.LARGE, device="cpu", **{**speed.TINY, "compile": True})
     speed.training(report, size, ("plain", "ours"))
