@@ -39,6 +39,7 @@ import plain
 import train
 from checkpoint import device_of, keep_memory
 from data import BadInput
+from diffusion import corrupt
 from learner import Learner
 from measure import cost, hardware, high_water, numbers, paired, ratio
 from methods import make_method
@@ -146,7 +147,9 @@ def samplers(size, steps):
         return lambda: generate(method, network, size.batch, size.length, steps, device=size.device)
 
     def dense(step, method, network):
-        z = method.prior((size.batch, size.length), size.device)                                        # (B, L)
+        x = torch.randint(size.n_tokens, (size.batch, size.length), device=size.device)                 # (B, L)
+        half = torch.full((size.batch, 1), 0.5, device=size.device)                                     # (B, 1)
+        z = corrupt(method.process, x, half)   # (B, L) half way, where a step costs its mean
         def do():
             for k in range(FEW):
                 step(method.process, network, z, 0.5 - 0.5 / steps, 0.5)
