@@ -241,8 +241,10 @@ def draw_in_tiles(device):
     if not importlib.util.find_spec("triton"):
         return None
     from draw import draw as in_tiles
+    nothing = torch.zeros(1, 16, device=device)                                                     # (1, 16)
     try:
-        in_tiles(torch.zeros(1, 16, device=device), torch.zeros(1, 16, device=device), torch.zeros(1, device=device))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):   # what follows draws as if it were not
+            in_tiles(nothing, nothing, nothing[0, :1])
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         print(f"draws go without Triton, which is not able to build its kernels here: {error}", file=sys.stderr)
         return None

@@ -256,4 +256,17 @@ MUTANTS = [
      "due = stopping or done % config.eval_interval == 0", "test_loops test_resume", "the last step is not saved"),
     ("train.py", "if name in SHAPE and getattr(config, name) != old[name]:", "if False:", "test_bad_input test_resume",
      "a run goes on with another network"),
+
+    # ---- speed
+    ("learner.py", "                self.own_gradients()", "                pass", "test_loops",
+     "micro-batches add to a gradient that a CUDA graph has written over"),
+    ("model.py", "if v.is_cpu and k.shape[2] <= 1024 and", "if v.is_cpu and", "test_model",
+     "all scores of a long text in memory"),
+    ("kernels.py", "if mask_mod is None or v.shape[3] < 16:", "if mask_mod is None:", "test_kernels_attention",
+     "FlexAttention is given heads that it does not take"),
+    ("plain.py", "    law[clean] = carried\n", "", "test_speed", "the plain sampler masks what is text"),
+    ("plain.py", "(1 - alpha_t / alpha_s) * (1 - alpha_s) / V", "(1 - alpha_t / alpha_s) / V", "test_speed",
+     "the plain uniform sampler with the noise of t"),
+    ("checkpoint.py", "                path.rmdir()", "                pass", "test_bad_input",
+     "a folder that nothing came of stays"),
 ]

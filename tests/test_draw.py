@@ -105,7 +105,9 @@ def test_where_triton_builds_no_kernel_draws_go_without_it_and_say_so_once(monke
     assert capsys.readouterr().err.count("Failed to find C compiler") == 1
     monkeypatch.undo()
     kernels.draw_in_tiles.cache_clear()
+    torch.manual_seed(0)
     assert kernels.draw_in_tiles(torch.device("cpu")) is draw.draw
+    assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(0))      # and nothing is drawn
     kernels.draw_in_tiles.cache_clear()
 
 
