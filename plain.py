@@ -107,6 +107,10 @@ def uniform_step(process, network, z, s, t):
     return race(law)                                                                                # (B, L)
 
 
+def lean_race(p):
+    return (p / -torch.rand_like(p).log()).argmax(-1)                                               # (...)
+
+
 @torch.no_grad()
 def lean_masked_step(process, network, z, s, t, rows=None):
     """The same law in fewer passes. rows: so many positions at a time, which bounds its memory. (B, L) -> (B, L)"""
@@ -115,7 +119,7 @@ def lean_masked_step(process, network, z, s, t, rows=None):
     for part in log_x_theta.flatten(0, 1).split(rows or z.numel()):
         p = part.double().exp() * ((t - s) / t)                                                     # (rows, V)
         p[:, process.mask] = s / t
-        drawn.append((p / -torch.rand_like(p).log()).argmax(-1))                                    # (rows,)
+        drawn.append(lean_race(p))                                                                  # (rows,)
     return torch.where(z == process.mask, torch.cat(drawn).view_as(z), z)                           # (B, L)
 
 
@@ -123,8 +127,7 @@ def lean_masked_step(process, network, z, s, t, rows=None):
 def lean_uniform_step(process, network, z, s, t):
     """The same law in fewer passes. (B, L) -> (B, L)"""
     x_theta = network(z, times(z, t)).double().softmax(-1)                                          # (B, L, V)
-    p = reverse(process, x_theta, z, times(z, s).double(), times(z, t).double())                    # (B, L, V)
-    return (p / -torch.rand_like(p).log()).argmax(-1)                                               # (B, L)
+    return lean_race(reverse(process, x_theta, z, times(z, s).double(), times(z, t).double()))      # (B, L)
 
 
 def walk(step, process, network, z, steps):

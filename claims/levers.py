@@ -2,6 +2,7 @@
 What each lever gains by itself: the table of docs/speed.md. On a CPU, one thread; random weights, nothing is trained.
 
     python -m claims.levers                  6 layers x 384, V = 50,258, L = 256: a CPU minute
+    python -m claims.levers --compile        the default step through torch.compile, too: a minute more
     python -m claims.levers --rounds 1 --tiny
 
 Each row is one thing done in two ways that give the same result, or the same law, in turn (measure.py). How much of a
@@ -16,6 +17,7 @@ from flags import flag, one_line_errors, parse
 class Config:
     command: str = flag("levers", "the name of the table", ["levers"])
     rounds: int = flag(7, "rounds; fewer than 7 are a look, no measurement", least=1)
+    compile: bool = flag(False, "the default training step through torch.compile, too")
     tiny: bool = flag(False, "a tiny network, to see whether it runs")
     hardware: str = flag("", "what the machine is, where it does not say so itself")
     out_dir: str = flag("out/claims", "where the figures go")
@@ -26,13 +28,14 @@ CONFIG, GIVEN = parse(Config) if __name__ == "__main__" else (None, ())
 import copy  # noqa: E402
 
 import torch
+import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import plain
 import speed
 from checkpoint import device_of, keep_memory
 from diffusion import categorical, probabilities, step
-from model import rotary_angles
+from model import attention, rotary_angles
 
 
 def losses(size):
@@ -110,12 +113,46 @@ def blocks(size):
             "network at 8 of L, in bfloat16": torch.no_grad()(lambda: small(z, None, at=at))}
 
 
+def default_of(size):
+    """The default run of train.py, or what is tiny."""
+    return size if size.n_embd == speed.TINY["n_embd"] else speed.Size(4, 4, 128, n_tokens=8192, length=64, batch=32)
+
+
+def precisely(precision, do):
+    """do() with float32 products in this precision."""
+    def done():
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        do()
+        torch.set_float32_matmul_precision(before)
+    return done
+
+
+def products(size):
+    """Products in other arithmetic: a default step, 32 texts of 64 tokens, 4 x 128, V = 8,193; and small attention."""
+    step = lambda dtype: speed.our_trainer(replace(default_of(size), dtype=dtype), **speed.DEFAULT)
+    qkv = [torch.randn(24, 4, 64, 32, requires_grad=True) for _ in range(3)]                            # (B, H, L, hd)
+    back = lambda attend: lambda: attend(*qkv).sum().backward()
+    return {"default step, float32": step("float32"),
+            "default step, medium precision": precisely("medium", step("float32")),
+            "default step, bfloat16": step("bfloat16"),
+            "attention, library, float32": back(F.scaled_dot_product_attention),
+            "attention, library, medium precision": precisely("medium", back(F.scaled_dot_product_attention)),
+            "attention, ours, medium precision": precisely("medium", back(attention))}
+
+
+def compiled(size):
+    """The default step through torch.compile: in bfloat16."""
+    made = lambda **flags: speed.our_trainer(replace(default_of(size), dtype="bfloat16"), **speed.DEFAULT, **flags)
+    return {"default step, as it is": made(), "default step, compiled": made(compile="default")}
+
+
 def levers(config):
     keep_memory()
     torch.set_num_threads(1)
     report = speed.Report(config, device_of("cpu"))
     size = replace(replace(speed.SMALL, **speed.TINY) if config.tiny else speed.SMALL, batch=1)
-    for made in (losses, optimizers, steps, draws, blocks):
+    for made in (losses, optimizers, steps, draws, blocks, products, *[compiled] * config.compile):
         ways = {name: (do, 1) for name, do in made(size).items()}
         what = lambda name: name.partition(",")[0]           # names up to their comma: the same thing, the first way
         firsts = {what(name): name for name in reversed(ways)}

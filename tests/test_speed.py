@@ -222,9 +222,11 @@ def test_what_cannot_be_measured_is_one_line(capsys):
         speed.lists(config)
 
 
-def test_the_levers_are_told_one_by_one(capsys, tmp_path):
-    levers.levers(levers.Config(tiny=True, rounds=1, out_dir=str(tmp_path)))
+def test_the_levers_are_told_one_by_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch, "compile", lambda net, **options: net)
+    levers.levers(levers.Config(tiny=True, rounds=1, compile=True, out_dir=str(tmp_path)))
     out, rows = told(capsys, tmp_path / "levers.json")
-    assert len(rows) == 16 and sum("ratios" in row for row in rows) == 8
+    assert len(rows) == 16 + 6 + 2 and sum("ratios" in row for row in rows) == 8 + 4 + 1
+    assert torch.get_float32_matmul_precision() == "highest"
     what = lambda name: name.partition(",")[0]
     assert all(what(other) == what(row["way"]) for row in rows for other in row.get("ratios", ()))
