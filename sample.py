@@ -32,7 +32,7 @@ class Config(Sampling):
     prompt: str = flag("", "given text with or without gaps; FILE:path reads it from a file")
     gap: str = flag("_", "the mark in the prompt that stands for one token to fill in")
     num_samples: int = flag(3, "texts", least=1)
-    batch_size: int = flag(0, "texts at once, sharing their chance; 0: what half the free memory holds", least=0)
+    batch_size: int = flag(0, "texts at once; 0: what half the free memory holds, 64 at most (GPU: 512)", least=0)
     dtype: str = flag("float32", "of matrix products; auto: bfloat16 where it is faster, which rounds predictions",
                       ["float32", "bfloat16", "auto"])
     length: int = flag(0, "tokens per text; 0 means the training length, or that of a prompt with gaps", least=0)
