@@ -1,37 +1,155 @@
 """
-The command line: one dataclass per script, one flag per field, and one line for whatever goes wrong.
+The command line: one dataclass per script, one flag per field, and one line for whatever goes
+wrong.
 
     @dataclass
     class Config:
+        method: str = flag("mdlm", "what to train", table=METHODS)
         max_iters: int = flag(2000, "training steps", least=1)
-        watch: bool = flag(False, "show the text")
 
-    config, given = parse(Config)    # reads --max_iters 10, --max-iters=10, --watch, --watch=False, --no-watch
-    with one_line_errors(): ...      # BadInput, a full disk or Ctrl-C end the script with a sentence, not a traceback
+    config, given = parse(Config)      # reads --max_iters 10, --max-iters=10, --watch, --no-watch
+    with one_line_errors(): ...        # UserError, a full disk, Ctrl-C: one sentence, no traceback
 
-Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch: --help and typos are answered
-at once.
+A flag with a table names a row of it, "methods.bd3lm:BD3LM". The fields of that class are flags of
+the script as well: --help lists them in a group of their own, and config has them. A class may
+bring other defaults for the script's flags (`defaults`). A flag that belongs to another row is
+refused.
+
+Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch.
 """
 import argparse
 import contextlib
 import difflib
+import importlib
 import math
 import os
 import signal
 import sys
-from dataclasses import field, fields
+from fnmatch import fnmatchcase
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from functools import partial
+from pathlib import Path
 
-from data import BadInput
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see runtime/device.py
+if Path(getattr(sys.modules["__main__"], "__file__", None) or ".").parent == Path(__file__).parent:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script of ours: Ctrl-C while torch loads
 
 
-def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None, **instead):
-    """One flag. A number must lie between least and most. alone: what a word means that is given without a value.
-    instead: other defaults for some --data, or where a flag of that name is given, as in toy=600, sft=700; the last
-    one holds."""
-    about = {"help": help, "choices": choices, "range": (least, most), "alone": alone, "instead": instead}
+class UserError(ValueError):
+    """What the user can mend, in one line that says what to do."""
+
+
+OLD_FLAGS = {"clock": "time_input", "tail": "corrector"}  # in command lines and checkpoints
+
+
+def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None, table=None,
+         fixed=False, unless=(), **instead):
+    """One flag.
+
+    least, most  the range of a number
+    alone        the value of a flag that is given without one
+    table        {name: "module:Class"}: it names a row, whose flags join; a * makes a pattern
+    fixed        part of what is trained: it cannot change when a run is resumed
+    instead      other defaults where a flag of that name is given, as in sft=700
+    unless       flags that keep the first default where they are given
+    """
+    about = {"help": help, "choices": choices, "range": (least, most), "alone": alone,
+             "table": table, "fixed": fixed, "instead": instead, "unless": unless}
     return field(default=default, metadata=about)
 
+
+def flags_of(cls):
+    """{name: field} of the flags of a dataclass; {} for a class without any."""
+    return {f.name: f for f in fields(cls) if "help" in f.metadata} if is_dataclass(cls) else {}
+
+
+# ---- tables
+
+def load_row(table, name):
+    """The class in the row `name` of a table, imported now; or UserError."""
+    patterns = (key for key in table if "*" in key and fnmatchcase(name, key))
+    row = table.get(name) or table.get(next(patterns, None))
+    if row is None:
+        known = [key for key in table if "*" not in key]
+        raise UserError(f"{name!r} is not one of {', '.join(known)}{suggest(name, known)}")
+    module, _, cls = row.partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def extend(cls, values):
+    """The dataclass `cls` with the flags of every row that its tables name under `values`, and
+    those of their tables.
+
+    -> the dataclass; {title of a group of flags: their names}
+    """
+    known, groups, defaults = flags_of(cls), {}, {}
+    added, waiting = {}, [f for f in known.values() if f.metadata["table"]]
+    while waiting:
+        f = waiting.pop(0)
+        name = values.get(f.name, f.default)
+        if not name and "" not in f.metadata["table"]:       # an optional row that nobody asks for
+            continue
+        try:
+            row = load_row(f.metadata["table"], name)
+        except UserError as error:
+            raise UserError(f"--{f.name} {error}") from None
+        own = {key: g for key, g in flags_of(row).items() if key not in known and key not in added}
+        if own:
+            groups[f"--{f.name} {name} ({row.__module__.replace('.', '/')}.py)"] = list(own)
+        added |= own
+        defaults |= getattr(row, "defaults", {})
+        waiting += [g for g in own.values() if g.metadata["table"]]
+    rows = [(key, f.type, field(default=defaults.get(key, f.default), metadata=f.metadata))
+            for key, f in {**known, **added}.items() if key in added or key in defaults]
+    own = {"script": cls, "__module__": cls.__module__}
+    made = make_dataclass(cls.__name__, rows, bases=(cls,), namespace=own)
+    return made, groups
+
+
+def configure(cls, **given):
+    """The flags of a script as code gives them; all others have their defaults. -> an instance of
+    `cls`, extended"""
+    cls = getattr(cls, "script", cls)
+    given = {OLD_FLAGS.get(name, name): value for name, value in given.items()}
+    made, _ = extend(cls, {**tables_by_default(cls, given), **given})
+    return made(**{**{name: default_of(f, given) for name, f in flags_of(made).items()}, **given})
+
+
+def tables_by_default(cls, given):
+    """The rows that hold where the flag of a table is not given."""
+    return {f.name: default_of(f, given) for f in flags_of(cls).values() if f.metadata["table"]}
+
+
+def change(config, **values):
+    """`config` with other values; where a value names another row, the flags of that row have their
+    defaults."""
+    made, _ = extend(config.script, {**vars(config), **values})
+    known = flags_of(made)
+    values = {**vars(config), **values}
+    return made(**{name: value for name, value in values.items() if name in known})
+
+
+def restored(cls, saved, **values):
+    """The flags in a checkpoint, a dict, as an instance of `cls`; those that it lacks have their
+    defaults."""
+    saved = {OLD_FLAGS.get(name, name): value for name, value in saved.items()} | values
+    made, _ = extend(cls, {**tables_by_default(cls, saved), **saved})
+    known = flags_of(made)
+    return configure(cls, **{name: value for name, value in saved.items() if name in known})
+
+
+def owner_of(cls, name):
+    """The rows that have the flag `name`, as words; "" if none has."""
+    owners = {}
+    for f in flags_of(cls).values():
+        for row in f.metadata["table"] or {}:
+            if "*" not in row and name in flags_of(load_row(f.metadata["table"], row)):
+                owners.setdefault(f.name, []).append(row)
+    return "; ".join(f"--{table} {', '.join(rows)}" for table, rows in owners.items())
+
+
+# ---- reading the command line
 
 def boolean(text):
     if text.lower() in ("true", "1", "yes", "on"):
@@ -41,13 +159,13 @@ def boolean(text):
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
-def switched(alone, text):
-    """The value of a flag that can stand alone, and so be said to be True or False as well."""
+def optional(alone, text):
+    """The value of a flag that can stand alone, which may also be switched by True and False."""
     return {"true": alone, "false": ""}.get(text.lower(), text)
 
 
-def nearest(word, words):
-    """' (did you mean ...?)' where one of the words is close, else nothing."""
+def suggest(word, words):
+    """' (did you mean ...?)' where one of the words is close, else ''."""
     near = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -57,85 +175,144 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
 
 
+def parser_of(cls, groups=None, **options):
+    """argparse's parser of all flags of a dataclass, in the groups of --help."""
+    parser = Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    sections = {name: title for title, names in (groups or {}).items() for name in names}
+    title_of = {name: sections.get(name) or section_of(cls, name) for name in flags_of(cls)}
+    titles = dict.fromkeys(["General", *(groups or {}), *title_of.values()])
+    made = {title: parser.add_argument_group(title) for title in titles}
+    for f in flags_of(cls).values():
+        group, alone = made[title_of[f.name]], f.metadata["alone"]
+        extra = dict(type=boolean, nargs="?", const=True) if f.type is bool else dict(type=f.type)
+        if alone is not None:
+            extra = dict(type=partial(optional, alone), nargs="?", const=alone)
+        group.add_argument("--" + f.name, metavar=f.type.__name__, help=describe(f), **extra)
+        if f.type is bool or alone is not None:
+            group.add_argument("--no_" + f.name, dest=f.name, action="store_const",
+                               help=argparse.SUPPRESS, const=False if f.type is bool else "")
+    return parser
+
+
+def section_of(cls, name):
+    """The title of the group of a flag: that of the class which defines it, the first line of its
+    docstring."""
+    script = getattr(cls, "script", cls)
+    for owner in script.__mro__[1:]:
+        if name in owner.__dict__.get("__annotations__", {}):
+            return (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
+    return "General"
+
+
 def parse(cls, argv=None):
     """The command line as an instance of the dataclass, and the names of the flags that were given.
 
-    A mistake ends the script with one line and exit code 2.
+    A mistake ends the script with one line and exit code 2. A script may have cls.implied(given)
+    -> the rows of tables that follow from other flags, such as those of a run to resume.
     """
     if argv is None:
         argv = sys.argv[1:]
-        signal.signal(signal.SIGINT, signal.SIG_DFL)         # Ctrl-C while torch loads: leave, without its traceback
-    parser = Parser(description=sys.modules[cls.__module__].__doc__, argument_default=argparse.SUPPRESS,
-                    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    for f in fields(cls):
-        alone = f.metadata["alone"]
-        extra = dict(type=boolean, nargs="?", const=True) if f.type is bool else dict(type=f.type)
-        extra = extra if alone is None else dict(type=partial(switched, alone), nargs="?", const=alone)
-        parser.add_argument("--" + f.name, metavar=f.type.__name__, help=describe(f), **extra)
-        if f.type is bool or alone is not None:
-            parser.add_argument("--no_" + f.name, dest=f.name, action="store_const", help=argparse.SUPPRESS,
-                                const=False if f.type is bool else "")
-    values, unknown = parser.parse_known_args([underscored(word) for word in argv])
-    given = vars(values)
+    words = [underscored(word) for word in argv]
+    asked = [word for word in words if word not in ("-h", "--help")]
+    first, _ = parser_of(cls, add_help=False).parse_known_args(asked)
+    about = sys.modules[cls.__module__].__doc__
+    try:
+        implied = cls.implied(vars(first)) if "implied" in vars(cls) else {}
+        rows = {**tables_by_default(cls, vars(first)), **implied, **vars(first)}
+        made, groups = extend(cls, rows)
+        second, _ = parser_of(made, add_help=False).parse_known_args(asked)  # rows of rows
+        made, groups = extend(cls, {**rows, **vars(second)})
+    except UserError as error:
+        parser_of(cls).error(str(error))
+    parser = parser_of(made, groups, description=about)
+    values, unknown = parser.parse_known_args(words)
+    given, known = vars(values), flags_of(made)
     if unknown:
-        known = ["--" + f.name for f in fields(cls)]
-        parser.error(f"there is no flag {unknown[0]}{nearest(unknown[0].split('=')[0], known)}")
-    for f in fields(cls):
-        if f.name in given and (fault := wrong(f, given[f.name])):
-            parser.error(f"--{f.name} {given[f.name]!r} {fault}")
-    return cls(**{**{f.name: default(f, given) for f in fields(cls)}, **given}), list(given)
+        word = unknown[0].split("=")[0]
+        owner = owner_of(cls, word.removeprefix("--").removeprefix("no_"))
+        near = suggest(word, ["--" + name for name in known])
+        parser.error(f"{word} belongs to {owner}" if owner and word.startswith("--") else
+                     f"there is no flag {unknown[0]}{near}")
+    for name, value in given.items():
+        if fault := wrong(known[name], value):
+            parser.error(f"--{name} {value!r} {fault}")
+    defaults = {name: default_of(f, given) for name, f in known.items()}
+    return made(**{**defaults, **implied, **given}), list(given)
 
 
-def default(f, given):
+def default_of(f, given):
     """The default of a flag beside the others that were given."""
+    if any(name in given for name in f.metadata["unless"]):
+        return f.default
     instead = f.metadata["instead"].items()
-    return [f.default, *(value for name, value in instead if given.get("data") == name or given.get(name) is True)][-1]
+    return [f.default, *(value for name, value in instead if given.get(name) is True)][-1]
 
 
 def describe(f):
     """One line of --help: what it is, the choices, every default."""
     choices, instead = f.metadata["choices"], f.metadata["instead"]
+    choices = choices or [name for name in f.metadata["table"] or () if "*" not in name]
     about = f.metadata["help"] + (f": {', '.join(filter(None, choices))}" if choices else "")
-    defaults = "; ".join([repr(f.default)] + [f"{value!r} for {name}" for name, value in instead.items()])
-    return f"{about} (default: {defaults})".replace("%", "%%")
+    others = [f"{value!r} with --{name}" for name, value in instead.items()]
+    return f"{about} (default: {'; '.join([repr(f.default), *others])})".replace("%", "%%")
 
 
 def wrong(f, value):
     """What is wrong with the value of a flag, as the end of a sentence, or None."""
     choices, (least, most) = f.metadata["choices"], f.metadata["range"]
     if choices and value not in choices:
-        return f"is not one of {', '.join(filter(None, choices))}{nearest(value, choices)}"
+        return f"is not one of {', '.join(filter(None, choices))}{suggest(value, choices)}"
     if f.type in (int, float) and not (least <= value <= most and math.isfinite(value)):
-        return f"must be at least {least}" if most == math.inf else f"must lie between {least} and {most}"
+        if most == math.inf:
+            return f"must be at least {least}"
+        return f"must lie between {least} and {most}"
 
 
 def underscored(word):
-    """--batch-size=4 -> --batch_size=4; values and everything else stay as they are."""
+    """--batch-size=4 -> --batch_size=4, and old names of flags -> the new ones; all else stays as
+    it is."""
+    if not word.startswith("--"):
+        return word
     name, equals, value = word.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+    name = name.replace("-", "_").replace("__", "--", 1)
+    no = "no_" if name.startswith("--no_") else ""
+    bare = name.removeprefix("--").removeprefix(no)
+    return "--" + no + OLD_FLAGS.get(bare, bare) + equals + value
 
+
+# ---- errors
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Say in one line what the user can mend, exit code 2. All else stays a traceback: that would be our fault."""
+    """Say in one line what the user can mend, exit code 2. All else stays a traceback: that would
+    be our fault."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
         sys.stdout.flush()
-    except BadInput as error:
-        complain(str(error), 2)
+    except UserError as error:
+        exit_with_error(str(error), 2)
     except BrokenPipeError:                                  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:                                 # a disk that is full, a folder that is not ours, ...
-        complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+    except OSError as error:  # a disk that is full, a folder that is not ours, ...
+        where = f": {error.filename}" if error.filename else ""
+        exit_with_error(f"{error.strerror or error}{where}", 2)
     except (MemoryError, RuntimeError) as error:             # torch has no one class for it
         if not isinstance(error, MemoryError) and "allocate" not in str(error):
             raise
-        complain("out of memory: lower --batch_size, --block_size or the size of the network", 2)
+        exit_with_error("out of memory: lower --batch_size, --block_size or the network's size", 2)
     except KeyboardInterrupt:
-        complain("interrupted", 130)
+        exit_with_error("interrupted", 130)
 
 
-def complain(sentence, code):
+def exit_with_error(sentence, code):
     print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def run_script(cls, main):
+    """What stands under __main__ in every script: the flags, then main(config, given)."""
+    with one_line_errors():
+        sys.stdout.reconfigure(line_buffering=True)  # so that `| cat` shows each line at once
+        main(*parse(cls))

@@ -1,51 +1,60 @@
 """
-Where tokens come from. Nothing in this folder knows of models, losses or samplers.
+Every data set by name. To add one, write its class (the contract is in data/base.py) and one row.
 
-    toy.py        a small English whose entropy is known exactly
-    digits.py     8 x 8 pixels, which are tokens too, from scikit-learn
-    text.py       real text: the two corpora that every Python carries (docstrings.py), your own, or what follows
-    corpora.py    the corpora of the papers' tables, by name: where they are, how they are split, what one text is
-    download.py   files from the network, resumed and checked;  readers.py  documents out of archives
-    prepare.py    from documents to tokens on the disk: detokenize.py, workers.py (all cores), shards.py
-    sharded.py    texts from shards, each once in an epoch, for any number of processes
-    tokenizer.py  text to ids and back: characters, bytes, words, a trained BPE, or a named one such as gpt2
-    wordpiece.py  the words of BERT, for published models that were trained on them
-    ngram.py      Witten-Bell n-grams: how far counting alone gets, the first number that a network should beat
-    chat.py       questions and answers to learn from: those of village.py, which are made up, or your own file
+A row is "module:Class" and is imported when it is chosen. A name with * is a pattern. Files:
+
+    toy, toy_grammar           a small English whose entropy is known exactly
+    digits                     images of 8 x 8 pixels, which are tokens too
+    chat, synthetic_chats      questions and answers: made up, or from your own file
+    texts, docstrings, corpus  text that is small enough to be tokenized in one go
+    corpora                    the corpora of the papers' tables: sources, splits, conventions
+    download, documents, detokenize      from the network, or a file, to documents
+    build_shards, tokenize_workers, shards      from documents to tokens on disk
+    shard_dataset              texts from these tokens, each once per epoch
+    tokenizer, wordpiece       text to ids and back
+    prompt                     the prompts of sample.py
 """
-import contextlib
-import hashlib
-import os
-from pathlib import Path
+from flags import load_row
+
+DATASETS = {
+    "toy": "data.toy:ToyCorpus",  # a small English of known entropy
+    "digits": "data.digits:Digits",  # handwritten digits, 8 x 8 pixels
+    "chat": "data.chat:Chat",  # made-up questions and answers
+    "names": "data.texts:Names",  # the names of Unicode's characters
+    "python": "data.texts:Docstrings",  # the docstrings of your Python
+    "shakespeare": "data.texts:Shakespeare",  # 1 MB, downloaded once
+
+    # downloaded: the corpora of the papers' tables
+    "text8": "data.corpora:PublishedCorpus",
+    "wikitext-2": "data.corpora:PublishedCorpus",
+    "wikitext-103": "data.corpora:PublishedCorpus",
+    "lm1b": "data.corpora:PublishedCorpus",  # a sentence per text
+    "lm1b-packed": "data.corpora:PublishedCorpus",  # windows across sentences
+    "lm1b-joined": "data.corpora:PublishedCorpus",  # held-out sentences without ends
+    "openwebtext": "data.corpora:PublishedCorpus",
+    "fineweb-edu": "data.corpora:PublishedCorpus",
+    "lambada": "data.corpora:PublishedCorpus",
+    "ptb": "data.corpora:PublishedCorpus",
+    "ag-news": "data.corpora:PublishedCorpus",
+    "pubmed": "data.corpora:PublishedCorpus",
+    "arxiv": "data.corpora:PublishedCorpus",
+    "*-plain": "data.corpora:PublishedCorpus",  # one of these in windows without ends
+
+    # your own
+    "*.jsonl": "data.chat:ChatFile",  # chats
+    "*": "data.texts:Files",  # a text file or a folder of them
+}
 
 
-class BadInput(ValueError):
-    """A fault of the user's, told in one line that says what to do; scripts print it and exit with code 2."""
+def load_data(data, block_size, tokenizer="auto", vocab_size=1024, cache=None, sft=False):
+    """The data set `data`: a name of the table, or what matches a pattern. UserError says what to
+    fix.
 
-
-HELD_OUT = 0.1                                               # the share of a corpus that is never trained on
-
-
-def lot(text):
-    """A number in [0, 1) that the text itself draws: the same on every machine, alike for equal texts."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def cache_root(cache=None):
-    """The folder of what is prepared or downloaded once: data/cache, or $PALIMPSEST_CACHE."""
-    return Path(cache or os.environ.get("PALIMPSEST_CACHE") or Path(__file__).parent / "cache").expanduser()
-
-
-@contextlib.contextmanager
-def beside(path):
-    """A file that takes the place of `path` once it is written; if that fails, `path` stays as it is."""
-    temporary = Path(path).with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:                                 # a disk that is full does not say whose
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    tokenizer   auto, chars, bytes, bpe, a name such as gpt2, or the Encoding of a checkpoint
+    vocab_size  of a bpe that is trained
+    cache       the folder to use in place of data/cache
+    sft         texts are chats whose prompts are given and whose answers are learned
+    """
+    row = load_row(DATASETS, data)
+    load = row.load_answers if sft else row.load
+    return load(data, block_size, tokenizer, vocab_size, cache)

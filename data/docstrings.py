@@ -1,5 +1,5 @@
 """
-The English that every Python carries: the docstrings of its standard library, in printable ASCII, without repeats.
+The English that every Python carries: the docstrings of its standard library, in printable ASCII.
 """
 import ast
 import importlib
@@ -11,11 +11,12 @@ import warnings
 from pathlib import Path
 
 
-def paragraphs():
-    """-> {its words: the paragraph}, in the order of the files. Copies may be indented: they have the same words."""
-    docs = [re.sub(r"[^\n -~]", "", doc) for doc in docstrings_of_sources() or docstrings_of_modules()]
-    found = {}
+def docstring_paragraphs():
+    """-> {the words of a paragraph: the paragraph}, in the order of the files. A repeated
+    paragraph, which may be indented otherwise, has the same words."""
+    docs, found = docstrings_of_sources() or docstrings_of_modules(), {}
     for doc in docs:
+        doc = re.sub(r"[^\n -~]", "", doc)
         for paragraph in re.split(r"\n(?: *\n)+", doc) if len(doc) > 40 else []:
             found.setdefault(" ".join(paragraph.split()), paragraph.rstrip())
     found.pop("", None)
@@ -23,34 +24,39 @@ def paragraphs():
 
 
 def docstrings_of_sources():
-    """Read from the .py files, tests and guests left out, without importing any. [] where Python ships no sources."""
+    """The docstrings of the .py files, read without importing any. Tests and installed packages are
+    left out. [] where Python comes without sources."""
     root = Path(sysconfig.get_path("stdlib"))
-    guests = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled"}
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled"}
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docs = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                      # old files hold escapes that newer Pythons frown upon
+        warnings.simplefilter("ignore")  # old files contain escapes that newer Pythons deprecate
         for path in sorted(root.rglob("*.py")):
-            if guests.isdisjoint(path.relative_to(root).parts):
+            if left_out.isdisjoint(path.relative_to(root).parts):
                 try:
                     nodes = ast.walk(ast.parse(path.read_bytes()))
-                except (OSError, SyntaxError, ValueError):   # templates with a .py ending
+                except (OSError, SyntaxError, ValueError):  # templates with a .py ending
                     continue
-                docs += [ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)]
+                docs += [ast.get_docstring(node) or "" for node in nodes
+                         if isinstance(node, documented)]
     return docs
 
 
 def docstrings_of_modules():
-    """The fallback where the library is a zip of compiled files (embedded Python): import, and ask the objects."""
+    """The fallback where the library is a zip of compiled files (embedded Python): import each
+    module and inspect its objects."""
     docs = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                      # of modules that are to go
-        for name in sorted(sys.stdlib_module_names - {"antigravity", "this"}):   # these open a browser, or print
+        warnings.simplefilter("ignore")  # of deprecated modules
+        skipped = {"antigravity", "this"}  # these open a browser, or print
+        for name in sorted(sys.stdlib_module_names - skipped):
             try:
                 module = importlib.import_module(name)
-            except Exception:                                # a module of another system
+            except Exception:  # a module of another system
                 continue
             for thing in [module, *vars(module).values()]:
                 inside = list(vars(thing).values()) if inspect.isclass(thing) else []
-                docs += [inspect.getdoc(each) or "" for each in [thing, *inside] if callable(each) or each is module]
+                docs += [inspect.getdoc(each) or "" for each in [thing, *inside]
+                         if callable(each) or each is module]
     return docs

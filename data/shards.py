@@ -1,18 +1,20 @@
 """
-Corpora of any size: tokens on disk in shards, written once, read through memory maps by any number of processes.
+Corpora of any size: tokens on disk in shards, written once, memory-mapped by any number of
+processes.
 
-    write(folder, "train", documents, job)              documents, an iterator of texts -> train-00000.bin, ...
-    ids, ends = open_stream(folder, "train", parts, dtype)      the shards, read like one array
+    write_shards(folder, "train", documents, job)               # an iterator of texts
+    ids, ends = open_stream(folder, "train", parts, dtype)      # read like one array each
 
-A shard is whole or absent: written beside its place, synced, renamed, then entered in train.json. A run that was
-stopped goes on behind the last shard. The bytes are the same however often it stopped and however many workers there
-are. In memory are some megabytes of text for each worker, whatever the size of the corpus.
+A shard is complete or absent: it is written under another name, synced, renamed, and then entered
+in train.json. A run that was stopped continues behind the last shard. The bytes do not depend on
+how often it stopped or on the number of workers. Memory holds some megabytes of text per worker,
+whatever the size of the corpus.
 
     train-00000.bin     ids, uint16 or uint32 by vocabulary
     train-00000.ends    uint32, where each document ends within its shard
-    train.json          of each shard tokens, documents, bytes of text, and crc32; and whether these are all
+    train.json          per shard: tokens, documents, bytes of text, crc32; whether these are all
 
-How texts are cut from the tokens is decided when they are read (data/sharded.py).
+How texts are cut from the tokens is decided when they are read (data/shard_dataset.py).
 """
 import errno
 import json
@@ -23,17 +25,17 @@ from itertools import islice
 import numpy as np
 from tqdm import tqdm
 
-from data import BadInput
 from data.download import write_atomic
-from data.workers import tokenised
+from data.tokenize_workers import tokenize
+from flags import UserError
 
-SHARD = 100_000_000                                          # tokens: 200 MB in 16 bits
-BATCH = 1 << 20                                              # characters that a worker gets at once
+SHARD_TOKENS = 100_000_000                       # 200 MB in 16 bits
+BATCH_CHARACTERS = 1 << 20                       # sent to a worker at once
 
 
 # ---- writing
 
-def batches(documents, size=BATCH):
+def batch_documents(documents, size=BATCH_CHARACTERS):
     """Documents in lists of about `size` characters; -> lists of texts"""
     batch, n = [], 0
     for text in documents:
@@ -46,40 +48,46 @@ def batches(documents, size=BATCH):
         yield batch
 
 
-def write(folder, stream, documents, job, workers=None, shard=SHARD, batch=BATCH):
-    """The tokens of the documents (an iterator of texts), in shards. -> [{"tokens", "documents", "bytes", "crc32"}]
+def write_shards(folder, stream, documents, job, workers=None, shard=SHARD_TOKENS,
+                 batch=BATCH_CHARACTERS):
+    """Write the tokens of the documents, an iterator of texts.
 
-    What a run before this one has finished is kept. BadInput if the disk is full: finished shards stay then too.
+    -> [{"tokens", "documents", "bytes", "crc32"}]. Shards of an earlier run are kept. UserError if
+    the disk is full; complete shards are kept then, too.
     """
-    done = finished(folder, stream)
+    done = read_progress(folder, stream)
     if done["whole"]:
         return done["shards"]
     known = sum(part["documents"] for part in done["shards"])
     rest = islice(documents, known, None)
-    results = tokenised(batches(rest, batch), job, workers)
-    bar = tqdm(unit=" tokens", unit_scale=True, desc=f"tokenising {stream}", disable=None, leave=False,
-               initial=sum(part["tokens"] for part in done["shards"]))
+    results = tokenize(batch_documents(rest, batch), job, workers)
+    bar = tqdm(unit=" tokens", unit_scale=True, desc=f"tokenizing {stream}", disable=None,
+               leave=False, initial=sum(part["tokens"] for part in done["shards"]))
     with bar:
         try:
-            while made := write_shard(folder, f"{stream}-{len(done['shards']):05d}", results, shard, bar):
+            number = len(done["shards"])
+            while made := write_shard(folder, f"{stream}-{number:05d}", results, shard, bar):
                 done["shards"].append(made)
-                save(folder, stream, done)
+                save_progress(folder, stream, done)
+                number += 1
             done["whole"] = True
-            save(folder, stream, done)
+            save_progress(folder, stream, done)
         except OSError as fault:
             if fault.errno != errno.ENOSPC:
                 raise
-            raise BadInput(f"no space left in {folder}: free some, then run again; {len(done['shards'])} finished "
-                           f"shards of {stream} are kept") from None
+            raise UserError(f"no space left in {folder}: free some, then run again; "
+                            f"{len(done['shards'])} finished shards of {stream} are kept") from None
         finally:
-            results.close()                                  # ends the workers, now
+            results.close()  # ends the workers
     return done["shards"]
 
 
 def write_shard(folder, name, results, shard, bar):
-    """One shard, from as many batches as fill it. -> what is known of it, or None if nothing is left"""
+    """Write one shard from as many batches as fill it. -> its row in the json, None if none is
+    left"""
     tokens = documents = size = crc = 0
-    with open(folder / f"{name}.bin.part", "wb") as ids_out, open(folder / f"{name}.ends.part", "wb") as ends_out:
+    ids_part, ends_part = (folder / f"{name}.{kind}.part" for kind in ("bin", "ends"))
+    with open(ids_part, "wb") as ids_out, open(ends_part, "wb") as ends_out:
         for ids, lengths, n_bytes in results:
             ids_out.write(ids)
             ends_out.write((tokens + lengths.cumsum(dtype=np.uint64)).astype(np.uint32))
@@ -91,25 +99,27 @@ def write_shard(folder, name, results, shard, bar):
         for out in (ids_out, ends_out):
             out.flush()
             os.fsync(out.fileno())
-    for kind in ("bin", "ends"):
-        part = folder / f"{name}.{kind}.part"
-        part.replace(folder / f"{name}.{kind}") if tokens else part.unlink()
-    return {"tokens": tokens, "documents": documents, "bytes": size, "crc32": crc} if tokens else None
+    for part in (ids_part, ends_part):
+        part.replace(part.with_suffix("")) if tokens else part.unlink()
+    row = {"tokens": tokens, "documents": documents, "bytes": size, "crc32": crc}
+    return row if tokens else None
 
 
-def save(folder, stream, done):
+def save_progress(folder, stream, done):
     write_atomic(folder / f"{stream}.json", json.dumps(done))
 
 
-def finished(folder, stream):
-    """What an earlier run finished and the disk still has, bit for bit. -> {"shards": [...], "whole": bool}"""
+def read_progress(folder, stream):
+    """The shards of an earlier run that are on disk undamaged. -> {"shards": [...], "whole":
+    bool}"""
     try:
         done = json.loads((folder / f"{stream}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {"shards": [], "whole": False}
     for i, part in enumerate(done["shards"]):
         try:
-            ids, ends = (np.fromfile(folder / f"{stream}-{i:05d}.{kind}", np.uint8) for kind in ("bin", "ends"))
+            ids, ends = (np.fromfile(folder / f"{stream}-{i:05d}.{kind}", np.uint8)
+                         for kind in ("bin", "ends"))
             good = zlib.crc32(ids) == part["crc32"] and len(ends) == 4 * part["documents"]
         except OSError:
             good = False
@@ -121,51 +131,54 @@ def finished(folder, stream):
 # ---- reading
 
 class Shards:
-    """Several arrays of ids, read like one: len, slices, and arrays of places."""
+    """Several arrays of ids, read like one: length, slices, and arrays of indices."""
 
     def __init__(self, arrays):
         self.arrays, self.dtype = arrays, arrays[0].dtype
-        self.starts = np.cumsum([0, *map(len, arrays)])                                    # (shards + 1,)
+        self.starts = np.cumsum([0, *map(len, arrays)])  # (shards + 1,)
 
     def __len__(self):
         return int(self.starts[-1])
 
     def __getitem__(self, where):
-        """where: a slice without a step, or places of any shape -> ids of that shape"""
+        """where: a slice without a step, or indices of any shape -> ids of that shape"""
         if isinstance(where, slice):
             first, last, _ = where.indices(len(self))
             parts = [array[max(first - start, 0):max(last - start, 0)]
                      for array, start in zip(self.arrays, self.starts)]
-            return np.concatenate(parts)                                                   # (last - first,)
+            return np.concatenate(parts)  # (last - first,)
         where = np.asarray(where)
-        which = np.searchsorted(self.starts, where, "right") - 1                           # the shard of each
+        which = np.searchsorted(self.starts, where, "right") - 1  # the shard of each
         ids = np.empty(where.shape, self.dtype)
         for i in np.unique(which):
             ids[which == i] = self.arrays[i][where[which == i] - self.starts[i]]
         return ids
 
-    def cut(self, first, last):
-        """The same of a part, mapped, not read."""
-        bounds = [(max(first - start, 0), max(last - start, 0)) for start in self.starts[:-1].tolist()]
-        parts = [array[a:b] for array, (a, b) in zip(self.arrays, bounds)]
+    def view(self, first, last):
+        """The Shards of a slice, still memory-mapped."""
+        parts = [array[max(first - start, 0):max(last - start, 0)]
+                 for array, start in zip(self.arrays, self.starts.tolist())]
         return Shards([part for part in parts if len(part)] or parts[:1])
 
 
 def open_stream(folder, stream, parts, dtype):
-    """-> Shards of the ids; Shards of where each document ends within its shard, mapped both. OSError or ValueError if
-    a file is not there or has another size than it should."""
+    """-> the Shards of the ids, and those of where each document ends within its shard, both
+    memory- mapped. OSError or ValueError if a file is missing or has the wrong size."""
     arrays = {}
     for kind, of, count in (("bin", dtype, "tokens"), ("ends", np.uint32, "documents")):
-        arrays[kind] = [np.memmap(folder / f"{stream}-{i:05d}.{kind}", of, "r") for i in range(len(parts))]
+        paths = [folder / f"{stream}-{i:05d}.{kind}" for i in range(len(parts))]
+        arrays[kind] = [np.memmap(path, of, "r") for path in paths]
         if [len(array) for array in arrays[kind]] != [part[count] for part in parts]:
             raise ValueError(f"{folder} is damaged")
     return Shards(arrays["bin"]), Shards(arrays["ends"])
 
 
-def bounds(ids, ends, rows):
-    """Where the documents number `rows` (n,) stand among all tokens. -> first (n,), behind the last (n,)"""
-    which = np.searchsorted(ends.starts, rows, "right") - 1                                # (n,) the shard of each
-    last = ends[rows].astype(np.int64) + ids.starts[which]                                 # (n,)
-    before = ends[np.maximum(rows - 1, 0)].astype(np.int64) + ids.starts[which]            # (n,) of the same shard, or
-    first = np.where(rows == ends.starts[which], ids.starts[which], before)                # its first document
+def document_bounds(ids, ends, rows):
+    """Where the documents number `rows` (n,) stand among all tokens. -> first (n,), behind the last
+    (n,)
+    """
+    which = np.searchsorted(ends.starts, rows, "right") - 1  # (n,) the shard of each
+    last = ends[rows].astype(np.int64) + ids.starts[which]  # (n,)
+    before = ends[np.maximum(rows - 1, 0)].astype(np.int64) + ids.starts[which]  # (n,)
+    first = np.where(rows == ends.starts[which], ids.starts[which], before)  # (n,)
     return first, last

@@ -1,70 +1,84 @@
-"""What the graders of the exercises share: to compare, and to say which slip gives what came out."""
+"""What the graders of the exercises share: comparisons that name the mistake behind a number."""
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 
+from exercises.student_copy import ROOT, copy_files, run_in_fork
+
 DOUBLE = torch.float64
-ROOT = Path(__file__).parent.parent
 
 
-def shown(value):
-    """A few numbers, short."""
-    flat = torch.as_tensor(value).double().flatten()
+def fail(message):
+    pytest.fail(message, pytrace=False)
+
+
+def format_numbers(value):
+    """The first few numbers of a tensor."""
+    flat = torch.as_tensor(value).double().flatten()  # (n,)
     return ", ".join(f"{v:.4g}" for v in flat[:6].tolist()) + (", ..." if len(flat) > 6 else "")
 
 
-def graded(what, got, exact, slips=(), tolerance=1e-6):
-    """Equal, or fail in a sentence: what came out, what is exact, and the slip that gives just that.
-
-    slips: {"what was done": what comes out then}
-    """
+def check_equal(what, got, exact, mistakes=(), tolerance=1e-6):
+    """A tensor of the right shape and value; or a failure that says what came out and what is
+    exact. mistakes: {"what was done": its result}"""
     if not torch.is_tensor(got):
-        pytest.fail(f"{what}: got {got!r}, which is no tensor", pytrace=False)
+        fail(f"{what}: got {got!r}, which is not a tensor")
     if got.shape != exact.shape:
-        pytest.fail(f"{what}: got the shape {tuple(got.shape)}, it must be {tuple(exact.shape)}", pytrace=False)
-    near(what, got, exact, tolerance, slips)
+        fail(f"{what}: got the shape {tuple(got.shape)}, which must be {tuple(exact.shape)}")
+    check_close(what, got, exact, tolerance, mistakes)
 
 
-def near(what, got, exact, tolerance, slips=()):
+def check_close(what, got, exact, tolerance, mistakes=()):
     """The same for numbers that are measured: within `tolerance`."""
     got, exact = torch.as_tensor(got).double(), torch.as_tensor(exact).double()
+    close = lambda a, b: bool(((a - b).abs() <= tolerance).all())
     if not got.isfinite().all():
-        pytest.fail(f"{what}: got {shown(got)}, which is no number: 0/0, or a logarithm of 0?", pytrace=False)
-    if ((got - exact).abs() <= tolerance).all():
+        fail(f"{what}: got {format_numbers(got)}, which is not finite: 0/0, or a logarithm of 0?")
+    if close(got, exact):
         return
-    for slip, value in dict(slips).items():
+    for mistake, value in dict(mistakes).items():
         value = torch.as_tensor(value).double()
-        if value.isfinite().all() and ((got - value).abs() <= tolerance).all():
-            pytest.fail(f"{what}: got {shown(got)}, exact is {shown(exact)}. That comes out if {slip}", pytrace=False)
-    pytest.fail(f"{what}: got {shown(got)}, exact is {shown(exact)}", pytrace=False)
+        reason = f". That is the result if {mistake}"
+        if value.isfinite().all() and close(got, value):
+            break
+    else:
+        reason = ""
+    fail(f"{what}: got {format_numbers(got)}, exact is {format_numbers(exact)}{reason}")
 
 
-def fails_without(name, file, right, wrong):
-    """The test `name` exists, passes now, and fails once `right` in `file` has become `wrong`."""
-    match = re.fullmatch(r"(tests/\w+\.py)::(test_\w+)(\[.*\])?", str(name))
-    if not match or not (ROOT / match[1]).exists() or f"def {match[2]}(" not in (ROOT / match[1]).read_text("utf-8"):
-        pytest.fail(f"{name!r} is no test: give tests/FILE.py::test_NAME", pytrace=False)
+def check_detects(name, file, right, wrong):
+    """The test `name` exists, and fails once `right` in `file` is replaced by `wrong`."""
+    match = re.fullmatch(r"(tests/(?:\w+/)?\w+\.py)::(test_\w+)(\[.*\])?", str(name))
+    source = ROOT / match[1] if match else ROOT / "missing"
+    if not source.exists() or f"def {match[2]}(" not in source.read_text("utf-8"):
+        fail(f"{name!r} is not a test: give tests/FOLDER/FILE.py::test_NAME")
     if "exercises" in match[1]:
-        pytest.fail(f"{name} grades an exercise: find a test of the theory", pytrace=False)
+        fail(f"{name} grades an exercise: find a test of the theory")
+
+    def change(path, text):
+        if path != file:
+            return text
+        assert text.count(right) == 1, f"the grader is out of date: {file} has no {right!r}"
+        return text.replace(right, wrong)
     with tempfile.TemporaryDirectory() as folder:
-        for part in ("data", "tests"):
-            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
-        for path in ROOT.glob("*.py"):
-            shutil.copy(path, folder)
-        source = Path(folder, file)
-        text = source.read_text("utf-8")
-        assert text.count(right) == 1, f"the grader is out of date: {file} has {right!r} {text.count(right)} times"
-        source.write_text(text.replace(right, wrong), "utf-8")
-        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", name], cwd=folder,
-                             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if run.returncode == 0:
-        pytest.fail(f"{name} passes though {file} has the fault: it looks at something else", pytrace=False)
-    if run.returncode != 1:
-        pytest.fail(f"{name} did not run: {run.stdout[-300:]}", pytrace=False)
+        passed, failed = run_test(copy_files(folder, change), name)
+    if not passed and not failed:
+        fail(f"{name} did not run")
+    if not failed:
+        fail(f"{name} passes even though {file} has the fault: it tests something else")
+
+
+def run_test(root, name):
+    """pytest on a copy of the project, up to the first failure. -> tests that passed, failed"""
+    words = ["-x", "--no-header", "-o", "addopts=", name]
+    if hasattr(os, "fork"):
+        return run_in_fork(root, words)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
+                          cwd=root, capture_output=True, text=True)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed)", done.stdout)}
+    return counts.get("passed", 0), counts.get("failed", 0)

@@ -1,10 +1,10 @@
 """
-What the tests of the scripts share: tiny runs in this process or one of their own, and a terminal to run them in.
-A test file takes the fixtures by importing them.
+What the tests of the scripts share: tiny runs in this process or one of their own, and a terminal
+to run them in. A test file takes the fixtures by importing them.
 """
+
 import contextlib
 import fcntl
-import gc
 import json
 import os
 import pty
@@ -15,19 +15,35 @@ import struct
 import subprocess
 import sys
 import termios
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 
-import checkpoint
 import train
-from flags import one_line_errors, parse
+from checkpoints.load import read_state
+from flags import configure, one_line_errors, parse
+from runtime import progress
+from runtime.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["ar", "mdlm", "udlm", "gidd", "duo"]
-TINY = dict(data="toy", block_size=8, n_layer=1, n_embd=16, n_head=2, cond_dim=8, batch_size=2, max_iters=2,
-            eval_iters=1, warmup_iters=0, device="cpu", dtype="float32")
+TINY = dict(
+    data="toy",
+    block_size=8,
+    n_layer=1,
+    n_embd=16,
+    n_head=2,
+    cond_dim=8,
+    batch_size=2,
+    max_iters=2,
+    eval_iters=1,
+    warmup_iters=0,
+    device="cpu",
+    dtype="float32",
+    muon_dtype="float32",
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +53,8 @@ def cache(tmp_path_factory):
 
 @contextlib.contextmanager
 def one_thread():
-    """A second thread is no help to tiny networks; where cores are shared it costs up to twenty times the time."""
+    """A second thread is no help to tiny networks; where cores are shared it costs up to twenty
+    times the time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,39 +65,45 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def elsewhere(cache, tmp_path, monkeypatch):
-    """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the end of a run; and
-    products are exact again after it."""
+    """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the
+    end of a run; and products are exact again after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
-    monkeypatch.setattr(train, "final", lambda learner: None)
+    monkeypatch.setattr(progress, "print_summary", lambda trainer: None)
     with one_thread():
         yield
     torch.set_float32_matmul_precision("highest")
 
 
 def fit(out_dir, given=(), **flags):
-    """A tiny run in this process; with init_from="resume", `flags` stand for the command line. -> its checkpoint"""
-    config = train.Config(**{**TINY, **flags}, out_dir=str(out_dir))
+    """A tiny run in this process; with init_from="resume", `flags` stand for the command line. ->
+    its checkpoint"""
+    config = configure(train.Config, **{**TINY, **flags}, out_dir=str(out_dir))
     train.main(config, [*given, *flags] if flags.get("init_from") == "resume" else list(flags))
-    return checkpoint.load(out_dir)
+    return read_state(out_dir)
 
 
 def interrupt(monkeypatch, at, number):
     """A signal arrives in the middle of step `at`."""
-    step = train.Learner.step
+    step_optimizers = Trainer.step_optimizers
 
-    def interrupted(self, n):
-        if n == at:
+    def interrupted(self, step):
+        if step == at:
             os.kill(os.getpid(), number)
-        return step(self, n)
-    monkeypatch.setattr(train.Learner, "step", interrupted)
+        return step_optimizers(self, step)
+
+    monkeypatch.setattr(Trainer, "step_optimizers", interrupted)
 
 
 def script(name, *argv, **env):
     """The command line and environment of a script that runs in a process of its own."""
-    ours = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}     # pytest's, not its
+    ours = {
+        key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")
+    }  # pytest's, not its
     env = {**ours, "OMP_NUM_THREADS": "1", "TERM": "xterm", **env}
-    return dict(args=[sys.executable, str(ROOT / f"{name}.py"), *map(str, argv)], env=env, text=True)
+    return dict(
+        args=[sys.executable, str(ROOT / f"{name}.py"), *map(str, argv)], env=env, text=True
+    )
 
 
 def tiny(**flags):
@@ -88,26 +111,36 @@ def tiny(**flags):
 
 
 def commanded(module, *argv):
-    """What the script makes of a command line: its flags, and the names of those that were given."""
-    return getattr(module, "parsed", parse)(module.Config, [str(word) for word in argv])
+    """What the script makes of a command line: its flags, and the names of those that were given.
+    """
+    return parse(module.Config, [str(word) for word in argv])
+
+
+def release(error):
+    """Free what the frames of an exception hold, such as the lock of a folder."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def complaint(module, *argv, capsys):
     """What the script says on a bad command line: one line on stderr, exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end, one_line_errors():
-        config, given = commanded(module, *argv)
-        module.main(config, given) if module.__name__ in ("train", "distill") else module.main(config)
+        module.main(*commanded(module, *argv))
     error = capsys.readouterr().err
     error = re.sub(r"\Apreparing .*, once ...\n", "", error)
     assert end.value.code == 2 and error.count("\n") == 1, error
-    del end                                                  # and with its traceback the lock of the folder
-    gc.collect()
+    release(end.value)
     return error
 
 
 def metrics(out_dir, key="loss"):
-    return {line["step"]: line[key] for line in map(json.loads, open(Path(out_dir) / "metrics.jsonl")) if key in line}
+    return {
+        line["step"]: line[key]
+        for line in map(json.loads, open(Path(out_dir) / "metrics.jsonl"))
+        if key in line
+    }
 
 
 def assert_same(a, b):
@@ -119,7 +152,8 @@ def assert_same(a, b):
 
 @contextlib.contextmanager
 def disk_of(size):
-    """No file may grow beyond `size` bytes: the next best thing to a disk that is full, and it needs no root."""
+    """No file may grow beyond `size` bytes: the next best thing to a disk that is full, and it
+    needs no root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -133,7 +167,7 @@ def trained(tmp_path_factory):
     """A folder with a checkpoint of each method on the toy language."""
     root = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None), one_thread():
-        patch.setattr(train, "final", lambda learner: None)
+        patch.setattr(progress, "print_summary", lambda trainer: None)
         for method in METHODS:
             fit(root / method, method=method, learning_rate=0.01, max_iters=20)
     return root
@@ -141,22 +175,27 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def terminal(tmp_path):
-    """Runs a script in a terminal of 24 lines and 40 columns; -> what the terminal got, exit code."""
+    """Runs a script in a terminal of 24 lines and 40 columns; -> what the terminal got, exit code.
+    """
+
     def run(words, after=lambda seen, process: None, typed="", **env):
         master, slave = pty.openpty()
-        os.write(master, typed.encode())                     # it waits there until somebody reads
+        os.write(master, typed.encode())  # it waits there until somebody reads
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-        process = subprocess.Popen(**{**script(*words, **env), "text": False}, stdin=slave, stdout=slave, stderr=slave)
+        process = subprocess.Popen(
+            **{**script(*words, **env), "text": False}, stdin=slave, stdout=slave, stderr=slave
+        )
         os.close(slave)
         seen = b""
         try:
             while select.select([master], [], [], 60)[0] and (part := os.read(master, 1 << 16)):
                 seen += part
                 after(seen, process)
-        except OSError:                                      # the other side is closed: the script has ended
+        except OSError:  # the other side is closed: the script has ended
             pass
         finally:
             os.close(master)
             process.kill()
         return seen.decode().replace("\r\n", "\n"), process.wait()
+
     return run

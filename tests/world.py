@@ -1,20 +1,30 @@
-"""A world small enough to enumerate: 3 symbols, texts of length 3, 27 known probabilities. An expectation is a sum."""
+"""
+A world small enough to enumerate: 3 symbols, texts of length 3, 27 known probabilities.
+
+An expectation over it is a sum. The texts have two classes.
+"""
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 
-from diffusion import likelihood, posterior_x0, reverse
-from masked import Absorbing
-from uniform import Hybrid, Uniform
+from diffusion import Absorbing, Hybrid, Uniform, likelihood, posterior_x0, reverse
+
+
+def weights(seed, *shape):
+    """Squares of uniform numbers, which sum to 1 over the last dimension. -> shape"""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.rand(shape, generator=generator, dtype=torch.float64) ** 2  # shape
+    return w / w.sum(-1, keepdim=True)
+
 
 N, L = 3, 3
-TEXTS = torch.tensor(list(product(range(N), repeat=L)))                                                 # (27, 3)
-P = torch.rand(len(TEXTS), generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 2        # (27,)
-P = P / P.sum()
-CLASS = torch.rand(len(TEXTS), 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64) ** 2   # (27, K)
-JOINT = torch.cat([P * (CLASS / CLASS.sum(-1, keepdim=True)).T, P[None]])      # (K + 1, 27) p(x, y); last: no class
-PROCESSES = {"mask": Absorbing(N), "uniform": Uniform(N), "hybrid .1": Hybrid(N, 0.1), "hybrid .7": Hybrid(N, 0.7)}
+TEXTS = torch.tensor(list(product(range(N), repeat=L)))  # (27, 3)
+P = weights(3, len(TEXTS))  # (27,) p(x)
+CLASS = weights(5, len(TEXTS), 2)  # (27, K) p(y | x)
+JOINT = torch.cat([P * CLASS.T, P[None]])  # (K + 1, 27) p(x, y); the last row: no class
+PROCESSES = {"mask": Absorbing(N), "uniform": Uniform(N), "hybrid .1": Hybrid(N, 0.1),
+             "hybrid .7": Hybrid(N, 0.7)}
 
 
 def states(process):
@@ -32,17 +42,55 @@ def q(process, z, t):
     return evidence(process, z, t).prod(-1)
 
 
+class Language:
+    """The world as a language (see data/toy.py): what Method.oracle needs to know of one."""
+    V, n_topics = N, len(JOINT) - 1
+
+    def posterior(self, likelihood, leave_one_out=True, topic=None):
+        """p(x_l | all other evidence), or all evidence. likelihood (B, n, N) -> (B, n, N)"""
+        n = likelihood.shape[1]  # of the first n tokens, as bd3lm asks
+        seen = likelihood[:, torch.arange(n), TEXTS[:, :n]]  # (B, 27, n)
+        weight, rows = P if topic is None else JOINT[topic], []  # (27,)|(B, 27)
+        for l in range(n):
+            kept = [k for k in range(n) if k != l or not leave_one_out]
+            joint = seen[:, :, kept].prod(-1) * weight  # (B, 27)
+            rows.append(torch.stack([joint[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))
+        p = torch.stack(rows, 1)  # (B, n, N)
+        return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
+
+    def predict(self, x, topic=None):
+        """p(x_l | x_<l). x (B, L) -> (B, L, N)"""
+        weight, rows = P if topic is None else JOINT[topic], []  # (27,)|(B, 27)
+        for l in range(x.shape[1]):
+            match = (TEXTS[None, :, :l] == x[:, None, :l]).all(-1) * weight  # (B, 27)
+            rows.append(torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))
+        p = torch.stack(rows, 1)  # (B, L, N)
+        return p / p.sum(-1, keepdim=True)  # (B, L, N)
+
+
+LANGUAGE = Language()
+
+
+def by_state(denoiser):
+    """The same denoiser, called once for equal texts: many draws are in few states."""
+    def call(z, t, at=None, label=None, **layout):
+        if t is not None and len(t.unique()) > 1:
+            return denoiser(z, t, at=at, label=label, **layout)
+        key = (z * 8 ** torch.arange(z.shape[1])).sum(-1) * 8 + (0 if label is None else label)
+        _, of = key.unique(return_inverse=True)  # (B,) which of the states
+        one = torch.zeros(of.max() + 1, dtype=torch.long).scatter(0, of, torch.arange(len(z)))
+        t = t if t is None else t.expand(len(z), 1)[one]  # (states, 1)
+        options = layout if label is None else {**layout, "label": label[one]}
+        logits = denoiser(z[one], t, **options)[of]  # (B, L, V)
+        return logits if at is None else logits[at]  # (B, L, V)|(N, V)
+    return call
+
+
 def oracle(process, leave_one_out=True):
-    """The exact denoiser of this world: the leave-one-out law, or p(x_l | z), for a test that shows the difference."""
+    """The exact denoiser: the leave-one-out distribution, or p(x_l | z), to show the difference."""
     def denoiser(z, t, at=None, label=None):
-        weight = P if label is None else JOINT[label]                                                   # (27,)|(B, 27)
-        e = evidence(process, z, t.double())                                                            # (B, 27, L)
-        rows = []
-        for l in range(L):
-            others = e[:, :, [k for k in range(L) if k != l or not leave_one_out]].prod(-1) * weight    # (B, 27)
-            rows.append(torch.stack([others[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))       # (B, N)
-        law = torch.stack(rows, 1)                                                                      # (B, L, N)
-        log_p = (law / law.sum(-1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-300).log()             # (B, L, N)
+        e = likelihood(process, z, t.double())  # (B, L, N)
+        log_p = LANGUAGE.posterior(e, leave_one_out, label).clamp(min=1e-300).log()  # (B, L, N)
         return log_p if at is None else log_p[at]
     return denoiser
 
@@ -51,28 +99,31 @@ def classifier(process):
     """The exact p(y | z), from ids, or from weights over symbols at one time for a text."""
     def log_posterior(z, t):
         if z.is_floating_point():
-            table = likelihood(process, torch.arange(process.V).expand(len(z), -1), t.double())         # (B, V, N)
-            e = torch.stack([(z @ table)[:, l, TEXTS[:, l]] for l in range(L)], -1)                     # (B, 27, L)
+            symbols = torch.arange(process.V).expand(len(z), -1)  # (B, V)
+            table = likelihood(process, symbols, t.double())  # (B, V, N)
+            e = torch.stack([(z @ table)[:, l, TEXTS[:, l]] for l in range(L)], -1)  # (B, 27, L)
         else:
-            e = evidence(process, z, t.double())                                                        # (B, 27, L)
-        joint = e.prod(-1) @ JOINT[:-1].T                                                               # (B, K)
-        return (joint / joint.sum(-1, keepdim=True).clamp(min=1e-300)).clamp(min=1e-300).log()          # (B, K)
+            e = evidence(process, z, t.double())  # (B, 27, L)
+        joint = e.prod(-1) @ JOINT[:-1].T  # (B, K)
+        p = joint / joint.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, K)
+        return p.clamp(min=1e-300).log()  # (B, K)
     return log_posterior
 
 
 def left_to_right(z, t, at, label=None):
-    """The exact next-token law, as ar asks for it: of the last token of z = [start, x_0, ..]."""
+    """The exact next-token probabilities, as ar calls it: of the last token of [start, x_0, ..]."""
     x, l = z[:, 1:], z.shape[1] - 1
-    match = (TEXTS[None, :, :l] == x[:, None]).all(-1) * (P if label is None else JOINT[label])         # (B, 27)
-    law = torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1)                       # (B, N)
-    return law[at[:, -1]].log()
+    weight = P if label is None else JOINT[label]  # (27,)|(B, 27)
+    match = (TEXTS[None, :, :l] == x[:, None]).all(-1) * weight  # (B, 27)
+    p = torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1)  # (B, N)
+    return p[at[:, -1]].log()  # (N, n_tokens)
 
 
 def vandal(z, t, at=None):
     """A wrong denoiser that depends on all it is given: position, neighbours and the time."""
-    left, right = z.roll(1, -1), z.roll(-1, -1)                                                         # (B, L)
-    scores = torch.stack([0.7 * left + 0.2 * z, 0.3 * right + t * z, 1.1 * t + 0 * z], -1)              # (B, L, N)
-    log_p = scores.double().log_softmax(-1)                                                             # (B, L, N)
+    left, right = z.roll(1, -1), z.roll(-1, -1)  # (B, L)
+    scores = [0.7 * left + 0.2 * z, 0.3 * right + t * z, 1.1 * t + 0 * z]  # N times (B, L)
+    log_p = torch.stack(scores, -1).double().log_softmax(-1)  # (B, L, N)
     return log_p if at is None else log_p[at]
 
 
@@ -81,29 +132,68 @@ def numbers(z, V):
     return (z * V ** torch.arange(L).flip(0)).sum(-1)
 
 
-def surprise(draws, law):
-    """Chi-square of draws (ids) against a law, in standard deviations above its mean: about normal for many cells."""
-    expected, seen = law * len(draws), torch.bincount(draws, minlength=len(law))
-    assert (seen[law == 0] == 0).all(), "drew what has probability zero"
+def chi_square(draws, p):
+    """Of draws (ids) from p: the statistic, and its degrees of freedom.
+
+    Cells that expect at most 5 draws count as one.
+    """
+    expected, seen = p * len(draws), torch.bincount(draws, minlength=len(p))
+    assert (seen[p == 0] == 0).all(), "drew what has probability zero"
     cells = expected > 5
-    rest_expected, rest_seen = expected[~cells].sum(), seen[~cells].sum()       # the rare ones, as one cell
+    rest_expected, rest_seen = expected[~cells].sum(), seen[~cells].sum()
     chi, freedom = ((seen - expected)[cells] ** 2 / expected[cells]).sum(), int(cells.sum()) - 1
     if rest_expected > 5:
         chi, freedom = chi + (rest_seen - rest_expected) ** 2 / rest_expected, freedom + 1
-    freedom = max(1, freedom)
-    return float((chi - freedom) / (2 * freedom) ** 0.5)
+    return float(chi), max(1, freedom)
+
+
+def surprise(draws, p):
+    """chi_square in standard deviations above its mean: about normal for many cells."""
+    chi, freedom = chi_square(draws, p)
+    return (chi - freedom) / (2 * freedom) ** 0.5
+
+
+def distance(draws, p):
+    """sum_x (q(x) - p(x))^2 / p(x) for draws (ids) from q. -> an unbiased estimate, its error
+
+    Total variation is at most half of its root.
+    """
+    chi, freedom = chi_square(draws, p)
+    return (chi - freedom) / len(draws), (2 * freedom) ** 0.5 / len(draws)
 
 
 def carried_over(process, x_theta, z):
-    """x_theta over all V symbols. Where noise is masks alone, text is known to be right, whatever the network says."""
-    x_theta = F.pad(x_theta, (0, process.V - x_theta.shape[-1]))                                        # (B, L, V)
-    known = (z < process.n_tokens)[..., None] & isinstance(process, Absorbing)                          # (B, L, 1)
-    return torch.where(known, F.one_hot(z, process.V).to(x_theta.dtype), x_theta)                       # (B, L, V)
+    """x_theta over all V symbols. If noise is masks only, text is right, whatever x_theta is."""
+    x_theta = F.pad(x_theta, (0, process.V - x_theta.shape[-1]))  # (B, L, V)
+    known = (z < process.n_tokens)[..., None] & process.text_stays  # (B, L, 1)
+    return torch.where(known, F.one_hot(z, process.V).to(x_theta.dtype), x_theta)  # (B, L, V)
 
 
 def psi_law(process, x_theta, z, s, t, kappa):
-    """Eq. (10) of psi.py, written out. s, t (B, 1) -> (B, L, V) probabilities of z_s given z_t"""
-    symbols = torch.arange(process.V)                                                                   # (V,)
-    guess = F.pad(posterior_x0(process, x_theta, z, t), (0, process.V - process.n_tokens))              # (B, L, V)
-    again = process.alpha(s)[..., None] * guess + process.b(s[..., None], symbols)                      # (B, L, V)
-    return kappa * reverse(process, carried_over(process, x_theta, z), z, s, t) + (1 - kappa) * again   # (B, L, V)
+    """(7.3) written out: probabilities of z_s given z_t. s, t (B, 1) -> (B, L, V)"""
+    symbols = torch.arange(process.V)  # (V,)
+    x = F.pad(posterior_x0(process, x_theta, z, t), (0, process.V - process.n_tokens))  # (B, L, V)
+    correct = process.alpha(s)[..., None] * x + process.b(s[..., None], symbols)  # (B, L, V)
+    predict = reverse(process, carried_over(process, x_theta, z), z, s, t)  # (B, L, V)
+    return kappa * predict + (1 - kappa) * correct  # (B, L, V)
+
+
+def end_of_steps(process, denoiser, t, s, kappa):
+    """The distribution after steps of (7.3) from noise, as a product of matrices. -> (V^3,)
+
+    t, s, kappa (steps,): with kappa = 1, steps of (0.3)
+    """
+    z = states(process)  # (V^3, L)
+    p = (z == process.V - 1).all(-1).double()  # (V^3,) all masks
+    p = torch.full_like(p, 1 / len(p)) if process.mask is None else p  # (V^3,)
+    for t, s, k in zip(t, s, kappa):
+        t, s = t.expand(len(z), 1), s.expand(len(z), 1)  # (V^3, 1)
+        rows = psi_law(process, denoiser(z, t).exp(), z, s, t, k).nan_to_num()  # (V^3, L, V)
+        p = p @ torch.einsum("ai,aj,ak->aijk", *rows.unbind(1)).flatten(1)  # (V^3,)
+    return p
+
+
+def from_texts(p, V):
+    """Total variation distance between p (V^3,) and the 27 probabilities of the world."""
+    exact = torch.zeros_like(p).index_put((numbers(TEXTS, V),), P)  # (V^3,)
+    return float((p - exact).abs().sum() / 2)

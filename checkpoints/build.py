@@ -1,0 +1,24 @@
+"""
+From flags to the method and the network that they describe.
+"""
+from methods import make_method
+
+
+def build_method(config, encoding, state=None):
+    """The method that the flags describe. state: the checkpoint that it belongs to, if any"""
+    flags = vars(config)
+    method = make_method(config.method, encoding.n_vocab, **flags)
+    method.first_token = flags.get("first")  # only published networks have one
+    if state:
+        method.load_extra_state(state)
+    return method
+
+
+def build_network(config, method, n_classes=0):
+    """The network that the flags describe, with fresh weights."""
+    conditioned = method.uses_time or n_classes or config.time_input != "auto"
+    return method.network(
+        method.vocab_size, config.n_layer, config.n_head, config.n_embd,
+        cond_dim=config.cond_dim if conditioned else 0, n_classes=n_classes,
+        dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
+        time_input=config.time_input, norm_bias=config.norm_bias)

@@ -1,0 +1,140 @@
+"""
+A model that is ready to use: from a run of ours, from a published model, or for fine-tuning.
+
+    load_model("out/python-mdlm"), load_model("s-sahoo/duo")
+        .config       flags             .method     of methods/, whose equations use the denoiser
+        .encoding     tokenizer         .denoiser   the network with the averaged weights
+        .step         of training       .classes    names of the classes that it conditions on
+"""
+import difflib
+from pathlib import Path
+from types import SimpleNamespace
+
+from checkpoints import hub
+from checkpoints.build import build_method, build_network
+from checkpoints.file import read_checkpoint
+from data import DATASETS, load_data
+from data.tokenizer import from_json, to_json
+from flags import UserError, flags_of, load_row
+from model import NetworkFlags
+from oracle import exact, exact_classifier
+from samplers.guidance import check_classifier_fits
+
+# Flags that two networks of the same weights share; no shape shows the heads or the norms. cond_dim
+# is left out: networks without a condition do not use it, and shapes show it in the others.
+NETWORK = [name for name, f in flags_of(NetworkFlags).items()
+           if f.metadata["fixed"] and name != "cond_dim"]
+
+
+def read_state(where, device="cpu"):
+    """The state of a run, by its folder or its file, or of a published model, by its name."""
+    if hub.is_published(str(where)):
+        return hub.read_published(str(where))
+    path = Path(where)
+    path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
+    if not path.exists():
+        near = difflib.get_close_matches(str(where), hub.PUBLISHED, 1, 0.75)
+        default = path.parent == Path("out/python-mdlm")
+        how = "" if default else ", with its --out_dir, --data and --method"
+        raise UserError(f"there is no checkpoint {path}: train one first (python train.py{how})"
+                        + (f"; or did you mean the published {near[0]}?" if near else ""))
+    return read_checkpoint(path, device)
+
+
+def load_model(where, device="cpu"):
+    """The trained model in a folder, or the published one of that name."""
+    return assemble(read_state(where, device), where, device)
+
+
+def load_chosen(config, device):
+    """The model that the flags of sampling name: a run, a published model, or an oracle."""
+    if config.oracle:
+        return exact(config.oracle, **vars(config))
+    return load_model(config.init_from or config.out_dir, device)
+
+
+def assemble(state, where, device="cpu"):
+    """The model in a state. where: its folder or name, for messages"""
+    try:
+        config, encoding = SimpleNamespace(**state["config"]), from_json(state["encoding"])
+        method, classes = build_method(config, encoding, state), state.get("classes", [])
+        denoiser = build_network(config, method, len(classes)).to(device).eval()
+        denoiser.load_state_dict(state["ema"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"the parts of the checkpoint {where} do not fit each other: {reason}") \
+            from None
+    return SimpleNamespace(config=config, encoding=encoding, method=method, denoiser=denoiser,
+                           step=state["step"], classes=classes)
+
+
+# ---- to start from another run
+
+def tokens_of(config, state):
+    """The tokenizer for the data: by the flags, or in fine-tuning that of the run to start from.
+
+    state: of the run to start from or to resume, or None if it has not been read
+    """
+    if config.tokenizer != "model" and (
+            not config.sft or not state and config.init_from == "scratch"):
+        return config.tokenizer
+    if not state and config.init_from == "scratch":
+        raise UserError("--tokenizer model takes the tokens of the run to start from: name it with "
+                        "--init_from")
+    return from_json((state or read_state(config.init_from))["encoding"])
+
+
+def weights_for(option, where, encoding, data):
+    """The averaged weights of another run on the same tokens. option, data: flags, for messages"""
+    state = read_state(where)
+    if state["encoding"] != to_json(encoding):
+        raise UserError(f"{option} {where} has other tokens than {data}: train it on that text")
+    return state["ema"]
+
+
+def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
+    """The averaged weights of another run, to start from; UserError if its network or its tokens
+    are not those of the flags. Methods may differ if their networks do not: mdlm, bd3lm and ar have
+    the same parts.
+    """
+    other, refused = load_model(where, device), f"--init_from {where} does not fit: it has"
+    for name in NETWORK:
+        theirs, ours = vars(other.config)[name], vars(config)[name]
+        if theirs != ours:
+            raise UserError(f"{refused} --{name} {theirs}, not {ours}")
+    if to_json(other.encoding) != to_json(encoding):
+        raise UserError(f"{refused} other tokens than {config.data}")
+    ours = build_network(config, build_method(config, encoding), n_classes).state_dict()
+    theirs = other.denoiser.state_dict()
+    if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
+        raise UserError(f"{refused} a network of {other.config.method}, and {config.method} needs "
+                        f"another")
+    return theirs
+
+
+# ---- a classifier that guides
+
+def load_classifier(where, model, device):
+    """-> classifier(z, t), the names of its classes, and the length of its texts; UserError if it
+    was trained on other noise than that of the model.
+
+    where: the folder of a run, or "exact" for a language that knows its classes
+    """
+    check_classifier_fits(model.method)
+    process = model.method.classifier_process
+    if where == "exact":
+        if not load_row(DATASETS, model.config.data).has_language:
+            raise UserError(f"--classifier exact knows the toy language alone: train one for "
+                            f"{model.config.data}")
+        data = load_data(model.config.data, model.config.block_size, model.encoding)
+        return exact_classifier(data.language, process), data.classes, data.block_size
+    classifier = load_model(where, device)
+    if not classifier.method.classifies or to_json(classifier.encoding) != to_json(model.encoding):
+        raise UserError(f"--classifier {where} must be a run of train.py --method classifier with "
+                        f"the same tokens")
+    theirs = classifier.method.process
+    if (type(theirs), vars(theirs)) != (type(process), vars(process)):
+        raise UserError(f"--classifier {where} reads the noise of {classifier.config.noise_of}, "
+                        f"which is not that of {model.config.method}: train one with another "
+                        f"--noise_of, or the flags of that method")
+    return classifier.denoiser, classifier.classes, classifier.config.block_size

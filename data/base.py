@@ -1,0 +1,143 @@
+"""
+The contract of a data set, and what all data sets share.
+
+A data set is a class with one row in data/__init__.py. Two classmethods make it; they raise
+UserError for what the user can fix:
+
+    load(data, block_size, tokenizer, vocab_size, cache)            for pretraining
+    load_answers(data, block_size, tokenizer, vocab_size, cache)    for train.py --sft
+
+Its texts are ids x (n, L) int64 of L = block_size tokens. Two methods draw them, and both return
+
+    x (n, L);  frozen (n, L), True at given tokens, or None;  the classes (n,) of the texts, or None
+"""
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from data.tokenizer import decode
+from flags import UserError
+
+HELD_OUT = 0.1  # share of a corpus that is not trained on
+
+
+class Dataset:
+    """What every data set has. An attribute is a fact that other files need to know about it."""
+    name = None  # one word
+    about = None  # one line to print beside every result
+    encoding = None  # a tiktoken.Encoding
+    block_size = None  # tokens per text
+    bytes_per_token = None  # UTF-8 bytes per scored token: nats/token -> bits/byte
+    train = val = None  # the ids of each split, end to end: an array, perhaps on disk
+    splits = ("train", "val")
+    classes = ()  # the names of the classes, where texts have labels
+    defaults = {}  # other defaults of train.py's flags
+
+    language = None  # the language whose probabilities are known exactly (data/toy.py)
+    has_language = False  # its instances have one: for code that must not load the data
+    is_text = True  # its tokens spell text: words can be looked up and counted
+    image_size = None  # tokens per image, where texts are images, which `render` draws
+    answers = False  # texts are chats: their prompts are given, their answers are scored
+    pads = False  # short texts are padded, and the padding is not scored
+    counts_words = True  # n-grams of its tokens are a baseline for a model of it
+    counts_bytes = False  # n-grams of bytes are a baseline as well
+
+    @classmethod
+    def load(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
+        """The data set `data`: the name of its row, or what matches the pattern of its row."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_answers(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
+        """The same for --sft: prompts are given, answers are scored."""
+        raise UserError(f"--sft learns answers to questions, and {data} has none: "
+                        f"give --data chat, or a .jsonl file")
+
+    # ---- texts
+
+    def examples(self, split, n, generator=None):
+        """n random texts. The generator (a CPU one) or torch's seed decides which."""
+        raise NotImplementedError
+
+    def example_windows(self, split="val", most=None):
+        """All texts of the split in order, or `most` of them, evenly spaced."""
+        raise NotImplementedError
+
+    def batch(self, split, n, generator=None):
+        return self.examples(split, n, generator)[0]  # (n, L)
+
+    def windows(self, split="val", most=None):
+        return self.example_windows(split, most)[0]  # (m, L)
+
+    def micro_batch(self, number, n, seed, generator):
+        """n texts for micro-batch `number` of a run, counted over all steps and processes."""
+        return self.examples("train", n, generator)
+
+    def check_split(self, split):
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no {split} split, only {' and '.join(self.splits)}")
+
+    # ---- what texts mean
+
+    def padding(self, x):
+        """Where texts x (n, L) are padded. -> (n, L) bool, or None if nowhere"""
+        return None
+
+    def text(self, ids):
+        """The text that ids spell."""
+        return decode(self.encoding, ids)
+
+    def ids(self, split):
+        """The ids of a split, end to end, or its first part: for statistics in memory. -> (m,)
+        numpy"""
+        self.check_split(split)
+        return self.train if split == "train" else self.val  # (m,)
+
+    @property
+    def bytes_per_id(self):
+        """UTF-8 bytes per id of `ids`, for n-grams."""
+        return self.bytes_per_token
+
+    def score(self, x, label=None):
+        """Measures of samples x (n, L) that only this data set has. -> [(what it is, values
+        (n,))]"""
+        return []
+
+    # ---- images
+
+    @classmethod
+    def check_render(cls, length):
+        """UserError unless `render` can draw texts of `length` tokens."""
+        if cls.image_size is None:
+            raise UserError("--png is for images, and this model writes text: leave it out")
+        if length != cls.image_size:
+            raise UserError(f"--png draws {cls.image_size} pixels, and this text has {length}: "
+                            f"leave out --length and gaps")
+
+    @classmethod
+    def render(cls, ids, path):
+        """Write texts, n lists of ids, as one image file."""
+        raise NotImplementedError
+
+
+# ---- splitting and writing
+
+def hash_fraction(text):
+    """A number in [0, 1) that depends on the text alone: equal texts have equal numbers."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """A file that replaces `path` once it is complete. If writing fails, `path` stays as it was."""
+    temporary = Path(path).with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:  # a full disk does not say which file it was
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

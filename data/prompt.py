@@ -1,0 +1,46 @@
+"""
+A prompt with or without gaps, from the command line or a file, as the beginning of a text.
+
+    "Return the"                     is continued
+    "Return ____ of the ____."       is filled in: each _ is one token
+    "FILE:notes.txt"                 is read from a file
+"""
+from pathlib import Path
+
+import torch
+
+from data.tokenizer import encode
+from flags import UserError
+
+
+def read_prompt(prompt):
+    """The text of a prompt, which FILE:path reads from a file."""
+    if not prompt.startswith("FILE:"):
+        return prompt
+    path = Path(prompt.removeprefix("FILE:"))
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the prompt {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the prompt {path} is not UTF-8 text: save it as UTF-8") from None
+
+
+def encode_prompt(prompt, gap, encoding, length, block_size):
+    """A prompt as the ids of a text, and where they are given: not in gaps, nor after the prompt.
+
+    length: of the text; 0 is that of a prompt with gaps, else block_size. -> (L,), (L,) bool
+    """
+    if len(gap) != 1:
+        raise UserError(f"--gap must be one character (got {gap!r})")
+    ids, frozen = [], []
+    for i, part in enumerate(prompt.split(gap)):
+        part = encode(encoding, part).tolist()
+        ids += [0] * (i > 0) + part
+        frozen += [False] * (i > 0) + [True] * len(part)
+    length = length or (len(ids) if gap in prompt else block_size)
+    if len(ids) > length:
+        raise UserError(f"the prompt has {len(ids)} tokens, more than the text's {length}: "
+                        "shorten it or raise --length")
+    rest = length - len(ids)
+    return torch.tensor(ids + [0] * rest), torch.tensor(frozen + [False] * rest)  # (L,), (L,)

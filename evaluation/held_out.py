@@ -1,0 +1,163 @@
+"""
+Held-out text: which texts a model is scored on, the bound on them, and the exact entropy.
+"""
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from data import load_data
+from data.tokenizer import to_json
+from diffusion import corrupt
+from evaluation.likelihood import likelihood_figures, mean_error, mean_nats, nats_of
+from flags import UserError
+from oracle import exact_classifier
+from samplers.generate import prepend_bos
+from samplers.guidance import label_of
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels at which a classifier is evaluated
+
+
+# ---- the text
+
+def data_of(model, name=""):
+    """The data of a model in its own tokens: what it was trained on, or the data of that name."""
+    saved = model.config
+    if not (name or saved.data):
+        raise UserError("a published model has no text of its own: give --data, what to evaluate "
+                        "it on")
+    if not name and saved.tokenizer != "model":
+        data = load_data(saved.data, saved.block_size, saved.tokenizer, saved.vocab_size,
+                         sft=saved.sft)
+        if to_json(data.encoding) == to_json(model.encoding):
+            return data  # else the file, or the Python, is not that of the training
+    return data_in_tokens_of(model, name or saved.data, saved.sft)
+
+
+def data_in_tokens_of(model, name, sft=False):
+    """The data of that name in the tokens of a model. UserError for data with tokens of its own."""
+    data = load_data(name, model.config.block_size, model.encoding, sft=sft)
+    if to_json(data.encoding) != to_json(model.encoding):
+        raise UserError(f"{name} has tokens of its own, on which this model was not trained: give "
+                        "other text")
+    return data
+
+
+class HeldOut(NamedTuple):
+    """Texts to score a model on."""
+    x: torch.Tensor  # (n, L)
+    frozen: torch.Tensor  # (n, L) bool, True at given tokens; None: nothing is given
+    label: torch.Tensor  # (1,) the class of all texts; None: of any class
+    condition: torch.Tensor  # (n,) what the model is conditioned on; None: on nothing
+
+
+def texts_of(model, data, config, device):
+    """The texts of --split, at most --max_texts of them. With --label, those of that class only."""
+    data.check_split(config.split)
+    x, frozen, labels = data.example_windows(config.split, config.max_texts)  # (n, L) .. (n,)
+    frozen = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen  # (n, L)
+    _, frozen = prepend_bos(model.method, x, frozen)  # (n, L)
+    frozen = frozen.to(device) if frozen.any() else None  # (n, L)
+    if not config.label:
+        return HeldOut(x.to(device), frozen, None, None)
+    if labels is None:
+        raise UserError(f"--label {config.label}: {data.name} has no classes")
+    label = label_of(config.label, data.classes, device)  # (1,)
+    x = x[labels == label.cpu()].to(device)  # (n', L)
+    if len(x) < 2:
+        raise UserError(f"of {config.max_texts} held-out texts, fewer than two are {config.label}: "
+                        "raise --max_texts")
+    is_conditioned = model.classes and not config.classifier
+    return HeldOut(x, None, label, label.expand(len(x)) if is_conditioned else None)
+
+
+# ---- the bound
+
+def bound_figures(model, data, held, config):
+    """The bound on held-out texts, beside the exact entropy if it is known. -> dict of numbers"""
+    x, frozen, label, condition = held
+    padding = data.padding(x)  # (n, L)
+    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
+                           config.seed, condition, padding)  # (n,) each
+    mean, error = mean_nats(nats, scored, padding)
+    figures = likelihood_figures(nats, scored, x, data, frozen, padding)
+    figures |= {"method": model.config.method, "data": data.about, "split": config.split,
+                "step": model.step, "draws": config.draws, "exact": model.method.exact,
+                "nats_per_token": mean, "standard_error": error,
+                "bits_per_byte": mean / math.log(2) / data.bytes_per_token}
+    if data.language is not None:
+        if label is None:
+            entropy, entropy_error = data.language.entropy(data.block_size)
+        else:  # of these very texts
+            known = None if condition is None else label
+            log_p = data.language.log_prob(x.cpu(), known)  # (n,)
+            entropy, entropy_error = mean_error(-log_p / x.shape[1])
+        figures |= {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
+                    "gap_error": math.hypot(error, entropy_error)}
+    return figures
+
+
+def zero_shot_figures(model, name, config, device):
+    """Perplexity and bits on other data, of which the model knows the tokens only."""
+    data = data_in_tokens_of(model, name)
+    x, frozen, *_ = texts_of(model, data, replace(config, label=""), device)  # (n, L) each
+    padding = data.padding(x)  # (n, L)
+    nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
+                           config.seed, padding=padding)  # (n,) each
+    figures = likelihood_figures(nats, scored, x, data, frozen, padding)
+    return {**figures, "draws": config.draws, "split": config.split, "data": data.about}
+
+
+def entropy_of(data, given_class=False):
+    """The exact entropy of a known language, or that given the class. -> nats/token, error"""
+    language, L = data.language, data.block_size
+    entropy, error = language.entropy(L)
+    if not given_class:
+        return entropy, error
+    posterior = language.topic_posterior(data.windows("val", 4000))  # (n, K)
+    left, left_error = mean_error(torch.special.entr(posterior).sum(-1))  # H(class | text)
+    prior = torch.special.entr(language.prior).sum().item()  # H(class)
+    return entropy - (prior - left) / L, math.hypot(error, left_error / L)
+
+
+# ---- classifiers
+
+@torch.no_grad()
+def classifier_by_noise(process, classifiers, x, label, times, batch_size=64, seed=1337):
+    """Several classifiers on the same noise. -> {time: [(nats, whether right), (n,) each]}"""
+    torch.manual_seed(seed)
+    results = {}
+    for time in times:
+        t = torch.full((len(x), 1), time, device=x.device)  # (n, 1)
+        z, rows = corrupt(process, x, t), []  # (n, L)
+        for classifier in classifiers:
+            parts = zip(z.split(batch_size), t.split(batch_size))
+            log_p = torch.cat([classifier(*part).double().log_softmax(-1) for part in parts])
+            nats = -log_p.gather(-1, label[:, None])[:, 0]  # (n,)
+            rows.append((nats, log_p.argmax(-1) == label))
+        results[time] = rows
+    return results
+
+
+def classifier_rows(method, network, data, texts, device, batch_size=64, seed=1337, split="val"):
+    """A classifier on held-out text at several noise levels, beside the exact p(y | z) if known.
+
+    -> [dict of plain numbers]
+    """
+    data.check_split(split)
+    x, _, label = data.example_windows(split, texts)  # (n, L), (n,)
+    classifiers = {"": network}
+    if data.language is not None:
+        classifiers["exact_"] = exact_classifier(data.language, method.process)
+    by_time = classifier_by_noise(method.process, classifiers.values(), x.to(device),
+                                  label.to(device), TIMES, batch_size, seed)
+    rows = []
+    for t, results in by_time.items():
+        rows.append({"t": t})
+        for name, (nats, right) in zip(classifiers, results):  # (n,) each
+            mean, error = mean_error(nats)
+            accuracy, accuracy_error = mean_error(right.double())
+            rows[-1] |= {f"{name}nats": mean, f"{name}nats_error": error,
+                         f"{name}accuracy": accuracy, f"{name}accuracy_error": accuracy_error}
+    return rows

@@ -1,0 +1,88 @@
+"""
+Chapter 1. Witten-Bell n-grams: the baseline that needs no network.
+
+    python -m evaluation.ngram names         # or toy, python, a path
+    python -m evaluation.ngram python bpe    # in the tokens of a tokenizer
+
+An n-gram model predicts a symbol w from the history h of the n - 1 symbols before it. It mixes its
+counts with the prediction of the model whose history h' is one symbol shorter:
+
+    p_n(w | h) = ( c(h w) + k(h) p_{n-1}(w | h') ) / ( c(h) + k(h) ),   p_0(w) = 1 / V       (1.4)
+
+    c(h w)   how often w followed h in the train text;   c(h) = sum_w c(h w)
+    k(h)     how many different symbols followed h; many of them make a new one more likely
+
+(method C of Witten and Bell, IEEE Trans. Information Theory 37, 1991). For a history that never
+occurred, p_n = p_{n-1}. (1.4) sums to 1 over w and gives no symbol probability 0. A network is only
+worth its cost if it is below the best order.
+"""
+import math
+import sys
+
+import numpy as np
+
+from data import load_data
+from flags import one_line_errors
+
+
+def witten_bell(train, val, vocab_size, orders=(2, 3, 4, 5, 6)):
+    """Eq. (1.4) of each order, estimated on the ids `train`. -> {order: nats per symbol of `val`}
+
+    val is read as the continuation of train, so that its first symbols have a history too. Needs
+    len(train) >= max(orders).
+    """
+    x = np.concatenate([train, val]).astype(np.int64)  # (N,)
+    p = np.full(len(val), 1 / vocab_size)  # (m,) p_0
+    history = np.zeros(len(x), np.int64)  # (N,) the empty history
+    nats = {}
+    for n in range(1, max(orders) + 1):
+        # history[i] numbers the n - 1 symbols before x[n-1+i]. The number of an n-gram is the rank
+        # of its pair (history, symbol) among all pairs: it has no collisions, as hashes would, and
+        # fits into 64 bits at any order.
+        followed = history * vocab_size + x[n - 1:]  # (N-n+1,)
+        pairs, gram = np.unique(followed, return_inverse=True)  # (G,), (N-n+1,)
+        t = len(history) - len(val)  # the first t are of train
+        c_hw = np.bincount(gram[:t], minlength=len(pairs))  # (G,)
+        c_h = np.bincount(history[:t], minlength=history.max() + 1)  # (H,)
+        k_h = np.bincount(pairs[c_hw > 0] // vocab_size, minlength=len(c_h))  # (H,)
+        h, hw = history[t:], gram[t:]  # (m,) each
+        mixed = (c_hw[hw] + k_h[h] * p) / np.maximum(c_h[h] + k_h[h], 1)  # (m,) (1.4)
+        p = np.where(c_h[h] > 0, mixed, p)  # (m,)
+        nats[n] = -np.log(p).mean()
+        history = gram[:-1]  # (N-n,) ends at i, precedes i + 1
+    return {n: float(nats[n]) for n in orders}
+
+
+def ngram_baselines(data):
+    """What n-grams reach on the held-out text: [(name, nats/token or None, bits/byte)]"""
+    rows = [("uniform over tokens", math.log(data.encoding.n_vocab))]
+    if data.counts_words:
+        train, val = data.ids("train"), data.ids("val")
+        cut = ", first 2M" * (len(train) < len(data.train) or len(val) < len(data.val))
+        rows += [(f"{n}-gram of tokens{cut}", nats)
+                 for n, nats in witten_bell(train, val, data.encoding.n_vocab).items()]
+    rows = [(name, nats, nats / math.log(2) / data.bytes_per_id) for name, nats in rows]
+    if data.counts_words and data.counts_bytes:
+        train, val = (np.frombuffer(data.text(ids).encode("utf-8", "replace"), np.uint8)
+                      for ids in (train, val))  # (m,) each
+        rows += [(f"{n}-gram of bytes", None, nats / math.log(2))
+                 for n, nats in witten_bell(train, val, 256).items()]
+    return rows
+
+
+def main(argv):
+    data = load_data(argv[0] if argv else "names", 32, *argv[1:2])
+    whole = len(data.train), len(data.val)  # UserError where there is nothing to count
+    train, val = data.ids("train"), data.ids("val")
+    cut = whole != (len(train), len(val))
+    first = f"; of the first {len(train):,} and {len(val):,} tokens" * cut
+    print(data.about)
+    print("order  nats/symbol  bits/byte   held-out, Witten-Bell; "
+          f"{data.bytes_per_id:.3f} bytes/symbol{first}")
+    for n, nats in witten_bell(train, val, data.encoding.n_vocab, range(1, 7)).items():
+        print(f"{n:5d}  {nats:11.4f}  {nats / math.log(2) / data.bytes_per_id:9.4f}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])

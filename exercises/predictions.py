@@ -1,0 +1,52 @@
+"""
+Exercises that ask for a number before you run, or for the test that detects a fault (README.md).
+
+Write your guess down first, then run the grader, which measures.
+"""
+import math
+
+
+def bound_of_a_uniform_guess(n_tokens):
+    """3: a denoiser predicts all n_tokens with equal probability everywhere. What is its mean bound
+    under masks, in nats per token? Does it depend on the text?"""
+    # exercise 3: one line
+    return math.log(n_tokens)
+    # end
+
+
+def detector_of_missing_weight():
+    """6: the weight 1/t of (0.2) for masks is left out in methods/mdlm.py. The loss still falls,
+    and samples look the same. Which test fails? Not one of tests/exercises.
+
+    -> "tests/FOLDER/FILE.py::NAME"
+    """
+    # exercise 6: one line
+    return "tests/theory/test_theory.py::test_the_closed_forms_are_the_one_bound"
+    # end
+
+
+def calls_of_the_masked_sampler(length, steps):
+    """10: `length` masks open in `steps` equal steps of (0.3), in one text. The network is not
+    called in steps in which no mask opens. How often is it called on average?"""
+    # exercise 10: one line
+    return steps * (1 - (1 - 1 / steps) ** length)
+    # end
+
+
+def detector_of_missing_term():
+    """12: the term IS of (0.2) for words is left out in methods/udlm.py, as if a wrong word cost as
+    much as a right one. Which test fails? Not one of tests/exercises.
+
+    -> "tests/FOLDER/FILE.py::NAME"
+    """
+    # exercise 12: one line
+    return "tests/theory/test_theory.py::test_the_closed_forms_are_the_one_bound"
+    # end
+
+
+def share_of_matching_pairs(steps):
+    """15: a language has two texts, "a a" and "b b", equally likely. Masked diffusion with the
+    *exact* denoiser takes so many equal steps. What share of its samples is in the language?"""
+    # exercise 15: one line
+    return 1 - 1 / (2 * steps)
+    # end

@@ -1,0 +1,32 @@
+"""
+The table of methods, by family. What a method is: methods/base.py.
+
+A row is "module:Class", imported when it is chosen. The fields of the class are its flags.
+"""
+from flags import load_row
+
+METHODS = {
+    "ar": "methods.ar:AR",  # autoregression: from left to right
+
+    "mdlm": "methods.mdlm:MDLM",  # masks
+    "md4": "methods.md4:MD4",  # masks by a schedule
+    "genmd4": "methods.genmd4:GenMD4",  # masks by a learned schedule for each symbol
+    "radd": "methods.radd:RADD",  # masks: four forms of one bound
+    "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
+    "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
+
+    "udlm": "methods.udlm:UDLM",  # random words
+    "gidd": "methods.gidd:GIDD",  # masks and random words
+    "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
+
+    "sedd": "methods.sedd:SEDD",  # ratios of probabilities
+    "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
+    "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
+
+    "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
+}
+
+
+def make_method(name, n_tokens, **options):
+    """The method `name` for texts of n_tokens symbols, with those options that are its flags."""
+    return load_row(METHODS, name).build(n_tokens, options)

@@ -1,0 +1,97 @@
+"""
+Chapter 1. Autoregression, the baseline of all chapters: one word after the other.
+
+    -log p(x) = sum_l -log p_theta(x_l | x_0 .. x_(l-1))                                       (1.1)
+
+is exact: there is no noise and no bound. The input is the text, shifted by one place behind a start
+symbol, [start, x_0, .., x_(L-2)], under causal attention: row l of the logits predicts x_l from all
+that comes before it. L tokens take L network calls, in order. With the keys and values of earlier
+tokens in a cache (model.Cache), each call reads a single token.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from diffusion import Absorbing, categorical, probabilities
+from methods.base import (
+    Method,
+    cross_entropy,
+    end_texts,
+    loss_at,
+    new_cache,
+    read_with_cache,
+    skip_texts,
+)
+from model import block_causal, causal, select_rows
+
+
+@dataclass(eq=False)
+class AR(Method):
+    """--method ar. `loss` and `nelbo` are the exact negative log-likelihood."""
+    mask_mod = staticmethod(causal)
+    bidirectional, exact, block_length = False, True, 1
+    samplers = ("ancestral",)
+
+    def __post_init__(self):
+        self.start, self.vocab_size = self.n_tokens, self.n_tokens + 1
+
+    def shift(self, x):
+        """[start, x_0, .., x_(L-2)], the input that predicts x. -> (B, L)"""
+        return F.pad(x, (1, 0), value=self.start)[:, :-1]  # (B, L)
+
+    def nelbo(self, denoiser, x, frozen=None):
+        """(1.1), token by token. Frozen tokens are read but not scored. -> (B, L) nats"""
+        at = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen  # (B, L)
+        shifted = self.shift(x)  # (B, L)
+        return loss_at(denoiser, shifted, None, at, cross_entropy, (x,), self.n_tokens, 1.0, frozen)
+
+    loss = nelbo
+
+    def prior(self, shape, device="cpu"):
+        """No text yet: the start symbol everywhere, which is never read there. -> (B, L)"""
+        return torch.full(shape, self.start, device=device)  # (B, L)
+
+    def count_states(self, length, steps):
+        """One for each token, whatever `steps` says."""
+        return length
+
+    @torch.no_grad()
+    def sample(self, denoiser, z, frozen, steps, sampler=None, to_probs=probabilities,
+               window=None, end=None):
+        """From left to right; yields z after each token. Given tokens further right are kept, but
+        they are not read.
+
+        window: how many tokens the network sees, for texts longer than in training
+        """
+        going = torch.arange(len(z), device=z.device)  # (b,) texts that have not ended
+        cache = new_cache(denoiser, z.shape[1], 1, window)
+        for l in range(z.shape[1]):
+            at = ~frozen[going, l]  # (b,)
+            if at.any():
+                logits = self.next_token(denoiser, z[going, :l + 1], at[:, None], cache)  # (N, V)
+                word = categorical(to_probs(logits[:, :self.n_tokens]))  # (N,)
+                z = z.index_put((going[at], torch.tensor(l, device=z.device)), word)  # (B, L)
+                z, going = end_texts(z, frozen, l, l + 1, end, going, cache)  # (B, L), (b',)
+                yield z
+
+    def next_token(self, denoiser, z, at, cache):
+        """Logits of the last token of z (B, n), from those before it, in the rows `at` (B, 1)."""
+        shifted = self.shift(z)  # (B, n)
+        if cache is None:
+            return denoiser(shifted, None, at=F.pad(at, (z.shape[1] - 1, 0)))  # (N, V)
+        pattern = block_causal(1, cache.reach)
+        return read_with_cache(denoiser, cache, shifted, at, z.shape[1], pattern)  # (N, V)
+
+    def oracle(self, language):
+        """The exact distribution of each next token."""
+        def denoiser(z, t, at=None, label=None, **layout):
+            """z = [start, x_0, .., x_(L-2)]. Row l predicts x_l, and its own entry is not read."""
+            x = z.roll(-1, dims=1).clamp(max=language.V - 1)  # (B, L)
+            return select_rows(language.predict(x, label).log().to(z.device), at)
+        return skip_texts(denoiser)
+
+    @property
+    def classifier_process(self):
+        """To a classifier, the beginning of a text is a text whose rest is masked."""
+        return Absorbing(self.n_tokens)

@@ -1,0 +1,314 @@
+"""
+The contract of a method, and what methods share: losses at selected positions, text in order.
+
+A method is a dataclass: its fields are its flags, its functions are its equations, and its exact
+oracle is one of them. To add one, write methods/NAME.py and one row in methods/__init__.py.
+
+    loss(denoiser, x, frozen=None)      (B, L) nats, what training minimizes; may be a surrogate
+    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x)
+    sample(denoiser, z, frozen, steps)  yields (B, L) ids, from noise to text
+    oracle(language)                    the exact denoiser of a language with known probabilities
+
+`denoiser(z, t, at=None) -> logits` is a network, its average, a guided pair or an oracle. Logits
+are (B, L, V), or (N, V) at the positions that `at` (B, L) selects. `frozen` (B, L) marks given
+tokens, which are never noised, never scored and never resampled.
+
+Select, then score. At V = 50,000 the head and its softmax are most of a training step, so the head
+runs only at the positions that count. There are two ways to select them:
+
+    exact    the positions `at` themselves. Their number depends on the noise, so a GPU must wait
+             for it, and a compiled network is compiled again for each number
+    fixed    always K positions, some of weight 0. For B stratified times with an expected share
+             `share` of masks, at most
+
+                 K = share B L + L + 6 sqrt(B L / 6)
+
+             are masked, except once in 10^9 steps: a stratum is off by L at most, and each token
+             tosses its own coin. If more are masked, K of them are drawn with a higher weight,
+             so the mean stays the same
+
+kernels.py, if it is there, fuses head and loss. It computes the gradient of the head in the forward
+pass, so it must know how losses are averaged: a method that passes `weight` promises the mean over
+texts of the nats per token that is not frozen. If the promise is broken, gradients become nan.
+"""
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from diffusion import ancestral, likelihood, probabilities, supports
+from flags import flags_of
+from model import Cache, Transformer, kernels, select_rows, texts_with
+
+
+@dataclass(eq=False)
+class Method:
+    """What every method has. The attributes are facts, for code that must not name methods."""
+    n_tokens: int  # symbols of the text; ids from n_tokens on are special
+
+    # set in __post_init__
+    process = None  # the noise, a process of diffusion.py; None: no noise
+    vocab_size = None  # symbols of the network, special ones included
+
+    # the network
+    network = Transformer  # network(vocab_size, n_layer, ...) -> nn.Module
+    uses_time = False  # the network reads the time t
+    mask_mod = None  # the attention pattern; None: all tokens see all
+    bidirectional = True  # one call reads the whole text, masks included: neither cache nor packing
+    shardable = True  # all that is trained is read inside the network, so FSDP can spread it
+
+    # the loss
+    exact = False  # nelbo is -log p(x) itself, not a bound
+    classifies = False  # the loss is that of a class, and there is no text to sample
+    fixed_positions = True  # the loss can score a fixed number of positions, see above
+    counts_padding = False  # the loss of one token depends on all others, padding included
+
+    # sampling
+    samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
+    opens_masks = False  # sampling is opening masks, and a sampler may choose which
+    scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
+    block_length = None  # of methods that write blocks in order: tokens per block
+    max_steps = None  # the most steps there are (in a block); None: no limit
+    first_token = None  # the id that every text of a published network begins with
+
+    # other scripts
+    distilled_by = ()  # methods of distill.py
+    public_layout = None  # the public code of its networks, a row of LAYOUTS in tensor_layouts.py
+    public_flags = {}  # values that flags must have, or that code would read a network wrongly
+    defaults = {}  # other defaults for the flags of the scripts, as in dict(labels=True)
+
+    @classmethod
+    def build(cls, n_tokens, options):
+        """The method with those of the options (a dict) that are its flags."""
+        return cls(n_tokens, **{name: options[name] for name in flags_of(cls) if name in options})
+
+    # ---- facts that follow from others
+
+    @property
+    def name(self):
+        """As in --method, the name of its file. For messages."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def left_to_right(self):
+        """It writes in order, so it has a cache, a window and an end of text."""
+        return self.block_length is not None
+
+    @property
+    def revises_text(self):
+        """Noise makes wrong words, so any word may change while sampling."""
+        return self.process is not None and not self.process.text_stays
+
+    @property
+    def classifier_process(self):
+        """The noise that a classifier must be trained on to guide this method; None: none can."""
+        return self.process
+
+    def count_states(self, length, steps):
+        """How many states `sample` yields for texts of `length` tokens."""
+        steps = min(steps, self.max_steps or steps)
+        return steps if self.block_length is None else length // self.block_length * steps
+
+    # ---- what every method defines
+
+    def loss(self, denoiser, x, frozen=None):
+        raise NotImplementedError
+
+    def nelbo(self, denoiser, x, frozen=None):
+        raise NotImplementedError
+
+    def prior(self, shape, device="cpu"):
+        """Pure noise. -> (B, L) ids"""
+        return self.process.draw_noise(1.0, torch.zeros(shape, dtype=torch.long, device=device))
+
+    def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
+               window=None, end=None):
+        """From noise to text; yields z (B, L) after each step.
+
+        window, end: for methods that write in order, how many tokens they see, and the id that ends
+        a text
+        """
+        return sampler(self.process, denoiser, z, frozen, steps, to_probs)
+
+    def likelihood(self, z, t):
+        """q(z_t | x = v) for each text symbol v. -> (B, L, n_tokens)"""
+        return likelihood(self.process, z, t)
+
+    def oracle(self, language):
+        """The exact denoiser: log of the leave-one-out distribution. -> (B, L, n_tokens)
+
+        label (B,) conditions it on the class; n_topics stands for "no class".
+        """
+        def denoiser(z, t, at=None, label=None, **layout):
+            p = language.posterior(self.likelihood(z, inside(t)), topic=label)  # (B, L, n_tokens)
+            return select_rows(p.log().to(z.device), at)
+        return skip_texts(denoiser)
+
+    # ---- hooks that few methods need
+
+    def check(self, config):
+        """Raises UserError where flags of the script do not fit this method's."""
+
+    def on_start(self, read_weights):
+        """Before a new run. read_weights(flag, folder) -> the averaged weights of another run."""
+
+    def on_step(self, step, trainer):
+        """Before each training step: curricula, searches, schedules."""
+
+    def extra_state(self):
+        """What a checkpoint must hold besides flags and weights. -> dict of tensors"""
+        return {}
+
+    def load_extra_state(self, state):
+        """Take back what extra_state() returned, from the dict of a checkpoint."""
+
+    def with_network(self, network):
+        """The method to use with another network, such as the average, if it reads parts of it."""
+        return self
+
+
+def skip_texts(denoiser):
+    """The same oracle, which is called for texts with selected positions only."""
+    def call(z, t, at=None, label=None, **layout):
+        if at is not None:
+            z, t, at, label = texts_with(at, z, t, at, label)
+        return denoiser(z, t, at=at, label=label, **layout)
+    return call
+
+
+def inside(t):
+    """t in float64, away from 0 and 1, where a given token would be impossible."""
+    return t.double().clamp(1e-9, 1 - 1e-9)
+
+
+# ---- losses at selected positions
+
+def to_float32(logits):
+    """Losses are sums over V symbols, for which bf16 is too coarse."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def cross_entropy(logits, x):
+    """-log x_theta(x). logits (N, V), x (N,) -> (N,) nats"""
+    return F.cross_entropy(to_float32(logits), x, reduction="none")  # (N,)
+
+
+def capacity(B, L, share):
+    """K, the number of positions of a fixed selection."""
+    return B * L if share >= 1 else min(B * L, int(share * B * L + L + 6 * (B * L / 6) ** 0.5))
+
+
+def select_fixed(at, share):
+    """The fixed selection from `at` (B, L). -> distinct indices (K,) of all B L, weights (K,)"""
+    if share >= 1:
+        return torch.arange(at.numel(), device=at.device), at.flatten().float()  # (B L,) each
+    order = at.flatten() + torch.rand(at.numel(), device=at.device)  # (B L,)
+    numbers = order.argsort(descending=True)[:capacity(*at.shape, share)]  # (K,)
+    return numbers, at.flatten()[numbers] * (at.sum() / len(numbers)).clamp(min=1)  # (K,), (K,)
+
+
+def loss_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None, share=1.0):
+    """weight * rule(logits (N, n_tokens), *facts (N,)) at `at` (B, L), 0 elsewhere. -> (B, L) nats
+
+    facts, weight: tensors that can be expanded to (B, L); weight may be a number
+    """
+    fixed = supports(denoiser, "fixed_shapes")
+    chosen, weights = select_fixed(at, share) if fixed else (at, None)  # (K,) each, or (B, L)
+
+    def pick(a):
+        return a.expand(at.shape).flatten()[chosen] if fixed else a.expand(at.shape)[at]  # (N,)
+    facts = [pick(a) for a in facts]  # (N,) each
+    if weight is not None and not torch.is_tensor(weight):
+        weight = torch.full((), weight, device=at.device)  # () made there: a copy would wait
+    scale = None if weight is None else pick(weight)  # (N,)
+    if fixed:  # a position of weight 0 may have an infinite or undefined `weight`, near t = 0
+        scale = weights if scale is None else torch.where(weights > 0, scale * weights, 0)  # (N,)
+    if fast := fast_form(denoiser, rule, promised=weight is not None):
+        free = None if frozen is None else pick(1 / (~frozen).sum(-1, keepdim=True).clamp(min=1))
+        head = partial(fast, n_tokens=n_tokens, scale=scale, free=free, facts=facts)
+        nats = denoiser(z, t, at=chosen, head=head)  # (N,)
+    else:
+        nats = rule(denoiser(z, t, at=chosen)[:, :n_tokens], *facts)  # (N,)
+        nats = nats if scale is None else nats * scale.to(nats.dtype)  # (N,)
+    zeros = torch.zeros(at.shape, dtype=nats.dtype, device=at.device)  # (B, L)
+    if fixed:
+        return zeros.flatten().scatter(0, chosen, nats).view(at.shape)  # (B, L)
+    return zeros.masked_scatter(at, nats)  # (B, L)
+
+
+def fast_form(denoiser, rule, promised):
+    """The fused kernel for the head and this rule, of kernels.FAST, or None."""
+    if kernels is None or not supports(denoiser, "supports_fused_head"):
+        return None
+    if torch.is_grad_enabled() and not promised:
+        return None
+    return kernels.FAST.get(rule.__name__)
+
+
+def offset_positions(at, L, width):
+    """Positions of texts (B, L) as positions of texts (B, width) that begin with them."""
+    if at.dtype == torch.bool:
+        return F.pad(at, (0, width - L))  # (B, width)
+    return at // L * width + at % L  # (N,)
+
+
+def copy_capabilities(denoiser, call):
+    """`call`, a denoiser made from another one, with the abilities of that one."""
+    call.supports_fused_head = supports(denoiser, "supports_fused_head")
+    call.fixed_shapes = supports(denoiser, "fixed_shapes")
+    return call
+
+
+# ---- text in order
+
+def new_cache(denoiser, length, block, window=None):
+    """A cache for texts of `length` tokens that are read block by block, or None if not supported.
+
+    A block sees at most `window` tokens, itself included.
+    """
+    if not supports(denoiser, "supports_cache"):
+        return None
+    fits = window is None or window >= length
+    cache = Cache(length) if fits else Cache(2 * window, window - block)
+    cache.copies = int(denoiser.supports_cache)
+    return cache
+
+
+def read_with_cache(denoiser, cache, ids, at, final, mask_mod):
+    """Logits at some of the last tokens of a text whose beginning is in the cache. -> (N, V)
+
+    ids (B, n): the text so far; at (B, m): which of its last m tokens
+    final: how many of the n tokens cannot change any more. These stay in the cache: it holds clean
+    text only, so a block is read again, along with the next one, once it is complete
+    mask_mod: the pattern where more than m tokens are new
+    """
+    *pieces, new = ids[:, cache.read:].split(cache.chunk, 1)  # (B, chunk) each, (B, rest)
+    for piece in pieces:
+        nowhere = torch.zeros_like(piece, dtype=torch.bool)  # (B, chunk)
+        denoiser(piece, None, at=nowhere, mask_mod=mask_mod, cache=cache)
+        cache.keep(piece.shape[1])
+    before = new.shape[1] - at.shape[1]
+    at, pattern = F.pad(at, (before, 0)), mask_mod if before > 0 else None  # (B, rest)
+    logits = denoiser(new, None, at=at, mask_mod=pattern, cache=cache)  # (N, V)
+    cache.keep(final - cache.read)
+    return logits
+
+
+def end_texts(z, frozen, lo, hi, end, going, cache):
+    """Texts that drew `end` at lo .. hi - 1, with nothing given after it, leave batch and cache.
+
+    Their remaining tokens become `end`. z, frozen (B, L); going (b,): the texts that have not ended
+    -> z, going
+    """
+    hit = (z == end) & ~frozen if end is not None else torch.zeros_like(frozen)  # (B, L)
+    if not hit[going, lo:hi].any():
+        return z, going
+    place = torch.arange(z.shape[1], device=z.device)  # (L,)
+    hit = hit & (lo <= place) & (place < hi)  # (B, L)
+    after = place > hit.int().argmax(-1, keepdim=True)  # (B, L)
+    over = hit.any(-1) & ~(after & frozen).any(-1)  # (B,)
+    stay = (~over[going]).nonzero()[:, 0]  # (b',)
+    if cache:
+        cache.select(stay)
+    return torch.where(over[:, None] & after, end, z), going[stay]  # (B, L), (b',)

@@ -1,0 +1,72 @@
+"""
+Chapter 11. A noise-aware classifier p(y | z_t) that guides diffusion (samplers/guidance.py).
+
+    loss    -log p(y | z_t),   z_t ~ q(z_t | x),   y the class of x, t stratified in (0, 1)   (11.5)
+
+It is no language model: it has no bound on -log p(x) and writes no text. Its network is that of
+model.py with K outputs for K classes at each position; the logits are their mean over the text. The
+least possible (11.5) is the entropy of the class given the noisy text. For the toy language it is
+known (oracle.py), and `python evaluate.py` shows both.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from diffusion import corrupt, stratified
+from flags import UserError, flag, load_row
+from methods import METHODS, make_method
+from methods.base import Method
+from model import Transformer
+
+
+class ClassifierNetwork(Transformer):
+    """classifier(z, t) -> logits (B, K). z: ids (B, L), or weights over symbols (B, L, V)"""
+
+    def __init__(self, vocab_size, *sizes, n_classes, **options):
+        super().__init__(vocab_size, *sizes, **options)
+        self.head = torch.nn.Linear(self.head.in_features, n_classes)
+        torch.nn.init.zeros_(self.head.weight)  # uniform at first, as in model.py
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, z, t):
+        """t (B, 1), or (B, L), of which the latest counts: a text has a single time in training."""
+        return super().forward(z, t.amax(-1, keepdim=True)).mean(1)  # (B, K)
+
+
+@dataclass(eq=False)
+class Classifier(Method):
+    """--method classifier: trained on the noise of another method, whose models it can guide."""
+    noise_of: str = flag("mdlm", "the method whose noise it reads; mdlm serves radd, pgm and ar, "
+                         "udlm duo", table=METHODS, fixed=True)
+    noise: object = None  # that method, with flags of its own
+    uses_time, classifies = True, True
+    network = ClassifierNetwork
+    defaults = {"labels": True, "label_dropout": 0.0}  # the class is the target
+
+    @classmethod
+    def build(cls, n_tokens, options):
+        noise_of = options.get("noise_of", cls.noise_of)
+        if load_row(METHODS, noise_of).classifies:
+            raise UserError(f"no classifier can guide {noise_of}: give another --noise_of")
+        return cls(n_tokens, noise_of, make_method(noise_of, n_tokens, **options))
+
+    def __post_init__(self):
+        self.noise = self.noise or make_method(self.noise_of, self.n_tokens)
+        self.process = self.noise.classifier_process
+        if self.process is None:
+            raise UserError(f"no classifier can guide {self.noise_of}: give another --noise_of")
+        self.vocab_size = self.process.V
+
+    def check(self, config):
+        if not config.labels or config.label_dropout:
+            raise UserError("a classifier learns the class of every text: leave out --no_labels "
+                            "and --label_dropout")
+
+    def loss(self, labeled, x, frozen=None):
+        """(11.5). labeled: a Labeled, the network and the classes of x. -> (B, 1) nats per text"""
+        t = stratified(len(x), x.device)  # (B, 1)
+        logits = labeled.denoiser(corrupt(self.process, x, t, frozen), t).float()  # (B, K)
+        return F.cross_entropy(logits, labeled.label, reduction="none")[:, None]  # (B, 1)
+
+    nelbo = loss

@@ -1,0 +1,122 @@
+"""
+Optimizers: which weights follow which rule, and how the learning rate changes over a run.
+
+Muon (arXiv:2502.16982) moves a matrix along the orthogonal matrix that is nearest to its momentum:
+the step has the same size in every direction, while the gradient itself is nearly of low rank. An
+odd polynomial of a matrix X acts on its singular values alone: a few rounds of
+X <- a X + (b X X' + c (X X')^2) X bring all of them near 1 (Newton-Schulz).
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+
+from flags import flag
+from runtime.distributed import gather_full, local_shard
+
+AT_ONCE = 1 << 28  # numbers in a stack of equal matrices, at most
+
+
+@dataclass
+class OptimFlags:
+    """Optimizer (runtime/optim.py)."""
+    optimizer: str = flag("muon", "for the matrices inside blocks; adamw does the rest",
+                          ["muon", "adamw"], fixed=True)
+    learning_rate: float = flag(0.02, "of adamw", least=0, sft=0.003)
+    muon_lr: float = flag(0.006, "of muon", least=0, sft=0.003)
+    min_lr: float = flag(0.0, "last learning rate, as a share of the first", least=0, most=1)
+    lr_schedule: str = flag("cosine", "after warm-up", ["cosine", "linear", "constant"])
+    warmup_iters: int = flag(100, "steps of linear warm-up", least=0)
+    weight_decay: float = flag(0.1, "of matrices", least=0)
+    beta1: float = flag(0.9, "of adamw", least=0, most=0.9999)
+    beta2: float = flag(0.99, "of adamw", least=0, most=0.9999)
+    grad_clip: float = flag(1.0, "largest gradient norm; 0 for none", least=0)
+    ema: float = flag(0.999, "decay of the averaged weights, which evaluation and samples use",
+                      least=0, most=1)
+    muon_dtype: str = flag("auto", "of Muon's products; auto: the faster one",
+                           ["auto", "float32", "bfloat16"])
+
+
+def learning_rate(step, config):
+    """The share of the full rate at this step: linear warm-up, then the schedule to min_lr."""
+    if step < config.warmup_iters:
+        return (step + 1) / config.warmup_iters
+    done = (step - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
+    shares = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
+    return config.min_lr + (1 - config.min_lr) * shares[config.lr_schedule]
+
+
+def orthogonalize(x, dtype=torch.float32, rounds=5):
+    """Matrices with the singular vectors of x, and singular values of 0.7 to 1.2. -> (n, A, B)
+
+    dtype: of the products. bfloat16 is precise enough, since the values need only be similar, but
+    many CPUs are slow in it (runtime/device.py). The coefficients are Muon's, steepest at 0.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[1] > x.shape[2]
+    x = x.to(dtype).mT if tall else x.to(dtype)  # (n, A, B), A <= B
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # (n, A, B)
+    for _ in range(rounds):
+        gram = x @ x.mT  # (n, A, A)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # (n, A, A)
+        x = torch.baddbmm(x, gram, x, beta=a)  # (n, A, B)
+    return x.mT if tall else x  # (n, A, B)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon, for matrices only.
+
+    Matrices of one shape are orthogonalized in one batch, since launch latency dominates on a GPU.
+    If the rows of a matrix are sharded, each process gathers the whole momentum and keeps its own
+    rows of the result.
+    """
+
+    def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes = {}
+            for p in (p for p in group["params"] if p.grad is not None):
+                shapes.setdefault(p.shape, []).append(p)
+            for (A, B), same in shapes.items():
+                for i in range(0, len(same), n := max(1, AT_ONCE // (A * B))):
+                    self.move(same[i:i + n], group, math.sqrt(max(1, A / B)))
+
+    def move(self, params, group, scale):
+        """One step of matrices of one shape."""
+        grads, beta = [p.grad for p in params], group["momentum"]
+        averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))  # (A, B)
+                    for p in params]
+        torch._foreach_lerp_(averages, grads, 1 - beta)
+        ahead = torch._foreach_lerp(grads, averages, beta)  # (A, B) each, Nesterov's momentum
+        moves = orthogonalize(torch.stack([gather_full(a) for a in ahead]), self.dtype)  # (n, A, B)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p, move in zip(params, moves):
+            p.add_(local_shard(move.to(p.dtype), p), alpha=-group["lr"] * scale)
+
+
+def make_optimizers(model, config):
+    """Muon for the matrices inside blocks, AdamW for all other weights, as Muon's authors advise.
+
+    Embeddings, the head, norms and conditioning layers are other weights. Each group keeps its full
+    learning rate as "full_lr".
+    """
+    inside = "blocks", "swap", "decoder"
+    muon = [p for name, p in model.named_parameters()
+            if config.optimizer == "muon" and p.ndim == 2
+            and name.startswith(inside) and "adaln" not in name]
+    others = [p for p in model.parameters() if not any(p is q for q in muon)]
+    matrices, vectors = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate,
+                                    betas=(config.beta1, config.beta2), fused=True)]
+    if muon:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.muon_dtype]
+        optimizers.append(Muon(muon, config.muon_lr, config.weight_decay, dtype=dtype))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["full_lr"] = group["lr"]
+    return optimizers

@@ -1,0 +1,112 @@
+"""
+Every sampler and corrector by name, and the flags that say how to sample.
+
+A sampler is a dataclass whose fields are its flags (diffusion.Sampler). A row is "module:Class",
+imported when it is chosen. A corrector lets a sampler write a text, and then corrects it.
+"""
+from dataclasses import dataclass
+from functools import partial
+
+from diffusion import probabilities
+from flags import UserError, flag, flags_of, load_row
+from methods import METHODS
+
+SAMPLERS = {
+    "ancestral": "diffusion:Ancestral",                      # steps of (0.3), for any process
+    "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
+
+    "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
+    "confidence": "samplers.unmasking:Confidence",           # the most confident ones
+    "semi-ar": "samplers.semi_ar:SemiAR",                    # the same, block after block
+    "remdm-conf": "samplers.remasking:ReMDMConf",            # doubtful words are masked again
+    "top-k": "samplers.remasking:TopK",                      # the most confident words stay
+
+    "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
+    "euler": "samplers.euler:Euler",                         # steps of (6.5)
+}
+CORRECTORS = {
+    "draw": "samplers.base:Draw",                            # the text stays as it was drawn
+    "greedy": "samplers.correctors:Greedy",                  # the likeliest words, last
+    "gibbs": "samplers.correctors:Gibbs",                    # words are drawn again, anywhere
+    "self-correct": "samplers.correctors:SelfCorrect",       # the most confident new words
+}
+
+
+@dataclass
+class SamplingFlags:
+    """Sampling (samplers/)."""
+    out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file",
+                        chat="out/chat-mdlm-sft")
+    init_from: str = flag("", "instead of --out_dir: a published model, by its name or its files")
+    oracle: str = flag("", "no checkpoint, but the exact denoiser of the toy language",
+                       table=METHODS)
+    steps: int = flag(128, "steps from noise to text, or of each block for methods with blocks",
+                      least=1, chat=64)
+    sampler: str = flag("ancestral", "how to go from noise to text", table=SAMPLERS,
+                        chat="semi-ar")
+    corrector: str = flag("draw", "what to draw again at the end", table=CORRECTORS)
+    temperature: float = flag(1.0, "below 1 sharpens predictions; 0: the likeliest token",
+                              least=0, most=100, chat=0.0)
+    top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability",
+                        least=0.001, most=1)
+    label: str = flag("", "the class of the texts, by name or number")
+    guidance: float = flag(1.0, "towards the class, or the prompt: 0 ignores it, 1 is as in the "
+                           "data, more is stronger", least=0, most=100)
+    classifier: str = flag("", "folder of a classifier that guides a model without labels; exact: "
+                           "that of the toy language")
+    classifier_order: str = flag("first", "call the classifier once a step, or for each change",
+                                 ["first", "exact"])
+    candidates: int = flag(200, "guidance from left to right: words that the classifier rates",
+                           least=1)
+    compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small "
+                        "batches", ["", "default", "reduce-overhead", "max-autotune"],
+                        alone="default")
+    matmul_precision: str = flag("highest", "of float32 products; high, medium: TF32 on GPUs, "
+                                 "TF32 or bfloat16 on CPUs", ["highest", "high", "medium"])
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
+    seed: int = flag(1337, "of all random draws", least=0, most=10**9)
+
+
+def model_name(config):
+    """What the flags call the model: its folder, its published name, or the oracle."""
+    return f"oracle {config.oracle}" if config.oracle else str(config.init_from or config.out_dir)
+
+
+def refusal(name, sampler, method):
+    """Why a sampler cannot serve a method, as the end of a sentence; None if it can."""
+    if method.samplers is not None and name not in method.samplers:
+        return f"does not work with {method.name}, which takes steps of its own"
+    return sampler.fits(method)
+
+
+def samplers_for(method):
+    """The names of the samplers that can serve a method."""
+    return [name for name in SAMPLERS if not refusal(name, load_row(SAMPLERS, name)(), method)]
+
+
+def make_sampler(name, method, corrector="draw", **options):
+    """The sampler `name` for a method, with its flags and its corrector's; or UserError."""
+    corrector_class, sampler_class = load_row(CORRECTORS, corrector), load_row(SAMPLERS, name)
+    own = {key: options.pop(key) for key in flags_of(corrector_class) if key in options}
+    sampler, last = sampler_class(**options), corrector_class(**own)
+    if reason := refusal(name, sampler, method):
+        others = samplers_for(method)
+        advice = "" if name in others else f": take {' or '.join(others)}"
+        raise UserError(f"--sampler {name} {reason}{advice}")
+    if reason := last.fits(method):
+        raise UserError(f"--corrector {corrector} {reason}")
+    return last.wrap(sampler)
+
+
+def sampler_of(config, model):
+    """The sampler that the flags describe, for a model; UserError if it does not fit."""
+    rows = load_row(SAMPLERS, config.sampler), load_row(CORRECTORS, config.corrector)
+    options = {key: getattr(config, key) for row in rows for key in flags_of(row)}
+    sampler = make_sampler(config.sampler, model.method, config.corrector, **options)
+    sampler.prepare(model)
+    return sampler
+
+
+def to_probs_of(config):
+    """From logits to the distribution that is drawn from, as the flags say."""
+    return partial(probabilities, temperature=config.temperature, top_p=config.top_p)

@@ -1,0 +1,77 @@
+"""
+Chapter 3. Samplers that mask words again: the ones of which the network is least confident.
+
+psi.py masks words again at random. Here c_l decides, the confidence of word l: the probability that
+the network gave to it when it was drawn, before --temperature and --top_p (arXiv:2503.00307).
+
+    remdm-conf   while masks open, word l is masked again with probability, over the words so far,
+                 sigma_l = min(1, (1 - alpha_s) / alpha_t) softmax_l(-c_l)                     (3.7)
+    top-k        draw all masks in each step; of all words, new and old, the k with the largest c_l
+                 stay (arXiv:2302.05737)
+
+Neither draws from the model. Both prefer what is easy to predict: texts look better, and vary less.
+"""
+from dataclasses import dataclass
+
+import torch
+
+from diffusion import draw_at, probabilities
+from samplers.base import MaskSampler, highest
+
+
+def fill_from_model(denoiser, process, z, t, at, to_probs):
+    """Draw the tokens `at` (B, L) from x_theta. -> z (B, L), confidence (N,)"""
+    drawn, confidence = draw_at(denoiser, z, t, at, to_probs, process.n_tokens)  # (N,), (N,)
+    return z.masked_scatter(at, drawn), confidence  # (B, L), (N,)
+
+
+def remask_probability(process, confidence, z, s, t):
+    """sigma_l of (3.7), 0 at masks. confidence (B, L), s and t (B, 1) -> (B, L)"""
+    is_word = z != process.mask  # (B, L)
+    share = (-confidence).masked_fill(~is_word, -torch.inf).softmax(-1).nan_to_num()  # (B, L)
+    return ((1 - process.alpha(s)) / process.alpha(t)).clamp(max=1) * share  # (B, L)
+
+
+@dataclass(eq=False)
+class ReMDMConf(MaskSampler):
+    """--sampler remdm-conf: opens masks as (0.3) does, and masks doubtful words again."""
+    draws_from_model, rewrites = False, True
+
+    @torch.no_grad()
+    def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
+        coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)  # (B, L)
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64,
+                               device=z.device)  # (steps + 1,)
+        confidence = torch.full_like(z, torch.inf, dtype=torch.float64)  # (B, L) inf: given
+        for t, s in zip(times[:-1], times[1:]):
+            t, s = t.expand(len(z), 1), s.expand(len(z), 1)  # (B, 1) each
+            alpha_t, alpha_s, masked = process.alpha(t), process.alpha(s), z == process.mask
+            opens = masked & (coin() < (alpha_s - alpha_t) / (1 - alpha_t))  # (B, L)
+            closes = ~masked & (coin() < remask_probability(process, confidence, z, s, t))  # (B, L)
+            if opens.any():
+                z, new = fill_from_model(denoiser, process, z, t.float(), opens, to_probs)
+                confidence = confidence.masked_scatter(opens, new)  # (B, L)
+            z = z.masked_fill(closes, process.mask)  # (B, L)
+            yield z
+
+
+@dataclass(eq=False)
+class TopK(MaskSampler):
+    """--sampler top-k: draws all masks, and keeps the most confident of all words so far."""
+    draws_from_model, rewrites = False, True
+
+    @torch.no_grad()
+    def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
+        L = z.shape[1]
+        n = (z == process.mask).sum(-1, keepdim=True)  # (B, 1)
+        confidence = torch.full_like(z, torch.inf, dtype=torch.float64)  # (B, L) inf: given
+        for left in range(steps - 1, -1, -1):
+            masked = z == process.mask  # (B, L)
+            if not masked.any():
+                return
+            t = masked.sum(-1, keepdim=True) / L  # (B, 1)
+            z, new = fill_from_model(denoiser, process, z, t, masked, to_probs)  # (B, L), (N,)
+            confidence = confidence.masked_scatter(masked, new)  # (B, L)
+            stays = highest(confidence, L - n * left // steps)  # (B, L)
+            z = z.masked_fill(~stays, process.mask)  # (B, L)
+            yield z

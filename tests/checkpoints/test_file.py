@@ -1,0 +1,114 @@
+"""The folder of a run is locked, saved whole or not at all, and read without running its code."""
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import file as module
+from checkpoints.file import Folder, as_json, read_checkpoint
+from flags import UserError
+
+STATE = {"model": {"a": torch.arange(3.0)}, "ema": {"a": torch.ones(3)}, "optimizers": [{"lr": 1}],
+         "step": 4, "config": {"method": "mdlm"}, "encoding": "{}"}
+
+
+class Bomb:
+    """What a malicious checkpoint holds: unpickling it would make a folder."""
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def steps(path):
+    return [json.loads(line)["step"] for line in Path(path).read_text().splitlines()]
+
+
+def test_what_is_saved_is_read_back():
+    Folder("out").save(STATE)
+    read = read_checkpoint("out/ckpt.pt")
+    for part in ("model", "ema"):
+        assert torch.equal(read[part]["a"], STATE[part]["a"])
+    assert all(read[part] == STATE[part] for part in ("optimizers", "step", "encoding"))
+    assert read["config"].items() >= STATE["config"].items()
+    assert not list(Path("out").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"step": Bomb()}, "could run code"), ({"format": "palimpsest 0"}, "not a checkpoint"),
+    ({"config": ["mdlm"]}, "not a checkpoint"), ({"config": None}, "not a checkpoint")])
+def test_another_state_is_refused_in_one_line(changes, says):
+    torch.save({"format": module.FORMAT, **STATE, **changes}, "bad.pt")
+    with pytest.raises(UserError, match=says) as refused:
+        read_checkpoint("bad.pt")
+    assert "\n" not in str(refused.value) and not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("raw", [b"", b"no checkpoint at all\n", b"PK\x05\x06" + bytes(18)])
+def test_another_file_is_refused_in_one_line(raw):
+    Path("bad.pt").write_bytes(raw)
+    with pytest.raises(UserError, match="bad.pt cannot be read: cut short, or not written by"):
+        read_checkpoint("bad.pt")
+
+
+def test_a_second_run_cannot_write_to_the_folder_until_the_first_one_leaves():
+    first = Folder("runs/out")
+    with pytest.raises(UserError, match="another run is writing to runs/out: wait for it"):
+        Folder("runs/out")
+    first.leave()
+    assert not Path("runs").exists()  # the first run created it
+    Path("runs").mkdir()
+    Path("runs/notes.txt").touch()
+    Folder("runs/out").leave()
+    assert os.listdir("runs") == ["notes.txt"]
+
+
+def test_a_new_run_changes_nothing_before_it_saves_and_then_keeps_the_earlier_result(capsys):
+    first = Folder("out")
+    first.save(STATE)
+    first.log(step=4, loss=1.0)
+    first.lock.release()
+    second = Folder("out")
+    second.log(step=1, loss=2.0)
+    assert steps("out/metrics.jsonl") == [4] and not list(Path("out").glob("*previous*"))
+    second.save({**STATE, "step": 1})
+    assert read_checkpoint("out/ckpt.previous.pt")["step"] == 4
+    assert read_checkpoint("out/ckpt.pt")["step"] == 1
+    assert (steps("out/metrics.previous.jsonl"), steps("out/metrics.jsonl")) == ([4], [1])
+    says = "ckpt.pt was there from an earlier run: kept as ckpt.previous.pt"
+    assert says in capsys.readouterr().out
+
+
+def test_rewinding_removes_what_the_resumed_run_writes_again():
+    folder = Folder("out", ours=True)
+    lines = [dict(step=1, loss=1.0), dict(step=2, loss=1.0), dict(step=2, val_bound=1.0),
+             dict(step=3, loss=1.0)]
+    for line in lines:
+        folder.log(**line)
+    with open("out/metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "lo')  # the run was killed while it wrote
+    folder.rewind(2)
+    assert list(map(json.loads, Path("out/metrics.jsonl").read_text().splitlines())) == lines[:2]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch):
+    folder = Folder("out")
+    folder.save(STATE)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    says = "cannot save to out/ckpt.pt .No space left on device.: free some space; .*--out_dir out"
+    with pytest.raises(UserError, match=says):
+        folder.save({**STATE, "step": 5})
+    assert read_checkpoint("out/ckpt.pt")["step"] == 4 and not list(Path("out").glob("*.tmp"))
+
+
+def test_metrics_are_strict_json():
+    assert as_json({"error": float("nan"), "bound": 1.5}) == '{"error": null, "bound": 1.5}'

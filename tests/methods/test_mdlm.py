@@ -1,0 +1,67 @@
+"""MDLM: the numbers of its public code, and the any-order form of its bound."""
+import pytest
+import torch
+from references import LOG_P, X_THETA, S, T, V, X, Z, figure, same
+
+from diffusion import Absorbing, bound, reverse
+from methods.mdlm import MDLM, any_order, masked_bound
+from world import TEXTS, N
+
+
+def carried_over(z):
+    text = torch.nn.functional.one_hot(z, V).double()  # (B, L, 12)
+    return torch.where((z < 11)[..., None], text, X_THETA)  # (B, L, 12)
+
+
+def test_the_bound_is_that_of_the_public_code():
+    process, ce = Absorbing(11), -LOG_P.gather(-1, X[..., None])[..., 0]
+    same(masked_bound(process, ce, Z, T), figure("mdlm/nelbo_ct"))
+    same(bound(process, carried_over(Z), X, Z, T), figure("mdlm/nelbo_ct"))
+
+
+def test_the_reverse_step_is_that_of_the_public_code():
+    """Its rows are not normalized, and eps = 0.001 of the signal is left at t = 1."""
+    rows, masked = figure("mdlm/ddpm_q_unnorm"), Z == 11
+    ours = reverse(Absorbing(11, eps=1e-3), X_THETA, Z, S, T)
+    same(ours[masked], (rows / rows.sum(-1, keepdim=True))[masked])
+
+
+def test_any_order_masks_each_number_of_tokens_equally_often_and_each_token_alike():
+    """Of 12 free tokens, in 1,200 texts with stratified u; none that is given."""
+    torch.manual_seed(0)
+    process, x = Absorbing(5), torch.zeros(1200, 15, dtype=torch.long)
+    frozen = torch.arange(15).expand(1200, -1) < 3
+    u = (torch.arange(1200)[:, None] + 0.5) / 1200  # (1200, 1)
+    z, k, n = any_order(process, x, u, frozen)
+    masked = z == 5  # (1200, 15)
+    assert (n == 12).all() and torch.equal(masked.sum(-1, keepdim=True), k.long())
+    assert k.long().flatten().bincount().tolist() == [0] + 12 * [100]
+    share = masked[:, 3:].double().mean(0)  # (12,) of the mean 13/24, by 4.5 standard errors
+    assert not masked[:, :3].any() and ((share - 13 / 24).abs() < 4.5 * (0.25 / 1200) ** 0.5).all()
+
+
+@pytest.mark.parametrize("weighting", ["simple", "bound"])
+def test_the_expected_share_of_masks_is_that_which_the_loss_draws(weighting):
+    """Within 4.5 standard errors of 40,000 tokens: it sizes the fixed selection of positions."""
+    torch.manual_seed(0)
+    method, seen = MDLM(N, weighting=weighting), []
+    spy = lambda z, t, at: seen.append(at) or torch.zeros(int(at.sum()), N + 1)
+    method.loss(spy, TEXTS[5].repeat(4000, 4)[:, :10])
+    share = method.share_masked(weighting == "simple")
+    assert abs(seen[0].double().mean() - share) < 4.5 * (0.25 / 40_000) ** 0.5
+
+
+def test_text_is_never_scored_and_the_mask_is_never_predicted():
+    x = torch.randint(10, (8, 20), generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def denoiser(z, t, at):
+        seen.append((z, at))
+        logits = torch.zeros(int(at.sum()), 11)
+        logits[:, 10] = 1e9  # of the mask
+        return logits
+    nats = MDLM(10).nelbo(denoiser, x)
+    z, at = seen[0]
+    assert torch.equal(at, z == 10) and (nats[~at] == 0).all() and nats.isfinite().all()
+    torch.testing.assert_close(nats[at] * at.sum(-1, keepdim=True).expand_as(z)[at] / 20,
+                               torch.full((int(at.sum()),), 10.0).log())

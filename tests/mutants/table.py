@@ -1,0 +1,20 @@
+"""
+All mutants: (file, right, wrong, names of the test files that should fail, what is wrong).
+
+`right` must occur in the file exactly once; test_mutants.py checks it.
+"""
+from pathlib import Path
+
+from tests.mutants.program import PROGRAM
+from tests.mutants.sampling import SAMPLING
+from tests.mutants.theory import THEORY
+
+TESTS = Path(__file__).parent.parent
+MUTANTS = [*THEORY, *SAMPLING, *PROGRAM]
+
+
+def find_tests(names):
+    """The paths of test files by their names, which are unique: "test_theory test_bd3lm"."""
+    paths = {path.stem: path.relative_to(TESTS.parent).as_posix()
+             for path in TESTS.rglob("test_*.py")}
+    return [paths[name] for name in names.split()]

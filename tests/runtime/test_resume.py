@@ -1,0 +1,231 @@
+"""A run survives whatever ends it: it goes on exactly where it was, alone or shared, or it says why
+it cannot."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from checkpoints.load import load_model, read_state
+from flags import UserError
+from runs import (  # noqa: F401
+    ROOT, TINY, assert_same, cache, elsewhere, fit, interrupt, metrics, script, tiny,
+)
+from runtime import progress
+
+
+@pytest.mark.parametrize(
+    "method, number, flags",
+    [
+        ("mdlm", signal.SIGTERM, dict()),
+        ("ar", signal.SIGINT, dict(dropout=0.2)),
+        ("udlm", signal.SIGTERM, dict(optimizer="adamw")),
+        (
+            "gidd",
+            signal.SIGINT,
+            dict(gradient_accumulation_steps=2, lr_schedule="linear", dtype="bfloat16"),
+        ),
+        (
+            "duo",
+            signal.SIGTERM,
+            dict(curriculum=0.8),
+        ),  # stopped on relaxed inputs; the last step is on ids
+    ],
+)
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(
+    method, number, flags, monkeypatch, capsys
+):
+    flags = dict(flags, method=method, max_iters=9, learning_rate=0.01, warmup_iters=3)
+    flags = dict(flags, log_interval=2, eval_interval=4)
+    whole = fit("whole", **flags)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, number)
+        stopped = fit("parts", **flags)
+    assert stopped["step"] == 6
+    assert (
+        "step 6 is saved in parts, go on with --init_from resume --out_dir parts"
+        in capsys.readouterr().out
+    )
+    assert_same(whole, fit("parts", init_from="resume"))
+    assert metrics("parts", "val_bound").items() >= metrics("whole", "val_bound").items()
+    assert (
+        list(metrics("parts")) == [1, 2, 4, 6, 7, 8, 9]
+        and metrics("parts")[8] != metrics("parts")[9]
+    )
+
+
+def test_after_a_stop_the_handlers_of_the_signals_are_those_of_before(monkeypatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupt(monkeypatch, 1, signal.SIGTERM)
+    fit("out")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_one_in_a_report_loses_nothing(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, signal.SIGINT)
+        interrupt(patch, 3, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            fit("twice", max_iters=6, eval_interval=2)
+    assert read_state("twice")["step"] == 2
+    report = progress.print_evaluation
+    monkeypatch.setattr(
+        progress,
+        "print_evaluation",
+        lambda trainer, step, folder: (
+            os.kill(os.getpid(), signal.SIGINT) if step == 4 else report(trainer, step, folder)
+        ),
+    )
+    assert fit("report", max_iters=6, eval_interval=2)["step"] == 4
+    assert "stopped: step 4 is saved" in capsys.readouterr().out
+
+
+ZYGOTE = """
+import json, os, random, signal, sys, time
+root, first, kills = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+sys.path.insert(0, root)
+import torch, train
+from checkpoints.load import read_state
+from flags import configure
+from runtime import progress
+torch.set_num_threads(1)
+progress.print_evaluation = progress.print_summary = lambda *args: None
+sys.stdout, out = open(os.devnull, "w"), sys.stdout
+train.Run(configure(train.Config, **first, out_dir="warm"), list(first))  # slow once
+sys.stdout = out
+random.seed(0)
+written = lambda: os.path.exists("killed/ckpt.pt") and os.stat("killed/ckpt.pt").st_mtime_ns
+while True:
+    there = written()
+    there and read_state("killed")                                  # whole after every kill
+    child = os.fork()
+    if child == 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        start = "resume" if there else "scratch"
+        train.main(configure(train.Config, **first, out_dir="killed", init_from=start), list(first))
+        os._exit(0)
+    if kills == 0:
+        break
+    while written() == there and os.waitpid(child, os.WNOHANG) == (0, 0):  # until it has saved
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills -= 1
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_bit_by_bit(tmp_path):
+    """It saves after every step, so that kills fall into saving too. The killed are forks of one
+    that has torch."""
+    flags = dict(TINY, max_iters=150, eval_interval=1, log_interval=1, learning_rate=0.01)
+    whole = fit("whole", **dict(flags, eval_interval=50))
+    argv, env = (
+        [sys.executable, "-c", ZYGOTE, ROOT, json.dumps(flags), "20"],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    done = subprocess.run(argv, env=env, text=True, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, read_state("killed"))
+    assert metrics("killed") == metrics(
+        "whole"
+    )  # same text and noise: no step is lost or comes twice
+    assert len(open("killed/metrics.jsonl").readlines()) == 150
+    assert sorted(os.listdir("killed")) == [".lock", "ckpt.pt", "metrics.jsonl"]
+
+
+def test_a_second_run_from_scratch_keeps_the_first_result_once_it_saves_itself(monkeypatch, capsys):
+    first = fit("out", max_iters=4)
+    rows = metrics("out")
+    with monkeypatch.context() as patch:  # one that fails before it has saved leaves all as it is
+        patch.setattr(
+            train.train, "__defaults__", (lambda trainer, step: torch.full((2,), torch.nan),)
+        )
+        with pytest.raises(UserError):
+            fit("out", seed=2)
+    assert_same(first, read_state("out"))
+    assert metrics("out") == rows and not Path("out/ckpt.previous.pt").exists()
+    capsys.readouterr()
+    second = fit("out", seed=2)
+    assert_same(first, read_state("out/ckpt.previous.pt"))
+    assert_same(second, read_state("out"))
+    assert list(metrics("out")) == [1, 2] and open("out/metrics.previous.jsonl").read().count(
+        '"loss"'
+    ) == len(rows)
+    assert (
+        "ckpt.pt was there from an earlier run: kept as ckpt.previous.pt\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_finished_run_just_reports_when_resumed_and_goes_on_with_more_steps(capsys):
+    flags = dict(lr_schedule="constant", log_interval=1)
+    finished = fit("out", max_iters=3, **flags)
+    capsys.readouterr()
+    assert_same(finished, fit("out", init_from="resume"))
+    assert "step     3  bound" in capsys.readouterr().out
+    assert_same(
+        finished, fit("out", init_from="resume", max_iters=2)
+    )  # fewer: nothing to do, nothing undone
+    assert_same(fit("long", max_iters=7, **flags), fit("out", init_from="resume", max_iters=7))
+    assert metrics("out") == metrics("long") and list(metrics("out", "val_bound")) == [3, 7]
+
+
+def test_flags_given_with_resume_hold_from_there_on_and_the_others_are_remembered():
+    fit("out", learning_rate=0.01, lr_schedule="constant", weight_decay=0.3, max_iters=3)
+    state = fit("out", init_from="resume", learning_rate=0.5, max_iters=4)
+    assert state["config"]["learning_rate"] == 0.5 and state["config"]["weight_decay"] == 0.3
+    assert state["optimizers"][0]["param_groups"][0]["lr"] == 0.5 and metrics("out", "lr")[4] == 0.5
+    Path("out").rename("moved")
+    fit("moved", init_from="resume", max_iters=5)
+    assert read_state("moved")["step"] == 5 and not Path("out").exists()
+
+
+def test_the_network_that_is_restored_is_the_average_of_the_weights(tmp_path):
+    state = fit("out", max_iters=3, learning_rate=0.1)
+    model = load_model("out")
+    for name, weight in model.denoiser.state_dict().items():
+        torch.testing.assert_close(weight, state["ema"][name], rtol=0, atol=0)
+    assert not model.denoiser.training
+    assert any((state["ema"][name] != state["model"][name]).any() for name in state["ema"])
+
+
+# ---- as processes: the first line, progress, Ctrl-C
+
+
+def test_a_run_without_a_terminal_shows_progress_at_once_and_ctrl_c_saves_it():
+    began = time.time()
+    process = subprocess.Popen(
+        **script("train", *tiny(max_iters=100_000, out_dir="out")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "palimpsest: mdlm on toy\n" and time.time() - began < 6
+    while "step     1 of 100000  loss" not in (line := process.stdout.readline()):
+        assert line  # else it has ended
+    assert time.time() - began < 15
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    step = read_state("out")["step"]
+    assert process.returncode == 0 and err == ""
+    assert (
+        f"stopped: step {step} is saved in out, go on with --init_from resume --out_dir out\n"
+        in out
+    )
+
+
+def test_ctrl_c_while_torch_loads_leaves_without_a_traceback():
+    process = subprocess.Popen(
+        **script("train", *tiny(out_dir="out")), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(0.4)  # Python has started, and torch takes more than a second
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == -signal.SIGINT

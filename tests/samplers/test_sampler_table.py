@@ -1,0 +1,203 @@
+"""
+What holds for every row of SAMPLERS and CORRECTORS: a new row is proven here without a new test.
+
+It runs for every method that it fits, and refuses the others in one line. Given tokens stay, no
+mask is left, and there are no more states than it says. If it says that it draws from the model,
+it does, through the exact denoiser of a world of 27 texts.
+"""
+import pytest
+import torch
+
+import world
+from flags import UserError, configure, flags_of, load_row, parse
+from methods import METHODS, make_method
+from samplers import CORRECTORS, SAMPLERS, SamplingFlags, make_sampler, sampler_of, samplers_for
+from samplers.generate import CallCounter
+from world import L, N, P, distance, numbers
+
+WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
+ERROR = 0.003  # of a sampler in 128 steps that draws from the model: sum (q - p)^2 / p over texts
+
+
+def method_of(name, n_tokens, block):
+    """A method in a small size. block: tokens per block, where there are blocks"""
+    return make_method(name, n_tokens, diffusion_block=block, diffusion_steps=128)
+
+
+def rough(z, t, at=None, **layout):
+    """A denoiser of 5 symbols that knows nothing, of the network's shape for any method."""
+    logits = torch.randn(*z.shape, 6, generator=torch.Generator().manual_seed(0))  # (B, L, 6)
+    return logits if at is None else logits[at]
+
+
+def fits(corrector, method):
+    return not load_row(CORRECTORS, corrector)().fits(method)
+
+
+METHOD = {name: method_of(name, 5, 4) for name in WRITERS}
+PAIRS = [(name, sampler) for name in WRITERS for sampler in samplers_for(METHOD[name])]
+TRIPLES = [(*pair, corrector) for pair in PAIRS for corrector in CORRECTORS
+           if fits(corrector, METHOD[pair[0]])]
+
+
+ROUNDS = [name for name in CORRECTORS if "rounds" in flags_of(load_row(CORRECTORS, name))]
+
+
+def alike(name):
+    """What sampling depends on: methods that share it differ in training, not here."""
+    method = METHOD[name]
+    return type(method.process), method.samplers, method.block_length
+
+
+DIFFERENT = list({alike(name): name for name in reversed(WRITERS)}.values())
+
+
+# ---- every row runs for what it fits
+
+@pytest.mark.parametrize("name, sampler, corrector", TRIPLES)
+def test_given_tokens_always_survive_and_the_end_is_text(name, sampler, corrector):
+    """In no more states than announced, and without a network call if all is given."""
+    method, short = METHOD[name], dict(rounds=3) if corrector in ROUNDS else {}
+    sampler = make_sampler(sampler, method, corrector, **short)
+    torch.manual_seed(0)
+    given, frozen = torch.randint(5, (10, 12)), torch.rand(10, 12) < 0.4  # (10, 12) each
+    frozen[0], frozen[1] = True, False
+    z = torch.where(frozen, given, method.prior(given.shape))  # (10, 12)
+    for steps in (1, 3, 20):
+        states = list(method.sample(rough, z, frozen, steps, sampler))
+        assert all((state == given)[frozen].all() for state in states) and (states[-1] < 5).all()
+        inside = sampler.count_states(method.block_length or 12, steps)
+        assert len(states) <= method.count_states(12, inside)
+    spy = CallCounter(rough)
+    for state in method.sample(spy, given, torch.ones_like(frozen), 3, sampler):
+        assert torch.equal(state, given)
+    assert spy.calls == 0
+
+
+@pytest.mark.parametrize("name, sampler", [pair for pair in PAIRS if pair[0] in DIFFERENT])
+def test_texts_are_the_same_again_from_one_seed_and_others_from_another(name, sampler):
+    def write(seed):
+        torch.manual_seed(seed)
+        z = METHOD[name].prior((20, 12))  # (20, 12)
+        nothing = torch.zeros_like(z, dtype=torch.bool)  # (20, 12)
+        *_, z = METHOD[name].sample(rough, z, nothing, 5, make_sampler(sampler, METHOD[name]))
+        return z
+    assert torch.equal(write(1), write(1)) and not torch.equal(write(1), write(2))
+
+
+# ---- every row draws from the model, or says that it does not
+
+def drawn(name, sampler, corrector="draw", n=8_000, steps=128):
+    """Texts of the world through its exact denoiser: how far from their probabilities?
+
+    -> the distance, its standard error
+    """
+    method = method_of(name, N, L)
+    sampler = make_sampler(sampler, method, corrector)
+    torch.manual_seed(0)
+    z, nothing = method.prior((n, L)), torch.zeros(n, L, dtype=torch.bool)  # (n, L) each
+    denoiser = world.by_state(method.oracle(world.LANGUAGE))
+    *_, z = method.sample(denoiser, z, nothing, steps, sampler)
+    return distance(numbers(z, N), P)
+
+
+@pytest.mark.parametrize("name, sampler", [
+    (name, sampler) for name, sampler in PAIRS
+    if name in DIFFERENT and load_row(SAMPLERS, sampler)().draws_from_model])
+def test_a_sampler_that_says_so_draws_from_the_model(name, sampler):
+    """In 128 steps, within 4 standard errors and ERROR, which is what so few steps cost."""
+    far, error = drawn(name, sampler)
+    assert far < ERROR + 4 * error
+
+
+@pytest.mark.parametrize("sampler", [
+    name for name in SAMPLERS if not load_row(SAMPLERS, name)().draws_from_model])
+def test_a_sampler_that_denies_it_does_not_draw_from_the_model(sampler):
+    name = next(name for name in WRITERS if (name, sampler) in PAIRS)
+    far, error = drawn(name, sampler, n=20_000)
+    assert far > ERROR + 4 * error
+
+
+@pytest.mark.parametrize("corrector", CORRECTORS)
+def test_a_corrector_keeps_the_models_distribution_if_it_says_so(corrector):
+    for name in ("mdlm", "udlm") if fits(corrector, METHOD["mdlm"]) else ("udlm",):
+        far, error = drawn(name, "ancestral", corrector)
+        keeps = make_sampler("ancestral", METHOD[name], corrector).draws_from_model
+        assert far < ERROR + 4 * error if keeps else far > 10 * ERROR
+
+
+# ---- refusals
+
+@pytest.mark.parametrize("name, sampler", [
+    (name, sampler) for name in WRITERS for sampler in SAMPLERS if (name, sampler) not in PAIRS])
+def test_a_sampler_that_does_not_fit_is_refused_in_one_line_that_names_those_that_do(name, sampler):
+    with pytest.raises(UserError) as refused:
+        make_sampler(sampler, METHOD[name])
+    message, advice = str(refused.value).rsplit(": take ", 1)
+    assert message.startswith(f"--sampler {sampler} ") and name in message and "\n" not in message
+    assert advice.split(" or ") == samplers_for(METHOD[name]) != []
+
+
+@pytest.mark.parametrize("name, corrector", [
+    (name, corrector) for name in WRITERS for corrector in CORRECTORS
+    if not fits(corrector, METHOD[name])])
+def test_a_corrector_that_does_not_fit_is_refused_in_one_line_that_says_what_to_do(name, corrector):
+    with pytest.raises(UserError) as refused:
+        make_sampler("ancestral", METHOD[name], corrector)
+    message = str(refused.value)
+    assert message.startswith(f"--corrector {corrector} ") and name in message
+    assert message.endswith(("leave it out", "or --sampler psi")) and "\n" not in message
+
+
+@pytest.mark.parametrize("sampler, method, says", [
+    ("confidence", "udlm", "--sampler confidence chooses among masks, which udlm does not have: "
+                           "take ancestral or psi"),
+    ("semi-ar", "bd3lm", "the masks of a whole text, which bd3lm does not read"),
+    ("euler", "mdlm", "steps by ratios of probabilities, which mdlm does not predict"),
+    ("psi", "genmd4", "does not work with genmd4, which takes steps of its own: take ancestral"),
+    ("psi", "sedd", "steps of its own: take ancestral or analytic or euler")])
+def test_refusals_read_well(sampler, method, says):
+    with pytest.raises(UserError, match=says):
+        make_sampler(sampler, METHOD[method])
+
+
+def test_a_grid_is_refused_by_methods_with_steps_of_their_own_without_other_advice():
+    with pytest.raises(UserError, match="leave out --grid$"):
+        make_sampler("ancestral", METHOD["genmd4"], grid="cosine")
+
+
+# ---- flags
+
+FLAGS = [(table, row, flag) for table, rows in (("sampler", SAMPLERS), ("corrector", CORRECTORS))
+         for row in rows for flag in flags_of(load_row(rows, row))]
+
+
+@pytest.mark.parametrize("table, row, flag", FLAGS)
+def test_a_flag_of_one_row_is_refused_beside_another_and_says_whose_it_is(table, row, flag, capsys):
+    rows = {"sampler": SAMPLERS, "corrector": CORRECTORS}[table]
+    other = next(name for name in rows if flag not in flags_of(load_row(rows, name)))
+    value = flags_of(load_row(rows, row))[flag].default
+    with pytest.raises(SystemExit):
+        parse(SamplingFlags, [f"--{table}={other}", f"--{flag}={value}"])
+    error = capsys.readouterr().err
+    assert f"--{flag} belongs to " in error and f"--{table} " in error and row in error
+    assert error.count("\n") == 1
+    config, given = parse(SamplingFlags, [f"--{table}={row}", f"--{flag}={value}"])
+    assert getattr(config, flag) == value and given == [table, flag]
+
+
+def test_flags_reach_the_sampler_and_its_corrector():
+    """And one that neither has is an error of the code, not a silent default."""
+    config = configure(SamplingFlags, sampler="psi", corrector="gibbs", eta=0.5, rounds=7)
+    model = type("Model", (), {"method": METHOD["udlm"]})
+    sampler = sampler_of(config, model)
+    assert sampler.rounds == 7 and sampler.sampler.eta == 0.5 and sampler.sampler.kappa == "cap"
+    with pytest.raises(TypeError):
+        make_sampler("psi", METHOD["udlm"], grid="cosine")
+
+
+@pytest.mark.parametrize("table, rows", [("sampler", SAMPLERS), ("corrector", CORRECTORS)])
+def test_every_row_says_in_one_sentence_what_it_is(table, rows):
+    for name in rows:
+        first = load_row(rows, name).__doc__.splitlines()[0]
+        assert first.startswith(f"--{table} {name}: ") and first.endswith("."), first

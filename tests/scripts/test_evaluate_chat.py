@@ -1,0 +1,79 @@
+"""evaluate.py --chat: how many questions a network answers right."""
+import json
+from pathlib import Path
+
+import pytest
+from models import random_checkpoint
+
+import evaluate
+from checkpoints.load import load_model
+from evaluation.held_out import data_of
+from evaluation.likelihood import estimate_bound
+from flags import parse
+from methods import METHODS, load_row
+from runs import cache, commanded, complaint, elsewhere  # noqa: F401
+
+LANGUAGE_MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
+MINE = [[f"What is {i}?", f"It is {i}."] for i in range(40)]
+
+
+def run(*argv):
+    evaluate.main(*parse(evaluate.Config, [str(word) for word in argv]))
+
+
+def results(capsys, *argv):
+    """What evaluate.py --json says."""
+    capsys.readouterr()
+    run(*argv, "--json")
+    return json.loads(capsys.readouterr().out)
+
+
+def write_chats():
+    roles = "user", "assistant"
+    lines = [json.dumps({"messages": [{"role": role, "content": text}
+                                      for role, text in zip(roles, chat)]}) for chat in MINE]
+    Path("mine.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("method", LANGUAGE_MODELS)
+def test_every_method_answers_held_out_questions(method, capsys):
+    write_chats()
+    folder = f"answers-{method}"
+    random_checkpoint(folder, method=method, data="mine.jsonl", tokenizer="bytes", sft=True,
+                      block_size=28)
+    few = ["--chat", "--out_dir", folder, "--max_texts", 4, "--draws", 2, "--steps", 3]
+    r = results(capsys, *few, "--num_samples", 3)
+    assert [row[0] for row in r["answers"]] == ["chats", "all"] and r["network_calls"] > 0
+    is_default = load_row(METHODS, method).bidirectional and load_row(METHODS, method).opens_masks
+    assert r["sampler"] == ("semi-ar" if is_default else "ancestral")
+    run(*few, "--num_samples", 2)
+    table = capsys.readouterr().out
+    assert "answers, their prompts given" in table and "right choice of 4" in table
+    assert "\nall " in table and "network calls, 64 questions at a time" in table
+
+
+def test_the_bound_of_a_network_that_answers_is_that_of_its_answers_alone(capsys):
+    write_chats()
+    random_checkpoint("answers", data="mine.jsonl", tokenizer="bytes", sft=True, block_size=28)
+    r = results(capsys, "--out_dir", "answers", "--num_samples", 0, "--draws", 4)
+    model = load_model("answers")
+    x, frozen, _ = data_of(model).example_windows("val")
+    mean, error = estimate_bound(model.method, model.denoiser, x, 4, frozen=frozen)
+    assert (r["nats_per_token"], r["standard_error"]) == pytest.approx((mean, error))
+    wrong, _ = estimate_bound(model.method, model.denoiser, x, 4)
+    assert wrong != pytest.approx(mean, rel=0.01)
+
+
+@pytest.mark.parametrize("argv, threshold", [
+    ([], 0.9), (["--sampler=semi-ar"], 0.9), (["--temperature=1"], 0.9), (["--steps=4"], 0),
+    (["--factor=1"], 0), (["--steps=4", "--threshold=0.5"], 0.5)], ids=str)
+def test_in_a_chat_the_default_threshold_gives_way_to_another_rule_that_is_given(argv, threshold):
+    assert commanded(evaluate, "--chat", *argv)[0].threshold == threshold
+
+
+def test_guidance_by_the_prompt_is_refused_before_anything_is_measured(capsys):
+    write_chats()
+    random_checkpoint("answers", method="udlm", data="mine.jsonl", tokenizer="bytes", sft=True,
+                      block_size=28)
+    error = complaint(evaluate, "--chat", "--out_dir", "answers", "--guidance", 2, capsys=capsys)
+    assert "it is for mdlm" in error and not Path("answers/evaluation.json").exists()

@@ -1,0 +1,248 @@
+"""Whole runs of train.py: every method is resumed, sampled and evaluated; every kind of data; other
+weights to start from; what is printed at the end.
+"""
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from models import random_checkpoint
+
+import evaluate
+import sample
+import train
+from checkpoints.load import load_model, read_state
+from data import DATASETS, docstrings, texts
+from flags import configure, flags_of, load_row
+from methods import METHODS
+from runs import (  # noqa: F401
+    TINY,
+    assert_same,
+    cache,
+    complaint,
+    elsewhere,
+    fit,
+    interrupt,
+    metrics,
+    terminal,
+    tiny,
+)
+
+# Flags that give a method something to keep besides the weights.
+STATEFUL = {"bd3lm": dict(clip_search=True, diffusion_block=4, eval_iters=4),
+            "d3pm": dict(transition="nearest", embedding="other", diffusion_steps=6),
+            "duo": dict(curriculum=0.8), "pgm": dict(n_layer=3, decoder_share=0.67)}
+FEW = dict(device="cpu", steps=2, num_samples=2)
+
+
+# ---- every method
+
+def write_texts(capsys, **flags):
+    """Texts of sample.py with two given words, which stay. -> their ids"""
+    capsys.readouterr()
+    flags = {**FEW, "prompt": "the _ cat _", **flags}
+    sample.main(configure(sample.Config, json=True, **flags), [])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for words in (text["text"].split() for text in found):
+        assert len(words) == 4 and words[::2] == ["the", "cat"] and "_" not in words
+    return [text["ids"] for text in found]
+
+
+def results(capsys, out_dir, **flags):
+    """What evaluate.py says about a run."""
+    capsys.readouterr()
+    flags = {**FEW, **dict(out_dir=out_dir, max_texts=8, draws=1, json=True), **flags}
+    evaluate.main(configure(evaluate.Config, **flags), [])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_every_method_goes_on_bit_by_bit_is_sampled_and_evaluated(method, monkeypatch,
+                                                                           capsys):
+    """Stopped between two evaluations; what it had read from other folders may be gone by then."""
+    flags = dict(method=method, max_iters=6, learning_rate=0.01, warmup_iters=2, eval_interval=3,
+                 log_interval=1, dropout=0.1, **STATEFUL.get(method, {}))
+    random_checkpoint("other")
+    whole = fit("whole", **flags)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, signal.SIGTERM)
+        assert fit("parts", **flags)["step"] == 4
+    shutil.rmtree("other")
+    resumed = fit("parts", init_from="resume")
+    assert_same(whole, resumed)
+    others = {name: a for name, a in whole.items() if torch.is_tensor(a)}  # such as a found clip
+    assert all(torch.equal(resumed[name], a) for name, a in others.items())
+    assert bool(others) == (method in ("bd3lm", "d3pm"))
+    assert metrics("whole") == metrics("parts") and len(metrics("parts")) == 6
+    assert metrics("whole", "val_bound").items() <= metrics("parts", "val_bound").items()
+    if load_row(METHODS, method).classifies:
+        assert len(results(capsys, "whole")) == 5
+        return
+    assert write_texts(capsys, out_dir="whole") == write_texts(capsys, out_dir="parts")
+    found = [results(capsys, out_dir) for out_dir in ("whole", "parts")]
+    assert found[0] == found[1] and found[0]["method"] == method and found[0]["step"] == 6
+    assert found[0]["nats_per_token"] > 0 and len(found[0]["samples"]) >= 2
+
+
+def noises():
+    """(method, flags) for each choice of a flag that decides what is sampled."""
+    for method in METHODS:
+        for name, f in flags_of(load_row(METHODS, method)).items():
+            for value in f.metadata["choices"] or [] if f.metadata["fixed"] else []:
+                yield method, {name: value}
+    yield "d3pm", dict(diffusion_steps=1)
+    yield "sedd", dict(transition="uniform", noise_schedule="geometric")
+
+
+@pytest.mark.parametrize("method, flags", list(noises()), ids=str)
+def test_every_kind_of_noise_is_sampled_and_evaluated(method, flags, capsys):
+    """In few steps and in many, also without randomness, by all samplers with rates if it has
+    them."""
+    random_checkpoint("other")
+    beside = STATEFUL[method] if flags.get("transition") == "nearest" else {}
+    fit("out", method=method, max_iters=1, **{**beside, **flags})
+    ways = [dict(), dict(temperature=0.0, steps=50)]
+    if load_row(METHODS, method).scores_ratios:
+        ways += [dict(sampler=sampler, top_p=0.9) for sampler in ("analytic", "euler")]
+    for way in ways:
+        write_texts(capsys, out_dir="out", **way)
+    model = load_model("out").method
+    found = results(capsys, "out", steps=50)
+    assert found["steps"] == min(50, model.max_steps or 50) and found["exact"] == model.exact
+
+
+# ---- every kind of data
+
+def use_small_python(folder, monkeypatch):
+    """The standard library is one package."""
+    shutil.copytree(Path(json.__file__).parent, folder / "json")
+    monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda name: str(folder / "json"))
+
+
+def write_chats(path, questions=40):
+    chats = [[f"What is {i}?", f"It is {i}."] for i in range(questions)]
+    roles = "user", "assistant"
+    turns = lambda chat: [{"role": role, "content": said} for role, said in zip(roles, chat)]
+    path.write_text("\n".join(json.dumps({"messages": turns(chat)}) for chat in chats))
+
+
+@pytest.fixture
+def own_texts(tmp_path, monkeypatch):
+    """Texts of one's own, a small Python, and a small Shakespeare in place of the download."""
+    poem = "".join(f"{n} green bottles, hanging on the wall.\n" for n in range(200))
+    Path("poem.txt").write_text(poem)
+    Path("poems").mkdir()
+    Path("poems/one.txt").write_text(poem)
+    write_chats(Path("mine.jsonl"))
+    use_small_python(tmp_path, monkeypatch)
+    monkeypatch.setattr(texts, "fetch_all", lambda name, files, folder: [Path("poem.txt")])
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "cache"))
+
+
+CHATS = dict(tokenizer="bytes", block_size=36)
+KINDS = [("toy", "toy", {}), ("digits", "digits", dict(block_size=64)),
+         ("chat", "chat", dict(vocab_size=300)), ("names", "names", dict(tokenizer="chars")),
+         ("names", "names", dict(tokenizer="bytes")), ("shakespeare", "shakespeare", {}),
+         ("python", "python", dict(vocab_size=300)), ("*", "poem.txt", dict(tokenizer="chars")),
+         ("*", "poem.txt", dict(tokenizer="bpe", vocab_size=110)),
+         ("*", "poems", dict(tokenizer="bytes")), ("*.jsonl", "mine.jsonl", CHATS),
+         ("*.jsonl", "mine.jsonl", dict(CHATS, sft=True))]
+
+
+@pytest.mark.parametrize("row, data, flags", KINDS, ids=str)
+def test_every_kind_of_data_is_learned_sampled_and_evaluated(row, data, flags, own_texts, capsys):
+    if data == "digits":
+        pytest.importorskip("sklearn")
+    state = fit("out", data=data, **flags)
+    assert state["step"] == 2 and state["config"]["data"] == data
+    sample.main(configure(sample.Config, out_dir="out", **FEW), [])
+    capsys.readouterr()
+    evaluate.main(configure(evaluate.Config, out_dir="out", max_texts=4, draws=2, **FEW), [])
+    printed = capsys.readouterr().out
+    assert ("right choice of 4" if flags.get("sft") else "bits/byte") in printed
+    corpus = data not in ("toy", "digits") and not flags.get("sft")
+    assert ("words that stand in the corpus" in printed) == corpus
+
+
+def test_these_are_all_kinds():
+    """But for corpora that are downloaded: tests/data/test_corpora_runs.py."""
+    published = {name for name, row in DATASETS.items() if row.endswith("PublishedCorpus")}
+    assert {*DATASETS} - published == {row for row, _, _ in KINDS}
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not load_row(METHODS, m).classifies])
+def test_every_method_is_fine_tuned_on_answers(method):
+    write_chats(Path("mine.jsonl"))
+    state = fit("out", method=method, data="mine.jsonl", sft=True, tokenizer="bytes", block_size=36)
+    assert state["step"] == 2 and all(a.isfinite().all() for a in state["ema"].values())
+
+
+# ---- from the weights of another run
+
+def test_a_run_starts_at_step_0_from_the_averaged_weights_of_another(monkeypatch):
+    first, seen, step_of = fit("mdlm", max_iters=3, learning_rate=0.01)["ema"], [], train.train_step
+
+    def spy(trainer, n):
+        seen.append((n, {name: a.clone() for name, a in trainer.model.state_dict().items()}))
+        return step_of(trainer, n)
+    monkeypatch.setattr(train.train, "__defaults__", (spy,))
+    state = fit("tuned", method="bd3lm", diffusion_block=4, init_from="mdlm")
+    assert [n for n, _ in seen] == [0, 1] and state["step"] == 2
+    torch.testing.assert_close(seen[0][1], dict(first), rtol=0, atol=0)
+    resumed = fit("tuned", init_from="resume", max_iters=3)  # with its own weights
+    assert resumed["step"] == 3 and resumed["config"]["init_from"] == "resume"
+    torch.testing.assert_close(seen[2][1], dict(state["model"]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--n_head", "1"], "it has --n_head 2, not 1"),
+    (["--qk_norm", "False"], "it has --qk_norm True, not False"),
+    (["--n_embd", "32"], "it has --n_embd 16, not 32"),
+    (["--time_input", "sigma"], "it has --time_input auto, not sigma"),
+    (["--data", "names"], "other tokens than names"),
+    (["--method", "udlm"], "a network of mdlm, and udlm needs another"),
+    (["--labels"], "--init_from mdlm does not fit"),
+    (["--method", "classifier"], "a network of mdlm, and classifier needs another"),
+    (["--init_from", "nowhere"], "no checkpoint")])
+def test_weights_that_do_not_fit_are_refused_in_one_line(words, says, capsys):
+    random_checkpoint("mdlm")
+    assert says in complaint(train, *tiny(init_from="mdlm", out_dir="out"), *words, capsys=capsys)
+    assert not Path("out").exists()
+
+
+def test_nearest_neighbors_stay_those_of_the_run_that_they_came_from():
+    """Its embedding is in the checkpoint, so that run may be trained on, or deleted."""
+    random_checkpoint("other")
+    state = fit("out", method="d3pm", **STATEFUL["d3pm"])
+    assert torch.equal(state["embedding"], read_state("other")["ema"]["embed"][:113])
+    before = load_model("out").method.chain.Q  # (T, V, V)
+    random_checkpoint("other", n_embd=8)
+    assert torch.equal(load_model("out").method.chain.Q, before)
+    assert "embedding" not in fit("mdlm")
+
+
+# ---- what a run shows
+
+def test_the_summary_sets_the_model_beside_counting_and_the_entropy(tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    fit("out", batch_size=64)
+    printed = capsys.readouterr().out
+    order = ["uniform over tokens", "mdlm, bound", "2-gram of tokens", "exact entropy",
+             "python sample.py --out_dir"]
+    assert [printed.index(what) for what in order] == sorted(map(printed.index, order))
+
+
+def test_in_a_terminal_a_bar_shows_progress(terminal):  # noqa: F811
+    seen, code = terminal(["train", *tiny(max_iters=50, out_dir="out")])
+    assert code == 0 and "it/s" in seen and "loss " in seen and "step     1 of" not in seen
+    assert "held-out" in seen and "5-gram of tokens" in seen
+
+
+def test_the_first_line_of_metrics_says_what_the_run_is():
+    fit("out", labels=True, max_iters=1)
+    first = json.loads(Path("out/metrics.jsonl").read_text().splitlines()[0])
+    assert first == {"step": 0, "method": "mdlm", "data": "toy", "labels": True,
+                     "block_size": TINY["block_size"], "bytes_per_token": first["bytes_per_token"]}

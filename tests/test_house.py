@@ -1,0 +1,277 @@
+"""The house: what lies where, who may import whom, how large a file may be, and that a row is all
+that a table needs."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data import DATASETS
+from methods import METHODS
+from samplers import CORRECTORS, SAMPLERS
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    ["flags"],
+    ["data", "kernels_triton"],
+    ["kernels"],
+    ["model"],
+    ["diffusion", "gaussian"],
+    ["methods", "samplers"],
+    ["oracle"],
+    ["checkpoints"],
+    ["evaluation"],
+    ["runtime", "viewer"],
+    ["train", "sample", "evaluate", "distill", "chat"],
+    ["experiments", "exercises"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "chat.py": 150, "sample.py": 180}
+CODE = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in ROOT.rglob("*.py")
+    if path.relative_to(ROOT).parts[0] in FLOOR or path.stem in FLOOR and path.parent == ROOT
+}
+TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
+BASES = {"methods.mdlm", "methods.udlm"}  # other methods are built on these two
+TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}
+
+
+def module_of(file):
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported(node, file):
+    """The project's modules that an import statement names."""
+    names = (
+        [a.name for a in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+    )
+    modules = {module_of(name) for name in CODE}
+    return {name for name in names if name and name in modules}
+
+
+def imports_of(file):
+    return {
+        name
+        for node in ast.walk(TREES[file])
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in imported(node, file)
+    } - {module_of(file)}
+
+
+def test_only_the_files_of_the_card_lie_on_top():
+    assert {path.name for path in ROOT.glob("*.py")} <= {f"{room}.py" for room in FLOOR}
+    known = {
+        "README.md",
+        "LICENSE",
+        "requirements.txt",
+        "requirements-test.txt",
+        "requirements-extras.txt",
+    }
+    assert {
+        path.name
+        for path in ROOT.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".py"
+    } <= known
+
+
+@pytest.mark.parametrize("file", CODE)
+def test_nobody_imports_from_a_floor_above(file):
+    here = FLOOR[module_of(file).split(".")[0]]
+    assert not {name for name in imports_of(file) if FLOOR[name.split(".")[0]] > here}
+
+
+def test_there_is_no_circle():
+    arrows, done = {module_of(file): imports_of(file) for file in CODE}, set()
+
+    def visit(module, path):
+        assert module not in path, " > ".join([*path, module])
+        if module not in done:
+            for other in sorted(arrows[module]):
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in arrows:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("file", CODE)
+def test_no_import_hides_in_a_function(file):
+    functions = [
+        node for node in ast.walk(TREES[file]) if isinstance(node, (ast.FunctionDef, ast.Lambda))
+    ]
+    hidden = {
+        name
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in imported(node, file)
+    }
+    assert not {
+        name for name in hidden if not name.startswith("kernels_triton")
+    }  # Triton is optional
+
+
+@pytest.mark.parametrize("file", [*CODE, *TESTS])
+def test_a_file_holds_one_idea(file):
+    """At most 350 lines of at most 100 columns, 150 lines for a script, 47 for a function."""
+    lines = (ROOT / file).read_text("utf-8").splitlines()
+    assert len(lines) <= SCRIPTS.get(file, 350)
+    assert max(map(len, lines), default=0) <= 100, [
+        i + 1 for i, line in enumerate(lines) if len(line) > 100
+    ][:5]
+    tree = ast.parse((ROOT / file).read_text("utf-8"))
+    long = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 47
+    }
+    assert not long
+
+
+def test_a_name_is_defined_once():
+    """Top-level functions and classes, but for what each script has."""
+    names = Counter(
+        node.name
+        for file, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not file.startswith("experiments")
+    )
+    assert not {
+        name: n
+        for name, n in names.items()
+        if n > 1 and name not in ("main", "Config", "cross_entropy", "mixture_nats")
+    }
+
+
+# ---- contracts
+
+NAMES = {name for table in TABLES.values() for name in table if "*" not in name} - {
+    "draw",
+    "psi",
+    "greedy",
+    "python",
+}
+
+
+@pytest.mark.parametrize("file", CODE)
+def test_no_general_module_compares_with_the_name_of_a_row(file):
+    """What others need to know about a method, sampler or data set is an attribute of its class."""
+    if file.startswith(("experiments", "exercises", "data/")):
+        return
+    found = [
+        node.lineno
+        for node in ast.walk(TREES[file])
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in NAMES
+    ]
+    assert not found
+
+
+def test_hardly_anything_is_probed():
+    """getattr with a default, and hasattr, of our own objects: at most ten in the whole tree."""
+    found = [
+        f"{file}:{node.lineno}"
+        for file, tree in TREES.items()
+        if not file.startswith("experiments")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and (node.func.id == "hasattr" or node.func.id == "getattr" and len(node.args) == 3)
+    ]
+    assert len(found) <= 20, found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_one_file_one_row_one_page_one_test_and_one_line_of_readme(name):
+    file = f"methods/{name}.py"
+    assert METHODS[name].partition(":")[0] == module_of(file) and file in CODE
+    assert list((ROOT / "tests").rglob(f"test_{name}.py"))
+    assert f"`{file}`" in pages() and f"`{name}`" in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *CORRECTORS])
+def test_a_sampler_is_one_row_and_stands_in_a_page(name):
+    row = {**SAMPLERS, **CORRECTORS}[name].partition(":")[0].replace(".", "/") + ".py"
+    assert row in CODE and re.search(rf"`(--sampler |--corrector )?{name}`", pages())
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_set_is_one_row_and_stands_in_a_page(name):
+    assert DATASETS[name].partition(":")[0].replace(".", "/") + ".py" in CODE
+    assert "*" in name or name in pages() + (ROOT / "README.md").read_text("utf-8")
+
+
+def pages():
+    return "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_a_method_is_imported_by_its_row_alone():
+    """So that any one can be deleted; but for the two that others are built on."""
+    files = {module_of(f"methods/{name}.py") for name in METHODS} - BASES
+    users = {
+        file: imports_of(file) & files
+        for file in CODE
+        if not file.startswith(("experiments", "exercises"))
+    }
+    assert not {file: found for file, found in users.items() if found}
+
+
+@pytest.mark.parametrize("rooms", [["kernels"], ["experiments", "exercises"], ["viewer"]])
+def test_what_may_be_deleted_is_imported_by_nobody_who_stays(rooms):
+    allowed = {
+        "kernels": {"model", "methods.base", "experiments.kernels"},
+        "viewer": {"sample", "chat"},
+    }
+    for file in CODE:
+        if module_of(file).split(".")[0] not in [*rooms, "kernels_triton"]:
+            found = {name for name in imports_of(file) if name.split(".")[0] in rooms}
+            assert (
+                not found
+                or module_of(file) in allowed.get(rooms[0], set())
+                or file.startswith("experiments")
+            ), file
+
+
+def test_it_runs_without_what_may_be_deleted(tmp_path):
+    """Without the fast forms, the viewers, experiments, exercises, most methods and most samplers.
+    """
+    for file in CODE:
+        keep = file.startswith(("methods/", "samplers/")) and Path(file).stem in (
+            "__init__",
+            "base",
+            "mdlm",
+            "udlm",
+            "generate",
+            "guidance",
+            "sliding_window",
+            "reply",
+            "correctors",
+            "unmasking",
+        )
+        gone = file.startswith(
+            ("kernels", "viewer/", "experiments/", "exercises/", "methods/", "samplers/")
+        )
+        if keep or not gone:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, tmp_path / file)
+    run = lambda *words: subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    tiny = ("--data toy --max_iters 1 --n_layer 1 --n_embd 16 --n_head 2 --batch_size 2 "
+            "--eval_iters 1 --block_size 8")
+    train = run(
+        "train.py", *tiny.split(), "--out_dir", "run", "--device", "cpu", "--dtype", "float32"
+    )
+    assert train.returncode == 0, train.stderr
+    sample = run("sample.py", "--out_dir", "run", "--steps", "2", "--num_samples", "1")
+    assert sample.returncode == 0 and "text 1" in sample.stdout, sample.stderr

@@ -1,0 +1,141 @@
+"""Curves of runs: what is drawn is what was logged, and what is missing is one line."""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flags import configure
+from runs import ROOT, cache, complaint, disk_of, elsewhere, fit  # noqa: F401
+from viewer import curves
+
+ABOUT = dict(step=0, method="mdlm", data="poem.txt", block_size=8, labels=False,
+             bytes_per_token=2.0)
+ROWS = [ABOUT, dict(step=1, loss=4.0, seconds=1.0), dict(step=10, loss=3.0, seconds=9.0),
+        dict(step=20, loss=2.0, seconds=20.0),
+        dict(step=20, train_bound=2.4, train_se=0.1, val_bound=2.5, val_se=0.2),
+        dict(step=30, loss=1.0, seconds=8.0), dict(step=30, val_bound=2.0, val_se=None)]
+
+
+def write(name="out", rows=ROWS, tail=""):
+    Path(name).mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    Path(name, "metrics.jsonl").write_text(lines + tail)
+
+
+# ---- what is read
+
+def test_a_line_that_is_still_being_written_is_left_out():
+    write(tail='{"step": 40, "lo')
+    assert curves.read_metrics("out") == ROWS
+    write(tail='40\n{"loss": 3}\n[]\n')
+    assert curves.read_metrics("out") == ROWS
+
+
+def test_the_time_of_a_resumed_run_continues_from_where_it_was_stopped():
+    """The second part starts its clock anew after 20 s, and is at 8 s."""
+    seconds = curves.seconds_by_step(ROWS)
+    assert seconds == {0: 0.0, 1: 1.0, 10: 9.0, 20: 20.0, 30: 28.0}
+    assert [curves.time_at(seconds, step) for step in (20, 25, 99)] == [20.0, 20.0, 28.0]
+
+
+def test_smoothing_keeps_a_constant_and_forgets_the_past():
+    assert curves.smooth([3.0] * 4, 0.9) == pytest.approx([3.0] * 4)
+    assert curves.smooth([4.0, 1.0], 0.5) == pytest.approx([4.0, (0.5 * 4 + 1) / 1.5])
+    assert curves.smooth([4.0, 1.0], 0.0) == [4.0, 1.0]
+
+
+def test_bits_are_those_of_the_bound_and_of_its_error():
+    points, exact = curves.curves_of(ROWS, 0.0)
+    losses = [(1, 4.0, None), (10, 3.0, None), (20, 2.0, None), (30, 1.0, None)]
+    assert points["loss"] == points["raw"] == losses
+    assert points["bound"] == [(20, 2.5, 0.2), (30, 2.0, None)]
+    assert exact == {"bound": None, "bits": None}
+    (_, bits, error), (_, _, none) = points["bits"]
+    nats_to_bits = 1 / math.log(2) / 2
+    assert bits == pytest.approx(2.5 * nats_to_bits) and none is None
+    assert error == pytest.approx(0.2 * nats_to_bits)
+    points, _ = curves.curves_of(ROWS[1:], 0.0)  # of a run that does not say what it is
+    assert points["bits"] == [] and len(points["bound"]) == 2
+
+
+def test_a_run_on_the_toy_language_has_its_exact_entropy():
+    toy = dict(ABOUT, data="toy", block_size=32)
+    points, exact = curves.curves_of([toy, *ROWS[1:]], 0.9)
+    assert exact["bound"] == pytest.approx(2.1209, abs=0.001)
+    assert exact["bits"] == pytest.approx(exact["bound"] / math.log(2) / 2)
+    assert curves.exact_entropy(dict(toy, method="classifier")) is None  # its loss is of a class
+    assert curves.exact_entropy(dict(toy, data="poem.txt")) is None  # and nothing is loaded
+
+
+# ---- the picture
+
+def test_the_picture_has_the_points_the_band_the_entropy_and_names_with_units():
+    pytest.importorskip("matplotlib")
+    runs = {"out/a": ROWS, "out/b": [dict(ABOUT, data="toy", block_size=8), *ROWS[1:]]}
+    axes = curves.draw_figure(runs, 0.9).axes
+    assert len(axes) == 6 and axes[-2].get_xlabel() == "steps"
+    assert axes[-1].get_xlabel() == "training time, seconds"
+    assert [ax.get_ylabel() for ax in axes[::2]] == list(curves.PANELS.values())
+    bound, in_time = ({line.get_label(): line for line in ax.lines} for ax in axes[2:4])
+    assert bound["out/a"].get_xydata().tolist() == [[20, 2.5], [30, 2.0]]
+    assert in_time["out/a"].get_xdata().tolist() == [20.0, 28.0]
+    entropy, = [line for name, line in bound.items() if name.startswith("exact entropy, 2.")]
+    assert entropy.get_ydata()[0] == curves.curves_of(runs["out/b"], 0.9)[1]["bound"]
+    band = axes[2].collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((2.0, 2.9))  # 2.5 + 2 x 0.2; 2.0 has no error
+    assert "out/a" in [entry.get_text() for entry in axes[2].get_legend().get_texts()]
+
+
+def test_a_run_of_train_py_is_drawn_to_a_png_while_it_goes_on(capsys):
+    pytest.importorskip("matplotlib")
+    fit("out", max_iters=4, eval_interval=2, log_interval=1)
+    with open("out/metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    curves.main(configure(curves.Config, runs="out", png="a.png"), [])
+    picture = Path("a.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 10_000
+    assert capsys.readouterr().out.endswith("a.png: out to step 4\n")
+
+
+def test_the_command_takes_folders_as_its_first_words(tmp_path):
+    pytest.importorskip("matplotlib")
+    write("a"), write("b")
+    a, b, png = (str(tmp_path / name) for name in ("a", "b", "c.png"))
+    command = [sys.executable, "-m", "viewer.curves", a, b, "--png", png]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == f"{png}: {a} to step 30, {b} to step 30\n" and Path(png).exists()
+
+
+@pytest.mark.parametrize("argv, says", [
+    ([], "give the folders of one run or more"),
+    (["--runs", "nowhere"], "there is no nowhere/metrics.jsonl"),
+    (["--runs", "out,nowhere"], "there is no nowhere/metrics.jsonl"),
+    (["--runs", "new"], "holds no step yet"), (["--runs", "out", "--smooth", "1"], "between"),
+    (["--runs", "out", "--png", "no/a.png"], "No such file")])
+def test_what_cannot_be_drawn_is_one_line_and_leaves_no_picture(argv, says, capsys):
+    pytest.importorskip("matplotlib")
+    write()
+    write("new", [ABOUT])
+    assert says in complaint(curves, *argv, capsys=capsys)
+    assert not list(Path().rglob("*.png"))
+
+
+def test_a_full_disk_leaves_the_old_picture_whole(capsys):
+    pytest.importorskip("matplotlib")
+    write()
+    Path("a.png").write_bytes(b"old")
+    with disk_of(1000):
+        error = complaint(curves, "--runs", "out", "--png", "a.png", capsys=capsys)
+    assert "File too large: a.png" in error
+    assert Path("a.png").read_bytes() == b"old" and not Path("a.tmp").exists()
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch, capsys):
+    write()
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install matplotlib" in complaint(curves, "--runs", "out", capsys=capsys)

@@ -1,0 +1,234 @@
+"""
+A page that plays how texts come about, for several models side by side. It needs no library and no
+network connection.
+
+    python -m viewer.html_player --oracle mdlm,udlm,pgm,ar       exact denoisers of the toy language
+    python -m viewer.html_player --out_dir out/a,out/b --prompt "the _ dog"
+    python sample.py --html page.html --beside out/b             the same, and the texts are printed
+
+A recording is the first state of each text, and for each step the tokens that the step wrote. For
+each of them it has the probability that the network gave it, and the five likeliest tokens there.
+This takes no extra network calls: a Recorder keeps the logits that the sampler gets. The page grows
+with the number of changes, not with steps times tokens. player.html shows these data:
+
+    {"title": str, "recordings": [{                        a model
+        "name": str, "about": str, "calls": [int]          network calls up to each step
+        "tokens": [bytes as Latin-1, or null for a mask]   of the ids below
+        "end": id or null, "unwritten": bool, "spaced": bool, "columns": int
+        "texts": [{"start": [id], "given": [position],
+                   "steps": [[[position, id, p, id1, p1, ..], ..], ..]}]}]}
+
+p in thousandths. An entry that writes the token that stands there already means that the network
+was called for this position once more, and the token stayed.
+"""
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from checkpoints.load import load_classifier, load_chosen
+from data.base import atomic_write
+from data.prompt import encode_prompt, read_prompt
+from data.tokenizer import decode
+from diffusion import Wrapper, probabilities
+from flags import UserError, flag, run_script
+from runtime.device import start_device
+from samplers import SamplingFlags, model_name
+from samplers.generate import CallCounter, generate_in_batches, prepend_bos, writer_of
+
+PAGE = Path(__file__).parent / "player.html"
+N_BEST = 5
+
+
+@dataclass
+class Config(SamplingFlags):
+    oracle: str = flag("", "exact denoisers of the toy language, with commas between")
+    out_dir: str = flag("", "folders of runs, with commas between")
+    init_from: str = flag("", "published models, with commas between")
+    prompt: str = flag("", "given text, with or without gaps; FILE:path reads it from a file")
+    gap: str = flag("_", "the character in the prompt that stands for one token to fill in")
+    num_samples: int = flag(3, "texts of each model", least=1)
+    length: int = flag(0, "tokens per text; 0: as in training, or those of a prompt with gaps",
+                       least=0)
+    html: str = flag("player.html", "the page")
+
+
+class Recorder(Wrapper):
+    """A denoiser that keeps its last output at each position, for the B texts of a batch.
+
+    Probabilities are the network's own, before --temperature and --top_p. Ratios are normalized.
+    """
+
+    def __init__(self, denoiser, n_tokens, B):
+        super().__init__(denoiser)
+        self.supports_fused_head = self.fixed_shapes = False  # it needs logits at (B, L) positions
+        self.n_tokens, self.B, self.outputs = n_tokens, B, {}
+
+    def __call__(self, z, t, at=None, **layout):
+        logits, cache = self.denoiser(z, t, at=at, **layout), layout.get("cache")
+        before = max(cache.start, cache.read) if cache else 0  # tokens that this call does not read
+        at = torch.ones_like(z) if at is None else at  # (B, L)
+        text, position = at.nonzero().unbind(-1)  # (N,) each
+        rows = text < self.B  # (N,) a guided network reads each text twice, first with the class
+        logits_of_text = logits.reshape(-1, logits.shape[-1])[rows, :self.n_tokens]  # (N', V)
+        p = probabilities(logits_of_text).cpu()  # (N', V)
+        keys = zip(text[rows].tolist(), (position[rows] + before).tolist())
+        self.outputs.update(zip(keys, p))
+        return logits
+
+    def take(self):
+        """{(text, position): probabilities (V,)} since the last call."""
+        outputs, self.outputs = self.outputs, {}
+        return outputs
+
+
+class Recording:
+    """The states of B texts, and what the network said on the way.
+
+    name, about: the heading; counter: a CallCounter; frozen (B, L): given tokens
+    end: the id that ends a text; unwritten: a position without a token is empty, not a mask
+    """
+
+    def __init__(self, name, about, recorder, counter, encoding, frozen, end=None, unwritten=False):
+        self.name, self.about, self.end, self.unwritten = name, about, end, unwritten
+        self.recorder, self.counter, self.encoding, self.given = recorder, counter, encoding, frozen
+        self.last, self.calls, self.steps = None, [], [[] for _ in frozen]
+        self.unchanged = {}  # (text, position) -> step, entry of the last call that changed nothing
+
+    def show(self, step, z):
+        """z (B, L): the texts after `step` steps; step 0 is the noise."""
+        outputs = self.recorder.take()
+        if self.last is None:
+            self.start, self.last = z.tolist(), z
+            return
+        changed = set(map(tuple, (z != self.last).nonzero().tolist()))
+        for steps in self.steps:
+            steps.append([])
+        for text, position in sorted(changed | outputs.keys()):
+            id = int(z[text, position])
+            entry = [position, id, *top_probabilities(outputs.get((text, position)), id)]
+            if (text, position) in changed:
+                self.steps[text][-1].append(entry)
+                self.unchanged.pop((text, position), None)
+            elif id < self.encoding.n_vocab:
+                self.unchanged[text, position] = len(self.calls), entry
+        self.last = z
+        self.calls.append(self.counter.calls)
+
+    def close(self):
+        """What a viewer needs: the texts are complete."""
+
+    def data(self):
+        """The recording as plain lists, for the page."""
+        for (text, _), (step, entry) in self.unchanged.items():
+            self.steps[text][step].append(entry)
+        self.unchanged, number = {}, {}
+        short = lambda id: number.setdefault(id, len(number))
+        renumbered = lambda entry: [short(a) if i % 2 else a for i, a in enumerate(entry)]
+        texts = [{"start": list(map(short, start)), "given": given.nonzero()[:, 0].tolist(),
+                  "steps": [list(map(renumbered, step)) for step in steps]}
+                 for start, given, steps in zip(self.start, self.given, self.steps)]
+        return {"name": self.name, "about": self.about, "calls": self.calls, "texts": texts,
+                "end": number.get(self.end), "unwritten": self.unwritten,
+                "tokens": [as_latin1(self.encoding, id) for id in number],
+                **spelling(self.encoding)}
+
+
+def top_probabilities(p, token):
+    """[p of the token, the likeliest, its p, the next, ..] in thousandths, or []. p (V,) or None"""
+    if p is None or token >= len(p):
+        return []
+    best, ids = p.topk(min(N_BEST, len(p)))  # (5,) each
+    pairs = zip(ids.tolist(), (1000 * best).round().int().tolist())
+    return [round(1000 * p[token].item()), *(number for pair in pairs for number in pair)]
+
+
+def as_latin1(encoding, id):
+    """The bytes of a token, each as the character of its number; None for a mask."""
+    try:
+        return encoding.decode_single_token_bytes(id).decode("latin-1")
+    except (KeyError, OverflowError):
+        return None
+
+
+def spelling(encoding):
+    """How tokens make a text: spaces between them, or lines of so many columns (0: one line)."""
+    masks = decode(encoding, [encoding.n_vocab] * 99)
+    return {"spaced": masks.startswith("_ _"), "columns": max(0, masks.find("\n"))}
+
+
+def record(config, model, writer, counter, frozen):
+    """A Recording of the batch that `writer` is going to write. It must be one of the viewers.
+
+    It changes the writer: all texts go on to their last token, beyond their end.
+    """
+    method = model.method
+    if writer.window is not None and not method.left_to_right:
+        raise UserError(f"--html plays texts of one window: --length {writer.window} at most, or a "
+                        "model that writes from left to right")
+    writer.denoiser = Recorder(writer.denoiser, model.encoding.n_vocab, len(frozen))
+    end, writer.end = writer.end, None
+    source = "the exact denoiser of the toy language" if config.oracle else model_name(config)
+    how = f"{config.sampler}, {config.steps} steps" if method.process else "left to right"
+    return Recording(model.config.method, f"{source}; {how}", writer.denoiser, counter,
+                     model.encoding, frozen, end, unwritten=method.process is None)
+
+
+def render_page(title, recordings):
+    """The whole page as text. No `<` of a text stays one, so data cannot leave its element."""
+    data = {"title": title, "recordings": [recording.data() for recording in recordings]}
+    data = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return PAGE.read_text("utf-8").replace("{}", data, 1)
+
+
+def write_page(path, prompt, recordings):
+    """Write the page of texts after a prompt, and say where it is."""
+    page = render_page(f"“{prompt}”" if prompt else "from nothing", recordings).encode()
+    with atomic_write(Path(path)) as file:
+        file.write(page)
+    print(f"{'-' * 8} {path}, {len(page) / 1000:.0f} kB: open it in a browser", file=sys.stderr)
+
+
+def check_folder(path):
+    """Raises UserError if a page cannot be written to `path`."""
+    if not Path(path).absolute().parent.is_dir():
+        raise UserError(f"--html {path}: there is no folder {Path(path).parent}")
+
+
+def compared_models(config):
+    """The flags of each model: of one oracle, folder or published model each."""
+    models = [{**dict(oracle="", out_dir="", init_from=""), flag: name}
+              for flag in ("oracle", "out_dir", "init_from")
+              for name in filter(None, vars(config)[flag].split(","))]
+    if not models:
+        raise UserError("name the models: --oracle mdlm,udlm or --out_dir out/a,out/b")
+    return [replace(config, **model) for model in models]
+
+
+def record_texts(config, model, device):
+    """The Recording of --num_samples texts of one model."""
+    prompt, n = read_prompt(config.prompt), config.num_samples
+    given, frozen = encode_prompt(prompt, config.gap, model.encoding, config.length,
+                                  model.config.block_size)  # (L,) each
+    given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
+    counter = CallCounter(model.denoiser)
+    classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    writer = writer_of(config, model, counter, frozen, classifier)
+    recording = record(config, model, writer, counter, frozen.expand(n, -1))
+    for _ in generate_in_batches(writer, counter, given, frozen, n, n, config.seed, [recording]):
+        pass
+    return recording
+
+
+def main(config, given=()):
+    check_folder(config.html)
+    device = start_device(config)
+    models = [(one, load_chosen(one, device)) for one in compared_models(config)]
+    recordings = [record_texts(one, model, device) for one, model in models]
+    write_page(config.html, read_prompt(config.prompt), recordings)
+
+
+if __name__ == "__main__":
+    run_script(Config, main)
