@@ -310,7 +310,7 @@ def guide_by_classifier(method, denoiser, sampler, label, gamma, classifier, ord
     check_classifier_fits(method)
     if gamma == 0:
         return denoiser, sampler
-    if method.exact:
+    if method.left_to_right:
         return Fudge(denoiser, method.classifier_process, classifier, label, gamma, length,
                      candidates, window), sampler
     step = partial(classifier_step, classifier=classifier, label=label, gamma=gamma, order=order)

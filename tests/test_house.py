@@ -178,7 +178,7 @@ def test_no_general_module_compares_with_the_name_of_a_row(file):
 
 
 def test_hardly_anything_is_probed():
-    """getattr with a default, and hasattr, of our own objects: at most ten in the whole tree."""
+    """getattr with a default, and hasattr: of our own objects a handful, else of foreign ones."""
     found = [
         f"{file}:{node.lineno}"
         for file, tree in TREES.items()
@@ -188,7 +188,7 @@ def test_hardly_anything_is_probed():
         and isinstance(node.func, ast.Name)
         and (node.func.id == "hasattr" or node.func.id == "getattr" and len(node.args) == 3)
     ]
-    assert len(found) <= 20, found
+    assert len(found) <= 16, found
 
 
 @pytest.mark.parametrize("name", METHODS)

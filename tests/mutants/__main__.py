@@ -5,6 +5,7 @@ Break the project in small ways, most of which shipped in public code, and see w
     python -m tests.mutants --only bd3lm   those whose file or description contains a word
     python -m tests.mutants --first 40 --last 60    these numbers, from 0 on
     python -m tests.mutants --jobs 1
+    python -m tests.mutants --baseline     the same tests on a copy without a fault: all must pass
 
 A mutant is one line made wrong. It is killed if one of its test files fails. One that survives
 shows that a test is missing, or that the change has no consequence, and SURVIVORS explains which.
@@ -38,6 +39,7 @@ class Config:
     first: int = flag(0, "the number of the first mutant", least=0)
     last: int = flag(10**6, "the number of the last one", least=0)
     jobs: int = flag(os.cpu_count() or 1, "mutants at a time", least=1)
+    baseline: bool = flag(False, "run the tests of the mutants without any fault")
 
 
 def copy_mutant(folder, file, right, wrong):
@@ -46,7 +48,7 @@ def copy_mutant(folder, file, right, wrong):
                       else text)
 
 
-def run_tests(folder, tests):
+def run_tests(folder, words):
     """Run the tests of a copy; pytest's exit code becomes that of this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     forget_project()
@@ -54,18 +56,29 @@ def run_tests(folder, tests):
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path.insert(0, str(folder))
     sys.stdout = sys.stderr = open("report.txt", "w")
-    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--tb=no", *tests])
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *words])
     sys.stdout.flush()
     os._exit(int(code))
 
 
-def failed_test(folder):
-    """The name of the test that failed, from pytest's last lines."""
+def failed_tests(folder):
+    """The names of the tests that failed, from pytest's last lines."""
     report = folder / "report.txt"
     lines = report.read_text("utf-8", "replace").splitlines() if report.exists() else []
-    names = [line.split(" - ")[0].split("::")[-1] for line in lines
-             if line.startswith(("FAILED", "ERROR"))]
-    return names[0] if names else ""
+    return [line.split(" - ")[0].split("::")[-1] for line in lines
+            if line.startswith(("FAILED", "ERROR"))]
+
+
+def run_in_copy(folder, words, limit):
+    """-> exit code, or None after `limit` seconds; the tests that failed"""
+    work = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, words))
+    work.start()
+    work.join(limit)
+    if work.is_alive():
+        work.kill()
+        work.join()
+        return None, []
+    return work.exitcode, failed_tests(folder)
 
 
 def judge(mutant):
@@ -74,23 +87,26 @@ def judge(mutant):
     began = time.time()
     with tempfile.TemporaryDirectory() as folder:
         folder = copy_mutant(Path(folder).resolve(), file, right, wrong)
-        work = multiprocessing.get_context("fork").Process(target=run_tests,
-                                                           args=(folder, find_tests(tests)))
-        work.start()
-        work.join(LIMIT)
-        if work.is_alive():
-            work.kill()
-            work.join()
-            return "killed", "no end", time.time() - began
-        name = failed_test(folder)
-        state = "SURVIVED" if work.exitcode == 0 else "killed" if name else "BROKEN"
-        return state, name, time.time() - began
+        code, failed = run_in_copy(folder, ["-x", *find_tests(tests)], LIMIT)
+    state = "SURVIVED" if code == 0 else "killed" if failed or code is None else "BROKEN"
+    return state, "no end" if code is None else "".join(failed[:1]), time.time() - began
+
+
+def run_baseline(mutants):
+    """The tests of all these mutants without a fault. -> the tests that fail"""
+    files = find_tests(" ".join(dict.fromkeys(" ".join(mutant[3] for mutant in mutants).split())))
+    with tempfile.TemporaryDirectory() as folder:
+        code, failed = run_in_copy(copy_files(Path(folder).resolve()), files, None)
+    print(f"{len(files)} test files without a fault, exit code {code}", *failed, sep="\n")
+    return failed
 
 
 def main(config, given=()):
     torch.set_num_threads(1)
     chosen = [mutant for i, mutant in enumerate(MUTANTS) if config.first <= i <= config.last
               and (config.only in mutant[0] or config.only in mutant[4])]
+    if config.baseline:
+        sys.exit(1 if run_baseline(chosen) else 0)
     killed = 0
     with ThreadPoolExecutor(config.jobs) as pool:
         for mutant, (state, what, seconds) in zip(chosen, pool.map(judge, chosen)):

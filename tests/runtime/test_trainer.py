@@ -184,6 +184,25 @@ def test_the_precision_of_products_is_that_of_the_flag():
 
 # ---- what follows the gradient
 
+def test_a_step_follows_the_mean_gradient_of_its_micro_batches(monkeypatch):
+    """And its loss is the mean loss, whatever the optimizers make of the gradient afterwards."""
+    trainer, kept = make_trainer(gradient_accumulation_steps=3, grad_clip=0.0, batch_size=4), []
+    expected, losses = [torch.zeros_like(p) for p in trainer.model.parameters()], []
+    for micro in trainer.micro_batches(2):
+        x, _, _ = trainer.batch(micro)  # (B, L)
+        torch.manual_seed(trainer.seed(micro))
+        loss = trainer.method.loss(trainer.denoiser, x).mean()  # ()
+        gradients = torch.autograd.grad(loss, [*trainer.model.parameters()])
+        expected = [a + g / 3 for a, g in zip(expected, gradients)]
+        losses.append(loss.item())
+    monkeypatch.setattr(Trainer, "step_optimizers", lambda self, step: kept.extend(
+        p.grad.clone() for p in self.model.parameters()))
+    loss, norm = train.train_step(trainer, 2).tolist()
+    torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-7)
+    assert loss == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert norm == pytest.approx(math.sqrt(sum(g.square().sum().item() for g in expected)), rel=1e-4)
+
+
 def test_the_average_is_that_of_torch():
     trainer = make_trainer(ema=0.6)
     theirs = AveragedModel(trainer.model)
