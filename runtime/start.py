@@ -13,6 +13,7 @@ import torch
 from checkpoints.hub import is_published
 from checkpoints.load import assemble, read_state
 from flags import UserError, change, flags_of, load_row, restored
+from methods import METHODS
 from model import NetworkFlags
 from runtime import distributed
 from runtime.progress import SUMMARY_DRAWS, SUMMARY_TEXTS, sample_text
@@ -60,7 +61,8 @@ def rows_to_resume(given):
         saved = read_state(run_folder(**given))["config"]
     except UserError:  # `resume_flags` says what is wrong
         return {}
-    return {name: saved[name] for name in ("method", "data", "noise_of") if name in saved}
+    rows = {name: saved[name] for name in ("method", "data", "noise_of") if name in saved}
+    return rows if rows.get("method") in METHODS else {}
 
 
 def resume_flags(config, given):

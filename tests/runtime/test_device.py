@@ -105,7 +105,7 @@ def test_no_other_file_looks_at_what_the_hardware_can_multiply():
 # ---- runs
 
 def start(**flags):
-    flags = {**TINY, "dtype": "auto", "out_dir": "out", **flags}
+    flags = {**TINY, "dtype": "auto", "muon_dtype": "auto", "out_dir": "out", **flags}
     return train.Run(configure(train.Config, **flags))
 
 

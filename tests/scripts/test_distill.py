@@ -27,29 +27,26 @@ from runs import (  # noqa: F401
 )
 from runtime import distributed
 from runtime import run as run_module
+from runtime import teacher as teacher_module
 from runtime.teacher import student_flags
+
+
+TINY = dict(rounds=2, iters_per_round=2, batch_size=4, first_steps=8, num_samples=4, device="cpu",
+            dtype="float32", warmup_iters=1)
+
+
+@pytest.fixture(autouse=True)
+def short_reports(monkeypatch):
+    monkeypatch.setattr(teacher_module, "REPORT_STEPS", (2,))
+    monkeypatch.setattr(teacher_module, "BOUND_TEXTS", 8)
 
 
 def run(teacher, out_dir, given=None, **flags):
     """A tiny distillation in this process. -> its checkpoint"""
-    flags = {
-        **dict(
-            rounds=2,
-            iters_per_round=2,
-            batch_size=4,
-            first_steps=8,
-            num_samples=4,
-            device="cpu",
-            dtype="float32",
-            warmup_iters=1,
-        ),
-        **flags,
-    }
-    given = flags if given is None else given
-    distill.main(
-        configure(distill.Config, **{**flags, "teacher": str(teacher), "out_dir": str(out_dir)}),
-        list(given),
-    )
+    flags = {**TINY, **flags}
+    config = configure(distill.Config, **{**flags, "teacher": str(teacher),
+                                          "out_dir": str(out_dir)})
+    distill.main(config, list(flags if given is None else given))
     return read_state(out_dir)
 
 
