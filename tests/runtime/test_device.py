@@ -122,7 +122,7 @@ def test_where_float32_is_faster_a_whole_run_never_reads_a_bfloat16_number(faste
     """Evaluation and samples included."""
     faster("float32")
     with Dtypes() as seen:
-        fit("out", dtype="auto")
+        fit("out", dtype="auto", muon_dtype="auto")
     assert torch.bfloat16 not in seen.read and torch.float32 in seen.products
 
 
@@ -161,7 +161,7 @@ def test_sampling_with_auto_takes_the_faster_precision(faster):
 @pytest.mark.parametrize("dtype, other", [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_a_resumed_run_has_the_precision_of_its_beginning(dtype, other, faster):
     """Bit by bit, whatever the timing finds then; what is given on the command line wins."""
-    flags = dict(dtype="auto", lr_schedule="constant")
+    flags = dict(dtype="auto", muon_dtype="auto", lr_schedule="constant")
     faster(dtype)
     whole = fit("whole", **flags, max_iters=4)
     fit("parts", **flags)
