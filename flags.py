@@ -32,6 +32,7 @@ from pathlib import Path
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see runtime/device.py
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 if Path(getattr(sys.modules["__main__"], "__file__", None) or ".").parent == Path(__file__).parent:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script of ours: Ctrl-C while torch loads
 

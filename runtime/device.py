@@ -1,9 +1,11 @@
 """
 What this machine is good at: its device, its faster precision, its memory, its threads.
 
-Threads that wait for each other should sleep. PyTorch's OpenMP lets them spin by default; if other
-programs use the cores, a waiting thread then takes the core from the one it waits for, and a step
-takes ten times as long. OMP_WAIT_POLICY=PASSIVE is read when torch loads, so flags.py sets it.
+Threads that wait for each other should soon sleep. PyTorch's OpenMP lets them spin for long; if
+other programs use the cores, a waiting thread then takes the core from the one it waits for, and a
+step takes ten times as long. Sleeping at once costs half as much again on idle cores. So flags.py
+sets GOMP_SPINCOUNT, some microseconds, and OMP_WAIT_POLICY=PASSIVE for other OpenMP libraries,
+before torch loads and reads them.
 """
 import contextlib
 import ctypes

@@ -1,4 +1,6 @@
 """torch.compile: one graph for all training steps, and a handful of graphs for all sampling."""
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import sample
 import train
 from flags import UserError, configure, parse
 from methods import make_method
+from runs import ROOT
 from runtime.compile import CompiledDenoiser, compile_for_sampling
 from samplers.generate import generate, writer_of
 from train import loss_per_token
@@ -75,6 +78,13 @@ def test_sampling_compiles_once_per_power_of_two_and_draws_the_same_texts():
         generate(method, denoiser, 4, 8, steps)
     assert counters["stats"]["unique_graphs"] <= 6 and not counters["graph_break"]
     assert sizes <= {1, 2, 4, 8, 16, 32}
+
+
+def test_no_script_loads_the_compiler_before_it_is_needed():
+    """torch._dynamo takes two CPU seconds to import."""
+    code = "import sys, train, sample, evaluate, distill; print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
 
 
 @pytest.mark.parametrize("words, mode", [

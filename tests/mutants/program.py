@@ -26,7 +26,7 @@ NETWORK = [
 
 TRAINING = [
     ("train.py", "loss_per_token(nats, frozen, data.padding(x)) / len(micros)",
-     "loss_per_token(nats, frozen, data.padding(x))", "test_resume test_trainer test_train",
+     "loss_per_token(nats, frozen, data.padding(x))", "test_trainer",
      "the loss is scaled by accumulation"),
     ("train.py", "            trainer.own_gradients()", "            pass",
      "test_trainer test_train",
@@ -42,7 +42,7 @@ TRAINING = [
     ("runtime/run.py", "last = step == self.first or step == self.config.max_iters",
      "last = step == self.first", "test_trainer test_resume", "the last step is not saved"),
     ("runtime/start.py", "if name in fixed and getattr(config, name) != getattr(old, name",
-     "if False and getattr(config, name) != getattr(old, name", "test_start test_resume",
+     "if False and getattr(config, name) != getattr(old, name", "test_bad_input",
      "a run continues with another network"),
     ("checkpoints/load.py", 'load_state_dict(state["ema"])', 'load_state_dict(state["model"])',
      "test_file test_train_runs test_resume", "raw weights are evaluated"),

@@ -154,6 +154,15 @@ STEPS_AND_RATIOS = [
      "test_sedd test_methods", "the sign of the bound"),
 ]
 
+SITES = [
+    ("methods/ggm.py", "device=x.device) < site)", "device=x.device) <= site)",
+     "test_ggm", "ggm counts a visit before it happens"),
+    ("methods/ggm.py", "hidden, t = z.masked_fill(at, self.mask), t", "hidden, t = z, t",
+     "test_ggm", "ggm sees the token that it predicts"),
+    ("methods/ggm.py", "joint = p * (1 - self.keep) / self.n_tokens", "joint = p * (1 - self.keep)",
+     "test_ggm", "the noise of a visit is not spread over symbols"),
+]
+
 DISTILLATION = [
     ("distill.py", "right = lambda t: u <", "right = lambda t: torch.rand_like(u) <",
      "test_distillation test_exercises_more", "new noise for each of the two points"),
@@ -173,4 +182,4 @@ DISTILLATION = [
      "test_distillation test_distill", "the average teaches by accident"),
 ]
 
-THEORY = [*CORE, *MASKS, *WORDS, *STEPS_AND_RATIOS, *DISTILLATION]
+THEORY = [*CORE, *MASKS, *WORDS, *STEPS_AND_RATIOS, *SITES, *DISTILLATION]
