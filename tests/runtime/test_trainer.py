@@ -200,7 +200,8 @@ def test_a_step_follows_the_mean_gradient_of_its_micro_batches(monkeypatch):
     loss, norm = train.train_step(trainer, 2).tolist()
     torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-7)
     assert loss == pytest.approx(sum(losses) / 3, rel=1e-5)
-    assert norm == pytest.approx(math.sqrt(sum(g.square().sum().item() for g in expected)), rel=1e-4)
+    squares = sum(g.square().sum().item() for g in expected)
+    assert norm == pytest.approx(math.sqrt(squares), rel=1e-4)
 
 
 def test_the_average_is_that_of_torch():
