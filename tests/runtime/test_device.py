@@ -1,5 +1,8 @@
 """One function picks the precision of matrix products, and a run keeps what it picked."""
 import ast
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -100,6 +103,17 @@ def test_no_other_file_looks_at_what_the_hardware_can_multiply():
                      if isinstance(node, (ast.Attribute, ast.Name))}
             found |= {file} if names & looks else set()
     assert found == {"runtime/device.py"}
+
+
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise():
+    """OpenMP reads both variables when torch loads."""
+    code = "import flags, os, sys; print(*map(os.environ.get, ['OMP_WAIT_POLICY', " \
+        "'GOMP_SPINCOUNT']), 'torch' in sys.modules)"
+    ours = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for given, spins in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**ours, **given},
+                             capture_output=True, text=True)
+        assert run.stdout == f"PASSIVE {spins} False\n", run.stderr
 
 
 # ---- runs
