@@ -14,30 +14,9 @@ import pytest
 from data import DATASETS
 from methods import METHODS
 from samplers import CORRECTORS, SAMPLERS
+from tree import CODE, FLOOR, ROOT, TESTS
 
-ROOT = Path(__file__).parent.parent
-FLOORS = [
-    ["flags"],
-    ["data", "kernels_triton"],
-    ["kernels"],
-    ["model"],
-    ["diffusion", "gaussian"],
-    ["methods", "samplers"],
-    ["oracle"],
-    ["checkpoints"],
-    ["evaluation"],
-    ["runtime", "viewer"],
-    ["train", "sample", "evaluate", "distill", "chat"],
-    ["experiments", "exercises"],
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "chat.py": 150, "sample.py": 180}
-CODE = {
-    path.relative_to(ROOT).as_posix(): path
-    for path in ROOT.rglob("*.py")
-    if path.relative_to(ROOT).parts[0] in FLOOR or path.stem in FLOOR and path.parent == ROOT
-}
-TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
 BASES = {"methods.mdlm", "methods.udlm"}  # other methods are built on these two
 TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}

@@ -15,17 +15,16 @@ import pytest
 import torch
 
 import flags
+import tree
 from data import DATASETS, load_data
 from evaluation.likelihood import estimate_bound
 from methods import METHODS, make_method
 from samplers import SAMPLERS, make_sampler
 from samplers.generate import generate
+from tree import ROOT
 
-ROOT = Path(__file__).parents[2]
-SKIPPED = ("out", "tests", "docs")
-TEXT = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in ROOT.rglob("*.py")
-        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)}
-CODE = {file: text for file, text in TEXT.items() if file.split("/")[0] not in SKIPPED}
+TEXT = {file: path.read_text("utf-8") for file, path in {**tree.CODE, **tree.TESTS}.items()}
+CODE = {file: TEXT[file] for file in tree.CODE}
 TESTS = {name for file, text in TEXT.items() if file.startswith("tests/")
          for name in re.findall(r"^def (test_\w+)", text, re.M)}
 DOCSTRINGS = "\n".join(re.findall(r'"""(.*?)"""', "\n".join(CODE.values()), re.S))
