@@ -21,12 +21,13 @@ from checkpoints.load import load_chosen
 from data.chat import MARKS
 from data.prompt import read_prompt
 from data.tokenizer import encode
-from flags import UserError, flag, run_script
+from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import dtype_of, start_device
 from samplers import SamplingFlags
 from samplers.generate import CallCounter, writer_of
 from samplers.reply import answer, chat_template, default_sampler, reply
+from script import run_script
 
 try:
     from viewer.terminal import Terminal

@@ -19,7 +19,7 @@ some moment on the wrong word with the largest eps. Drawn without Gaussians: u a
 once for each token; then z_t = x if u < alpha_t + (1 - alpha_t) / V, else j, at every t.
 (10.2)
 """
-from flags import flag, run_script  # isort: skip  (first: Ctrl-C while torch loads leaves quietly)
+from script import run_script  # isort: skip  (first: Ctrl-C while torch loads leaves quietly)
 
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ import torch
 
 import train
 from diffusion import corrupt, reverse_step, stratified
+from flags import flag
 from gaussian import GaussianUniform
 from methods.base import to_float32
 from runtime.run import Run
@@ -136,6 +137,7 @@ def main(settings, given=()):
         run.report, run.summary = print_round, print_commands
         plan_rounds(run, settings, train.train_step)
         train.train(run)
+    return run.exit_code
 
 
 if __name__ == "__main__":

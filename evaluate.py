@@ -33,13 +33,14 @@ from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_o
 from evaluation.judges import load_judge
 from evaluation.report import Report, print_by_noise, save_evaluation
 from evaluation.sample_quality import sample_figures
-from flags import UserError, flag, run_script
+from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import start_device
 from runtime.memory import batch_size_that_fits, bytes_per_text
 from samplers import SamplingFlags, model_name
 from samplers.generate import CallCounter, generate, writer_of
 from samplers.reply import default_sampler
+from script import run_script
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """
-The command line: one dataclass per script, one flag per field, and one line for whatever goes
-wrong.
+The command line: one dataclass per script, one flag per field.
 
     @dataclass
     class Config:
@@ -8,33 +7,27 @@ wrong.
         max_iters: int = flag(2000, "training steps", least=1)
 
     config, given = parse(Config)      # reads --max_iters 10, --max-iters=10, --watch, --no-watch
-    with one_line_errors(): ...        # UserError, a full disk, Ctrl-C: one sentence, no traceback
 
 A flag with a table names a row of it, "methods.bd3lm:BD3LM". The fields of that class are flags of
 the script as well: --help lists them in a group of their own, and config has them. A class may
 bring other defaults for the script's flags (`defaults`). A flag that belongs to another row is
 refused.
 
-Exit codes: 0 done, 2 the user can mend it, 130 interrupted. Nothing here imports torch.
+A mistake is a UserError, which script.py tells in one line. Nothing here imports torch.
 """
 import argparse
-import contextlib
 import difflib
 import importlib
 import math
 import os
-import signal
 import sys
 from fnmatch import fnmatchcase
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from functools import partial
-from pathlib import Path
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see runtime/device.py
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-if Path(getattr(sys.modules["__main__"], "__file__", None) or ".").parent == Path(__file__).parent:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script of ours: Ctrl-C while torch loads
 
 
 class UserError(ValueError):
@@ -280,40 +273,3 @@ def underscored(word):
     no = "no_" if name.startswith("--no_") else ""
     bare = name.removeprefix("--").removeprefix(no)
     return "--" + no + OLD_FLAGS.get(bare, bare) + equals + value
-
-
-# ---- errors
-
-@contextlib.contextmanager
-def one_line_errors():
-    """Say in one line what the user can mend, exit code 2. All else stays a traceback: that would
-    be our fault."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-        sys.stdout.flush()
-    except UserError as error:
-        exit_with_error(str(error), 2)
-    except BrokenPipeError:                                  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a disk that is full, a folder that is not ours, ...
-        where = f": {error.filename}" if error.filename else ""
-        exit_with_error(f"{error.strerror or error}{where}", 2)
-    except (MemoryError, RuntimeError) as error:             # torch has no one class for it
-        if not isinstance(error, MemoryError) and "allocate" not in str(error):
-            raise
-        exit_with_error("out of memory: lower --batch_size, --block_size or the network's size", 2)
-    except KeyboardInterrupt:
-        exit_with_error("interrupted", 130)
-
-
-def exit_with_error(sentence, code):
-    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(code)
-
-
-def run_script(cls, main):
-    """What stands under __main__ in every script: the flags, then main(config, given)."""
-    with one_line_errors():
-        sys.stdout.reconfigure(line_buffering=True)  # so that `| cat` shows each line at once
-        main(*parse(cls))

@@ -31,7 +31,7 @@ from checkpoints.load import load_classifier, load_chosen
 from data import DATASETS
 from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
-from flags import UserError, change, flag, load_row, run_script, suggest
+from flags import UserError, change, flag, load_row, suggest
 from methods import METHODS
 from runtime.compile import compile_for_sampling
 from runtime.device import dtype_of, start_device
@@ -44,6 +44,7 @@ from samplers.generate import (
     truncate_at_eos,
     writer_of,
 )
+from script import run_script
 
 try:
     from viewer import html_player

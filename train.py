@@ -15,13 +15,14 @@ A step draws a batch, computes the loss of the method and follows its gradient. 
 methods/, the network is in model.py; what makes a run safe (checkpoints, exact resume, signals,
 several processes) is in runtime/. Every draw of step n comes from the seed (seed, n, micro-batch).
 """
-from flags import flag, run_script  # isort: skip  (first: Ctrl-C while torch loads leaves quietly)
+from script import run_script  # isort: skip  (first: Ctrl-C while torch loads leaves quietly)
 
 from dataclasses import dataclass
 
 import torch
 
 from data import DATASETS
+from flags import flag
 from methods import METHODS
 from model import NetworkFlags
 from runtime.optim import OptimFlags
@@ -123,6 +124,7 @@ def train(run, step_of=train_step):
 def main(config, given=()):
     with Run(config, given) as run:
         train(run)
+    return run.exit_code
 
 
 if __name__ == "__main__":

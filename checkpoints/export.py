@@ -26,8 +26,9 @@ from checkpoints.tensor_layouts import (
     write_safetensors,
 )
 from data.base import atomic_write
-from flags import UserError, flag, load_row, run_script
+from flags import UserError, flag, load_row
 from methods import METHODS
+from script import run_script
 
 
 @dataclass

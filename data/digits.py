@@ -22,6 +22,7 @@ import torch
 from data.base import Dataset, atomic_write
 from data.tokenizer import pixels
 from flags import UserError
+from script import one_line_errors
 
 SIDE, LEVELS = 8, " .'`,:;-~+=*oO#%@"  # the character of each gray level, from black to white
 HELD_OUT_BYTES = 51                              # of the 256 values of a byte of the hash
@@ -123,7 +124,8 @@ def png_chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-if __name__ == "__main__":
+def main():
+    """Some digits of each class, and how well the nearest training image tells them."""
     digits = Digits()
     x, _, label = digits.example_windows()
     for digit in range(10):
@@ -133,3 +135,8 @@ if __name__ == "__main__":
     right = (guess == label).double().mean()  # ()
     print(f"{digits.about}; the nearest training image has the right digit in {right:.1%} of the "
           f"held-out ones, {distance.mean():.2f} levels away")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

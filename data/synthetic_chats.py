@@ -23,6 +23,7 @@ held out, since no other question teaches its answer. All random choices are tho
 from random import Random
 
 from data.base import HELD_OUT, hash_fraction
+from script import one_line_errors
 
 SEED = 5
 VILLAGERS = ("Ada Ben Cora Dan Elsa Finn Greta Hugo Ida Jon Kira Leo Mona Nils Olga "
@@ -255,5 +256,6 @@ def make_chats():
 
 
 if __name__ == "__main__":
-    for kind, _, messages in Random(0).sample(make_chats(), 20):
-        print(f"{kind:12s}" + "   ".join(messages))
+    with one_line_errors():
+        for kind, _, messages in Random(0).sample(make_chats(), 20):
+            print(f"{kind:12s}" + "   ".join(messages))

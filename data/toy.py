@@ -35,6 +35,7 @@ from torch.special import entr  # -p log p
 from data.base import Dataset
 from data.tokenizer import words
 from data.toy_grammar import GRAMMAR, TOPICS, TYPO, transition_probs, vocabulary, word_probs
+from script import one_line_errors
 
 # far from the seeds that people type
 SEEDS = {"train": 1_000_001, "val": 1_000_002, "entropy": 1_000_003, "test": 1_000_004}
@@ -277,7 +278,8 @@ class ToyCorpus(Dataset):
         return (p @ letters.double()).item() + (L - 1) / L
 
 
-if __name__ == "__main__":
+def main():
+    """What the language is like."""
     toy = Toy()
     print(f"{toy.V} words, {toy.n_topics} topics with {len(toy.places)} places of the grammar\n")
     for ids, k in zip(*toy.sample(10, 24, torch.Generator().manual_seed(0), return_topic=True)):
@@ -285,3 +287,8 @@ if __name__ == "__main__":
     for length in (8, 32, 64):
         nats, error = toy.entropy(length)
         print(f"entropy of {length:2d} words: {nats:.4f} +- {error:.4f} nats per token")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

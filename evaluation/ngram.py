@@ -17,12 +17,20 @@ occurred, p_n = p_{n-1}. (1.4) sums to 1 over w and gives no symbol probability 
 worth its cost if it is below the best order.
 """
 import math
-import sys
+from dataclasses import dataclass
 
 import numpy as np
 
-from data import load_data
-from flags import one_line_errors
+from data import DATASETS, load_data
+from flags import flag
+from script import run_script
+
+
+@dataclass
+class Config:
+    data: str = flag("names", "a name, or the path of a text; also the first word", table=DATASETS)
+    tokenizer: str = flag("auto", "auto, chars, bytes, bpe, gpt2, ...; also the second word")
+    vocab_size: int = flag(1024, "symbols of a bpe trained on the data", least=1)
 
 
 def witten_bell(train, val, vocab_size, orders=(2, 3, 4, 5, 6)):
@@ -70,8 +78,8 @@ def ngram_baselines(data):
     return rows
 
 
-def main(argv):
-    data = load_data(argv[0] if argv else "names", 32, *argv[1:2])
+def main(config, given=()):
+    data = load_data(config.data, 32, config.tokenizer, config.vocab_size)
     whole = len(data.train), len(data.val)  # UserError where there is nothing to count
     train, val = data.ids("train"), data.ids("val")
     cut = whole != (len(train), len(val))
@@ -84,5 +92,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1:])
+    run_script(Config, main, ["data", "tokenizer"])

@@ -26,8 +26,6 @@ class Report:
         """A part of the evaluation: if it fails, the others go on, and `finish` says so."""
         try:
             yield
-        except BrokenPipeError:  # `| head` has read enough
-            raise
         except (UserError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             self.failures.append(f"{name}: {reason or error}")

@@ -28,7 +28,8 @@ from pathlib import Path
 import pytest
 import torch  # noqa: F401  loaded once, for all forks of --prove
 
-from flags import UserError, flag, run_script
+from flags import UserError, flag
+from script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ["checkpoints", "data", "docs", "evaluation", "exercises", "experiments",

@@ -20,9 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
 from experiments.timing import hardware
-from flags import UserError, flag, run_script
+from flags import UserError, flag
 from methods.bd3lm import block_diffusion_mask
 from model import causal, dense_mask, rotary_angles, rotate
+from script import run_script
 
 OURS = "flash_attention.py"
 

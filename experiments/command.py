@@ -1,18 +1,15 @@
 """
 Command lines of the experiments: python -m experiments.NAME COMMAND --flag value ...
 
-The first word may stand for the flag --command; all else is as in every script (flags.py).
+The first word may stand for the flag --command; all else is as in every script (script.py).
 """
-import sys
-
-from flags import UserError, run_script
+from flags import UserError
+from script import run_script
 
 
 def run_experiment(cls, main, first="command"):
-    """flags.run_script for an experiment. first: the flag that the first word stands for"""
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, f"--{first}")
-    run_script(cls, main)
+    """script.run_script for an experiment. first: the flag that the first word stands for"""
+    run_script(cls, main, [first])
 
 
 def choose_command(config, commands):

@@ -21,9 +21,10 @@ from diffusion import categorical, probabilities, reverse_step
 from experiments import dense_reference
 from experiments.speed import Report
 from experiments.workloads import DEFAULT, DEFAULT_RUN, SMALL, TINY, our_step, untrained
-from flags import flag, run_script
+from flags import flag
 from model import attention, rotary_angles
 from runtime.device import device_of, keep_memory
+from script import run_script
 
 
 @dataclass

@@ -55,6 +55,13 @@ def broadcast(value):
     return values[0]
 
 
+def max_over_processes(tensor):
+    """The largest over processes, in place."""
+    if WORLD > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor
+
+
 def sum_over_processes(tensor):
     """The sum over processes, in place."""
     if WORLD > 1:

@@ -2,11 +2,12 @@
 A run: where it starts, how it resumes, how it is stopped and saved. The loop itself is in train.py.
 
     with Run(config, given) as run:      # device, processes, folder, data, network; or resumed
-        for step in run.steps(): ...     # until --max_iters, or until Ctrl-C or SIGTERM
+        for step in run.steps(): ...     # until --max_iters, or until Ctrl-C and the like
 
 A run is saved at every evaluation, at its end, and when it is stopped; --init_from resume continues
 it bit for bit. If it fails in between, an error of one line says what is safe.
 """
+import signal
 import time
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from runtime.optim import learning_rate
 from runtime.signals import GracefulStop, mean_finite_loss
 from runtime.start import adopt_published, check_flags, resume_flags, run_folder
 from runtime.trainer import Trainer
+from script import tell
 
 
 class Run:
@@ -128,7 +130,7 @@ class Run:
             if self.first:
                 self.folder.rewind(self.first)  # all checks have passed
         self.stop = GracefulStop(self.first).__enter__()
-        self.losses, self.stopping, self.shown = [], False, 0.0
+        self.losses, self.stopping, self.shown, self.exit_code = [], False, 0.0, 0
         return self
 
     def steps(self):
@@ -194,19 +196,20 @@ class Run:
     def __exit__(self, kind, error, trace):
         self.stop.__exit__()
         if kind is KeyboardInterrupt and not self.stop.unsaved:
-            self.stop.asked, kind = True, None
-        if kind is not None and issubclass(kind, OSError) and not issubclass(kind, BrokenPipeError):
+            self.stop.asked, kind = *(error.args or [128 + signal.SIGINT]), None
+        if kind is not None and issubclass(kind, OSError):
             raise UserError(failure_message(error, self.stop.saved, self.config.out_dir)) from None
         if kind is not None:
             return False
         distributed.end_processes()
-        if self.folder and self.stop.asked:
-            if self.stop.saved:
-                print(f"stopped: {resume_hint(self.config.out_dir, self.stop.saved)}")
-            else:
-                print("stopped before the first step: nothing to save")
+        self.exit_code, saved = self.stop.asked, self.stop.saved
+        hint = resume_hint(self.config.out_dir, saved) if saved else "nothing was saved yet"
+        if self.folder and self.stop.asked and not self.stop.loss:
+            tell(f"stopped: {hint}" if saved else "stopped before the first step: nothing to save")
         if self.folder:
             self.folder.lock.release()
+        if self.stop.loss:
+            raise UserError(f"{self.stop.loss}; {hint}")
         return True
 
 

@@ -23,9 +23,10 @@ import torch
 
 import train
 from checkpoints.load import read_state
-from flags import configure, one_line_errors, parse
+from flags import configure, parse
 from runtime import progress
 from runtime.trainer import Trainer
+from script import one_line_errors
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["ar", "mdlm", "udlm", "gidd", "duo"]

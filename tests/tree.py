@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["flags"],
+    ["script"],
     ["data", "kernels_triton"],
     ["kernels"],
     ["model"],

@@ -22,8 +22,9 @@ from pathlib import Path
 from data import DATASETS, load_data
 from data.base import atomic_write
 from evaluation.held_out import entropy_of
-from flags import UserError, flag, load_row, run_script
+from flags import UserError, flag, load_row
 from methods import METHODS
+from script import run_script
 
 PANELS = {"loss": "training loss, nats/token", "bound": "held-out bound, nats/token",
           "bits": "held-out, bits/byte"}

@@ -33,10 +33,11 @@ from data.base import atomic_write
 from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
 from diffusion import Wrapper, probabilities
-from flags import UserError, flag, run_script
+from flags import UserError, flag
 from runtime.device import start_device
 from samplers import SamplingFlags, model_name
 from samplers.generate import CallCounter, generate_in_batches, prepend_bos, writer_of
+from script import run_script
 
 PAGE = Path(__file__).parent / "player.html"
 N_BEST = 5

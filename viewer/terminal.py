@@ -19,6 +19,7 @@ import time
 import unicodedata
 
 from data.tokenizer import decode, pieces
+from script import Controls, visible
 
 GIVEN, MASK, OPENED, CHANGED = "1", "2", "32", "33;4"  # bold, dim, green, yellow and underlined
 LEGEND = [("given", GIVEN), ("opened", OPENED), ("changed", CHANGED), ("_ mask", MASK)]
@@ -66,7 +67,8 @@ class Terminal:
         styles = [token_style(*now, n_vocab) for now in zip(z, self.last or z, self.frozen)]
         self.last = z
         cells = [(char, style * (char != " "))
-                 for piece, style in zip(pieces(self.encoding, z), styles) for char in piece]
+                 for piece, style in zip(pieces(self.encoding, z), styles)
+                 for char in visible(piece)]
         lines = wrap_cells(cells, width)
         room = max(1, size.lines - 5)
         changes = [i for i, line in enumerate(lines) if has_changes(line)]
@@ -79,7 +81,7 @@ class Terminal:
         header = header_line(step, self.steps, shown, len(z), width)
         frame = [header, to_ansi(legend_cells(width)), "", *body]
         up = f"\x1b[{self.drawn}F" if self.drawn else ""
-        sys.stdout.write(up + "\x1b[J" + "\n".join(frame) + "\n")
+        sys.stdout.write(Controls(up + "\x1b[J" + "\n".join(frame) + "\n"))
         sys.stdout.flush()
         self.drawn = len(frame)
 
@@ -88,7 +90,7 @@ class Terminal:
         if self.skipped:
             self.draw() if self.live else self.print_line()
         if self.live:
-            sys.stdout.write("\x1b[0m")  # a frame may have been interrupted
+            sys.stdout.write(Controls("\x1b[0m"))  # a frame may have been interrupted
             sys.stdout.flush()
         self.last, self.drawn, self.top, self.began = None, 0, 0, 0.0
 
@@ -132,8 +134,7 @@ def text_width(text):
 def wrap_cells(cells, width):
     """Styled characters [(char, style)] as lines of at most `width` columns, broken at spaces.
 
-    A combining character at the start of a line gets a space before it. Tabs and escapes become
-    spaces.
+    A combining character at the start of a line gets a space before it. Tabs become spaces.
     """
     lines, line, used, space = [], [], 0, 0  # space: cells of the line up to its last space
     for char, style in cells:

@@ -12,8 +12,9 @@ import train
 from checkpoints.build import build_method
 from checkpoints.load import read_state
 from data import load_data, shard_dataset, shards, tokenize_workers
+from evaluation import ngram
 from evaluation.likelihood import estimate_bound
-from evaluation.ngram import main, witten_bell
+from evaluation.ngram import witten_bell
 from flags import UserError, configure
 from methods.base import Method
 from runs import TINY, cache, complaint, elsewhere, fit, tiny  # noqa: F401
@@ -131,7 +132,7 @@ def test_ngrams_are_counted_in_the_first_ids_of_a_corpus_in_shards(tmp_path, mon
     spy = lambda self, where: asked.append(where) or read(self, where)
     monkeypatch.setattr(shards.Shards, "__getitem__", spy)
     capsys.readouterr()
-    main(["ptb", "bytes"])
+    ngram.main(configure(ngram.Config, data="ptb", tokenizer="bytes"))
     about, head, *rows = capsys.readouterr().out.splitlines()
     assert len(asked) < 20 and about.startswith("ptb: ")
     assert "1.000 bytes/symbol; of the first 400 and 400 tok" in head
@@ -140,4 +141,4 @@ def test_ngrams_are_counted_in_the_first_ids_of_a_corpus_in_shards(tmp_path, mon
     put("lambada", tmp_path / "cache", monkeypatch,
         {"lambada_test.jsonl": b'{"text": "some words"}\n' * 9})
     with pytest.raises(UserError, match="no train split"):
-        main(["lambada", "bytes"])
+        ngram.main(configure(ngram.Config, data="lambada", tokenizer="bytes"))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import load_data
-from evaluation.ngram import main, ngram_baselines, witten_bell
+from evaluation.ngram import Config, main, ngram_baselines, witten_bell
+from flags import configure
 
 
 def brute_force(x, i, n, t, V):
@@ -69,7 +70,7 @@ def test_the_baselines_are_those_that_say_something_about_the_data(tmp_path, mon
 
 def test_the_table_of_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
-    main(["toy"])
+    main(configure(Config, data="toy"))
     _, head, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith("order  nats/symbol  bits/byte") and "of the first" not in head
     assert [int(row.split()[0]) for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -26,7 +26,8 @@ import pytest
 import torch
 
 from exercises.student_copy import copy_files, forget_project
-from flags import flag, run_script
+from flags import flag
+from script import run_script
 from tests.mutants.table import MUTANTS, find_tests
 
 LIMIT = 300  # seconds for a mutant
