@@ -38,7 +38,8 @@ except ImportError:  # viewer/ is optional
 @dataclass
 class Config(SamplingFlags):
     chat: bool = flag(True, "flags have the defaults of chats")
-    prompt: str = flag("", "one question, in place of a conversation; FILE:path reads it")
+    prompt: str = flag("", "one question, in place of a conversation; FILE:path reads it",
+                       text=True, once="ask one, or leave --prompt out and type them")
     length: int = flag(0, "tokens of the conversation; 0: as in training", least=0)
     window: int = flag(0, "tokens that a model sees if it writes from left to right; 0: as in "
                        "training", least=0)

@@ -46,7 +46,8 @@ from script import run_script
 @dataclass
 class Config(SamplingFlags):
     chat: bool = flag(False, "decode answers as chat.py does")
-    data: str = flag("", "other text, in the model's own tokens; empty: the data it was trained on")
+    data: str = flag("", "other text, in the model's own tokens; empty: the data it was trained on",
+                     once="--zero_shot takes several")
     split: str = flag("val", "which text; the tables of papers have either", ["val", "test"])
     draws: int = flag(8, "noise draws per text", least=1)
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)
@@ -54,9 +55,12 @@ class Config(SamplingFlags):
     num_samples: int = flag(64, "samples, or questions of a chat; 0 for none", least=0, chat=1000)
     judge: str = flag("", "rates samples: an ar checkpoint, or the name of a transformers model")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
-    zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt")
-    lambada: str = flag("", 'a .jsonl file of {"text"}: is the last word of each text found?')
-    choices: str = flag("", 'a .jsonl file of {"prompt", "choices", "answer"}')
+    zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt",
+                          each=str)
+    lambada: str = flag("", 'a .jsonl file of {"text"}: is the last word of each text found?',
+                        once="name one file")
+    choices: str = flag("", 'a .jsonl file of {"prompt", "choices", "answer"}',
+                        once="name one file")
     ends: bool = flag(False, "lambada, choices: put an end of text on both sides")
     json: bool = flag(False, "one JSON object instead of the tables")
 

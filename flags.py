@@ -35,21 +35,28 @@ class UserError(ValueError):
 
 
 OLD_FLAGS = {"clock": "time_input", "tail": "corrector"}  # in command lines and checkpoints
+LARGEST = {int: 10**9, float: 1e38}  # of numbers without a limit of their own; float32 ends there
 
 
 def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None, table=None,
-         fixed=False, unless=(), **instead):
+         fixed=False, unless=(), each=None, once=None, text=False, **instead):
     """One flag.
 
     least, most  the range of a number
+    each         a list with commas between: of int, float, str, or of these names
+    once         what to do in place of giving it twice with two values, where a user may believe
+                 that both count; otherwise the last one counts, as a wrapper script expects
+    text         it is no path: a ~ at its start is not the home folder
     alone        the value of a flag that is given without one
     table        {name: "module:Class"}: it names a row, whose flags join; a * makes a pattern
     fixed        part of what is trained: it cannot change when a run is resumed
     instead      other defaults where a flag of that name is given, as in sft=700
     unless       flags that keep the first default where they are given
     """
+    once = once or each and "give all in one, with commas between"
     about = {"help": help, "choices": choices, "range": (least, most), "alone": alone,
-             "table": table, "fixed": fixed, "instead": instead, "unless": unless}
+             "table": table, "fixed": fixed, "instead": instead, "unless": unless, "each": each,
+             "once": once, "text": text}
     return field(default=default, metadata=about)
 
 
@@ -158,6 +165,14 @@ def optional(alone, text):
     return {"true": alone, "false": ""}.get(text.lower(), text)
 
 
+def at_home(f, text):
+    """The value of a flag with the home folder for a ~ that the shell left alone, in --flag=~/x."""
+    if f.metadata["text"]:
+        return text
+    parts = text.split(",") if f.metadata["each"] else [text]
+    return ",".join(map(os.path.expanduser, parts))
+
+
 def suggest(word, words):
     """' (did you mean ...?)' where one of the words is close, else ''."""
     near = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)
@@ -165,8 +180,20 @@ def suggest(word, words):
 
 
 class Parser(argparse.ArgumentParser):
+    color = False  # of Python 3.14: a terminal shows control characters, see script.py
+
     def error(self, message):
+        message = message.replace("\n", "\\n")
         self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
+
+
+class Once(argparse.Action):
+    """A flag that must not have two values. const: what to do instead"""
+
+    def __call__(self, parser, given, value, word=None):
+        if (before := vars(given).get(self.dest, value)) != value:
+            parser.error(f"--{self.dest} is given twice, as {before!r} and {value!r}: {self.const}")
+        setattr(given, self.dest, value)
 
 
 def parser_of(cls, groups=None, **options):
@@ -180,6 +207,10 @@ def parser_of(cls, groups=None, **options):
     for f in flags_of(cls).values():
         group, alone = made[title_of[f.name]], f.metadata["alone"]
         extra = dict(type=boolean, nargs="?", const=True) if f.type is bool else dict(type=f.type)
+        if f.type is str:
+            extra = dict(type=partial(at_home, f))
+        if f.metadata["once"]:
+            extra |= dict(action=Once, const=f.metadata["once"])
         if alone is not None:
             extra = dict(type=partial(optional, alone), nargs="?", const=alone)
         group.add_argument("--" + f.name, metavar=f.type.__name__, help=describe(f), **extra)
@@ -254,13 +285,31 @@ def describe(f):
 
 def wrong(f, value):
     """What is wrong with the value of a flag, as the end of a sentence, or None."""
-    choices, (least, most) = f.metadata["choices"], f.metadata["range"]
+    choices, each = f.metadata["choices"], f.metadata["each"]
     if choices and value not in choices:
         return f"is not one of {', '.join(filter(None, choices))}{suggest(value, choices)}"
-    if f.type in (int, float) and not (least <= value <= most and math.isfinite(value)):
-        if most == math.inf:
-            return f"must be at least {least}"
-        return f"must lie between {least} and {most}"
+    if f.type in (int, float):
+        return out_of_range(f.type, value, *f.metadata["range"])
+    for word in value.split(",") if each not in (None, str) and value != f.default else ():
+        if each in (int, float):
+            try:
+                fault = out_of_range(each, each(word), *f.metadata["range"])
+            except ValueError:
+                return "must be numbers with commas between, such as 8,32"
+            if fault:
+                return f"has {word}, which {fault}"
+        elif word and word not in each:
+            return f"has {word!r}, which is not one of {', '.join(each)}{suggest(word, each)}"
+
+
+def out_of_range(kind, value, least, most):
+    """What is wrong with a number, as the end of a sentence, or None."""
+    if most < math.inf:
+        return None if least <= value <= most else f"must lie between {least} and {most}"
+    least = max(least, -LARGEST[kind])
+    if not value >= least:
+        return f"must be at least {least}"
+    return None if value <= LARGEST[kind] else f"must be at most {LARGEST[kind]}"
 
 
 def underscored(word):

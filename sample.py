@@ -56,8 +56,10 @@ except ImportError:  # viewer/ is optional
 @dataclass
 class Config(SamplingFlags):
     chat: bool = flag(False, "read questions line by line and answer them: chat.py")
-    prompt: str = flag("", "given text, with or without gaps; FILE:path reads it from a file")
-    gap: str = flag("_", "the character in the prompt that stands for one token to fill in")
+    prompt: str = flag("", "given text, with or without gaps; FILE:path reads it from a file",
+                       text=True, once="start one command for each prompt")
+    gap: str = flag("_", "the character in the prompt that stands for one token to fill in",
+                    text=True)
     num_samples: int = flag(3, "texts", least=1)
     batch_size: int = flag(0, "texts at once; 0: what half of the free memory holds, up to 64 "
                            "(GPU: 512)", least=0)
@@ -72,7 +74,8 @@ class Config(SamplingFlags):
     png: str = flag("", "images: write them to this file")
     watch: bool = flag(False, "show the text while it is denoised")
     html: str = flag("", "write a page to this file that plays how the texts come about")
-    beside: str = flag("", "more models for the page: folders or oracles, with commas between")
+    beside: str = flag("", "more models for the page: folders or oracles, with commas between",
+                       each=str)
     json: bool = flag(False, "one JSON object per text")
 
 

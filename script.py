@@ -18,6 +18,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -107,7 +108,7 @@ def escape(code):
 
 
 class Output(io.TextIOWrapper):
-    """A standard stream for text. sink: its bottom, a Sink; like: the stream in whose place it is"""
+    """A standard stream for text. sink: its bottom, a Sink; like: the stream that it replaces"""
 
     def __init__(self, sink, like):
         errors = "backslashreplace" if like.errors in STRICT else like.errors
@@ -172,6 +173,28 @@ def tell(sentence):
     print(sentence, file=sys.stderr, flush=True)
 
 
+# ---- commands to copy
+
+def spell(values):
+    """Flags as words that a shell reads back: --out_dir 'a b' --no_watch. values {name: value}"""
+    def word(name, value):
+        if type(value) is bool:
+            return f"--{'' if value else 'no_'}{name}"
+        between = "=" if str(value).startswith("-") else " "
+        return f"--{name}{between}{shell_word(str(value))}"
+    return " ".join(word(name, value) for name, value in values.items())
+
+
+def shell_word(text):
+    """One word for a shell, on one line: in quotes if it needs them, by bytes if it cannot be
+    printed."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = lambda byte: 32 <= byte < 127 and chr(byte) not in "'\\"
+    raw = os.fsencode(text)
+    return "$'" + "".join(chr(b) if plain(b) else f"\\x{b:02x}" for b in raw) + "'"
+
+
 # ---- errors
 
 @contextlib.contextmanager
@@ -194,14 +217,14 @@ def one_line_errors(cls=None):
             where = f": {error.filename}" if error.filename else ""
             exit_with_error(f"{error.strerror or error}{where}", 2)
         except (MemoryError, RuntimeError) as error:  # torch has no one class for it
-            if not (sentence := explain(error, cls)):
+            if not (sentence := advice_on(error, cls)):
                 raise
             exit_with_error(sentence, 2)
         except KeyboardInterrupt as error:
             exit_with_error("interrupted", *(error.args or [128 + signal.SIGINT]))
 
 
-def explain(error, cls=None):
+def advice_on(error, cls=None):
     """What the user can do about a MemoryError or RuntimeError, or None if it is our fault."""
     said = str(error)
     if isinstance(error, RecursionError):

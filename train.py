@@ -35,7 +35,8 @@ MODES = ["", "default", "reduce-overhead", "max-autotune"]  # of torch.compile
 @dataclass
 class Config(NetworkFlags, OptimFlags):
     data: str = flag("python", "a name, the path of a text file or folder, or chats.jsonl",
-                     table=DATASETS, fixed=True)
+                     table=DATASETS, fixed=True,
+                     once="a folder of text files is read as one text")
     tokenizer: str = flag("auto", "auto, chars, bytes, bpe, a tiktoken name such as gpt2; model: "
                           "that of --init_from", fixed=True)
     vocab_size: int = flag(8192, "symbols of a bpe trained on the data", least=1, fixed=True)

@@ -28,7 +28,7 @@ from checkpoints.tensor_layouts import (
 from data.base import atomic_write
 from flags import UserError, flag, load_row
 from methods import METHODS
-from script import run_script
+from script import run_script, spell
 
 
 @dataclass
@@ -63,12 +63,6 @@ def exportable():
     """The names of the methods whose networks can be exported."""
     layouts = {name: load_row(METHODS, name).public_layout for name in METHODS}
     return [name for name, layout in layouts.items() if layout and LAYOUTS[layout].exports]
-
-
-def spell(flags):
-    """Flags as words of a command line."""
-    return " ".join(f"--{'' if value else 'no_'}{name}" if type(value) is bool else
-                    f"--{name} {value}" for name, value in flags.items())
 
 
 def public_tensors(state, layout):

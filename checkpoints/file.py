@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data.base import atomic_write
 from flags import OLD_FLAGS, UserError
+from script import spell
 
 FORMAT = "palimpsest 1"
 PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
@@ -46,6 +47,7 @@ class Folder:
         self.path, self.unwritten, self.ours, self.board = Path(out_dir), [], ours, None
         self.created = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.checkpoint, self.metrics = self.path / "ckpt.pt", self.path / "metrics.jsonl"
+        self.resume = spell({"init_from": "resume", "out_dir": out_dir})  # for messages
         self.lock = FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ class Folder:
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                 raise
             reason = getattr(error, "strerror", None) or "the disk took only part of it"
-            resume = f": go on with --init_from resume --out_dir {self.path}" if self.ours else ""
+            resume = f": go on with {self.resume}" if self.ours else ""
             raise UserError(f"cannot save to {self.checkpoint} ({reason}): free some space; what "
                             f"was saved before is whole{resume}") from None
         self.ours = True
@@ -104,8 +106,7 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.truncate(self.metrics, size)  # remove a line that was cut short
             raise UserError(f"cannot write to {self.metrics} ({error.strerror}): free some space; "
-                            f"{self.checkpoint} is whole: go on with --init_from resume --out_dir "
-                            f"{self.path}") from None
+                            f"{self.checkpoint} is whole: go on with {self.resume}") from None
         for values in self.unwritten if self.board else []:
             self.board(**values)
         self.unwritten = []

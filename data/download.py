@@ -130,7 +130,7 @@ def transfer(url, part, file, pause):
 def request_rest(url, part, file):
     """One request for what `part` lacks. RequestException if another try may succeed."""
     have = resumable_bytes(part, file)
-    tag = tag_path(part).read_text() if tag_path(part).exists() else None
+    tag = tag_path(part).read_text("utf-8") if tag_path(part).exists() else None
     headers = {"Accept-Encoding": "identity"}  # a range of a compressed file would be no range
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
@@ -147,7 +147,7 @@ def request_rest(url, part, file):
         check_space(part, whole, have)
         tag = answer.headers.get("ETag", "")
         if not have and tag and not tag.startswith("W/"):  # a weak tag does not promise equal bytes
-            tag_path(part).write_text(tag)
+            tag_path(part).write_text(tag, "utf-8")
         receive(answer, part, have, whole)
         if whole and file_size(part) != whole:
             raise requests.ConnectionError(

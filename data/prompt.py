@@ -5,6 +5,7 @@ A prompt with or without gaps, from the command line or a file, as the beginning
     "Return ____ of the ____."       is filled in: each _ is one token
     "FILE:notes.txt"                 is read from a file
 """
+import os
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ def read_prompt(prompt):
     """The text of a prompt, which FILE:path reads from a file."""
     if not prompt.startswith("FILE:"):
         return prompt
-    path = Path(prompt.removeprefix("FILE:"))
+    path = Path(os.path.expanduser(prompt.removeprefix("FILE:")))
     try:
         return path.read_text("utf-8")
     except OSError as error:

@@ -166,7 +166,8 @@ def format_spread(values):
 
 def learning_curve(model):
     """[(step, held-out bound)] of the run, as train.py has logged it."""
-    lines = map(json.loads, open(Path(model.config.out_dir, "metrics.jsonl")))
+    lines = map(json.loads, open(Path(model.config.out_dir, "metrics.jsonl"),
+                                 encoding="utf-8"))
     return [(line["step"], line["val_bound"]) for line in lines if "val_bound" in line]
 
 
@@ -197,6 +198,7 @@ STUDENTS = {"mdlm": dict(method="sdtt"), "duo": dict(method="dcd")}
 
 
 def steps(config):
+    load_pyplot()  # UserError before the work, not after
     data, rows = load_data("toy", 32), []
     entropy, _ = data.language.entropy(32)
     held_out, _ = mean_error(unigram_entropy(data.windows("val", 4000)))

@@ -27,7 +27,7 @@ from diffusion import Absorbing, Hybrid, Uniform
 from experiments.command import choose_command, run_experiment
 from experiments.plotting import load_pyplot, save_figure
 from experiments.timing import hardware
-from experiments.training import method_names
+from experiments.training import language_models, method_names, run_to_end
 from flags import UserError, configure, flag
 from gaussian import GaussianUniform
 from methods import make_method, pgm
@@ -45,7 +45,8 @@ class Config:
     measure: bool = flag(False, "measure again what is drawn")
     folder: str = flag("docs", "where the pictures go, and figures/ with what was measured")
     out_dir: str = flag("out/figures", "learning: where the runs are, or go")
-    methods: str = flag("ar,bd3lm,pgm,mdlm,udlm", "learning: with commas between")
+    methods: str = flag("ar,bd3lm,pgm,mdlm,udlm", "learning: with commas between",
+                        each=language_models())
     num_samples: int = flag(256, "orders: texts", least=1)
 
 
@@ -142,10 +143,10 @@ def measure_learning(config):
     for name in method_names(config, []):
         folder = Path(config.out_dir) / f"toy-{name}"
         if not (folder / "ckpt.pt").exists():
-            train.main(configure(train.Config, data="toy", method=name, max_iters=400,
-                                 batch_size=64, block_size=32, n_layer=4, eval_interval=40,
-                                 eval_iters=16, learning_rate=0.01, muon_lr=0.01,
-                                 device="cpu", out_dir=str(folder)))
+            run_to_end(train, configure(
+                train.Config, data="toy", method=name, max_iters=400, batch_size=64, block_size=32,
+                n_layer=4, eval_interval=40, eval_iters=16, learning_rate=0.01, muon_lr=0.01,
+                device="cpu", out_dir=str(folder)))
         lines = map(json.loads, open(folder / "metrics.jsonl", encoding="utf-8"))
         result["methods"][name] = [
             [line["step"], round(line["val_bound"], 4), round(line["val_se"], 4)]
@@ -227,14 +228,13 @@ FIGURES = {"forward": (measure_forward, draw_forward),
 
 def main(config, given=()):
     measure, draw = choose_command(config, FIGURES)
-    source = Path(config.folder) / "figures" / f"{config.command}.json"
+    pyplot, source = load_pyplot(), Path(config.folder) / "figures" / f"{config.command}.json"
     if config.measure:
         source.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(source) as file:
             file.write((json.dumps(measure(config), separators=(",", ":")) + "\n").encode())
     if not source.exists():
         raise UserError(f"there is no {source} to draw from: run with --measure")
-    pyplot = load_pyplot()
     figure = draw(json.loads(source.read_text("utf-8")), pyplot)
     save_figure(figure, Path(config.folder) / f"{config.command}.png", dpi=100, facecolor=PAPER)
     pyplot.close(figure)

@@ -30,7 +30,8 @@ from evaluation.sample_quality import unigram_entropy
 from experiments.command import choose_command, run_experiment
 from experiments.plotting import COLORS, load_pyplot, save_figure
 from experiments.timing import hardware, parse_numbers
-from experiments.training import RATES, TOY, method_names, save_results, train_or_load
+from experiments.training import (RATES, TOY, language_models, method_names, save_results,
+                                  train_or_load)
 from flags import flag
 from oracle import exact
 from samplers.generate import generate
@@ -45,10 +46,11 @@ BANDS = {"d3pm": dict(transition="gaussian")}  # flags of a method besides its n
 class Config:
     command: str = flag("", "what to measure; also the first word", ["toy", "digits"])
     methods: str = flag("", "with commas between; empty means mdlm,udlm, and for digits also d3pm "
-                        "with gaussian transitions")
+                        "with gaussian transitions", each=language_models())
     strengths: str = flag("", "with commas between; empty means 0,1,2,3,5 for toy, 0,1,2 for "
-                          "digits")
-    steps: str = flag("", "with commas between; empty means 8,32,256 for toy, 8,32,128 for digits")
+                          "digits", each=float, least=0)
+    steps: str = flag("", "with commas between; empty means 8,32,256 for toy, 8,32,128 for digits",
+                      each=int, least=1)
     num_samples: int = flag(320, "samples at each point, of all classes alike", least=20)
     share: float = flag(1.0, "share of the full number of training steps, for a quick look",
                         least=0.0001, most=100)
@@ -58,8 +60,8 @@ class Config:
 
 def points(config, strengths, steps):
     """The strengths and the steps of the flags, or these."""
-    return (parse_numbers("strengths", config.strengths or strengths, float, least=0),
-            parse_numbers("steps", config.steps or steps))
+    return (parse_numbers(config.strengths or strengths, float),
+            parse_numbers(config.steps or steps))
 
 
 def guided_samples(model, n, length, steps, gamma):
@@ -83,6 +85,7 @@ def rate_texts(language, x, label):
 
 
 def toy(config):
+    load_pyplot()  # UserError before the work, not after
     data, rows = load_data("toy", 32), []
     language, label = data.language, torch.arange(8000) % 4  # (n,)
     real = language.sample(8000, 32, torch.Generator().manual_seed(0), label)  # (n, L)

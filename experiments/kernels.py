@@ -185,7 +185,7 @@ def measure_peak(make, config, alone, name):
 
 def memory_now(what):
     """MB of this process: VmRSS now, VmHWM at most so far. (getrusage also counts the parent's.)"""
-    lines = open("/proc/self/status")
+    lines = open("/proc/self/status", encoding="utf-8")
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 

@@ -43,13 +43,14 @@ class Config:
     command: str = flag("", "what to measure; also the first word",
                         ["train", "toy", "text", "oracle"])
     data: str = flag("names", "train: names, python, shakespeare, text8, or a text file")
-    methods: str = flag("", "with commas between; empty means ar,mdlm for train, otherwise all")
+    methods: str = flag("", "with commas between; empty means ar,mdlm for train, otherwise all",
+                        each=language_models())
     minutes: float = flag(10.0, "text: CPU minutes of training of each method", least=0.001)
     seeds: int = flag(1, "train, toy: runs of each method, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps, for a quick look", least=0.0001,
                         most=100)
     out_dir: str = flag("out/learning", "where the checkpoints go")
-    hardware: str = flag("", "the name of the machine, if it cannot be detected")
+    hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
 
 
 def train_named(config, method, seed, **flags):

@@ -33,7 +33,7 @@ class Config:
     rounds: int = flag(7, "rounds; fewer than 7 give an impression, no measurement", least=1)
     compile: bool = flag(False, "the default training step through torch.compile as well")
     tiny: bool = flag(False, "a tiny network, to see whether it runs")
-    hardware: str = flag("", "the name of the machine, if it cannot be detected")
+    hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
     out_dir: str = flag("out/experiments", "where the figures go")
 
 

@@ -33,7 +33,7 @@ class Config:
     command: str = flag("", "what to measure; also the first word", ["calls", "samplers"])
     length: int = flag(64, "calls: tokens per text", least=1)
     steps: str = flag("", "with commas between; empty means 16,64,256,1024,4096 for calls, "
-                      "8,16,32,128 for samplers")
+                      "8,16,32,128 for samplers", each=int, least=1)
     num_samples: int = flag(256, "samplers: texts", least=2)
     share: float = flag(1.0, "samplers: share of the full number of training steps", least=0.0001,
                         most=100)
@@ -47,7 +47,7 @@ def count_calls(config):
     columns = "".join(f"{f'batch {B}: calls':>18}{'formula':>10}{'read':>8}" for B in (1, 16))
     print(f"texts of {L} tokens: network calls, their expected number, and texts read per text of "
           f"the batch\n{'steps':>6}{columns}")
-    for N in parse_numbers("steps", config.steps or "16,64,256,1024,4096"):
+    for N in parse_numbers(config.steps or "16,64,256,1024,4096"):
         cells = []
         for B in (1, 16):
             torch.manual_seed(0)
@@ -82,7 +82,7 @@ def compare_samplers(config):
     print(f"{hardware()}\n-log p of {config.num_samples} texts above the entropy of "
           f"{entropy:.3f}, nats/token (errors .02 to .06); entropy of the words within a text "
           f"(held-out text: {varied:.3f}); network calls")
-    all_steps = parse_numbers("steps", config.steps or "8,16,32,128")
+    all_steps = parse_numbers(config.steps or "8,16,32,128")
     for name, rows in SAMPLERS.items():
         model, *_ = train_model(f"{config.out_dir}/{name}", config.share, method=name, **TOY)
         print(f"{name:<30}" + "".join(f"{f'{steps} steps':>24}" for steps in all_steps))

@@ -48,8 +48,9 @@ PLAIN_POSITIONS, ROWS = 2048, 512  # of the plain sampler: timed at most, and co
 @dataclass
 class Config:
     command: str = flag("speed", "what to measure; also the first word", ["speed"])
-    lengths: str = flag("256,1024", "tokens per text, with commas between")
-    batches: str = flag("1,8", "texts at once, with commas between")
+    lengths: str = flag("256,1024", "tokens per text, with commas between", each=int,
+                        least=1)
+    batches: str = flag("1,8", "texts at once, with commas between", each=int, least=1)
     steps: int = flag(32, "steps from noise to text", least=1)
     order: str = flag("first-hitting", "the same number of tokens at each step, or a Binomial one",
                       ["first-hitting", "ancestral"])
@@ -147,8 +148,7 @@ def measure_samplers(config, networks, B, L, device):
 def main(config, given=()):
     keep_memory()
     device = device_of(config.device)
-    lengths, batches = (parse_numbers(name, getattr(config, name))
-                        for name in ("lengths", "batches"))
+    lengths, batches = parse_numbers(config.lengths), parse_numbers(config.batches)
     if min(lengths) < config.steps:
         raise UserError(f"--steps {config.steps} is too many for {min(lengths)} tokens: each step "
                         f"must open at least one")

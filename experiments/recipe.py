@@ -39,7 +39,7 @@ class Config:
     seeds: int = flag(1, "runs of each row, with seeds 1, 2, ...", least=1)
     steps: int = flag(2000, "steps of the plain recipe", least=20)
     share: float = flag(1.0, "share of these steps, for a quick look", least=0.01, most=100)
-    only: str = flag("", "rows to run, with commas between; empty means all")
+    only: str = flag("", "rows to run, with commas between; empty means all", each=str)
     target: float = flag(0.0, "the bound to reach, if it is known; 0 trains the plain recipe first",
                          least=0)
     rounds: int = flag(9, "rounds in which the steps are timed", least=1)

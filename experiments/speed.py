@@ -52,19 +52,23 @@ GPU_TABLES = (16, 1024, "mdlm,udlm"), (16, 128, "ar,pgm,bd3lm"), (1, 128, "")  #
 @dataclass
 class Config:
     command: str = flag("", "where to measure; also the first word", ["cpu", "gpu"])
-    methods: str = flag("", "sampling: with commas between; empty means all")
+    methods: str = flag("", "sampling: with commas between; empty means all",
+                        each=("mdlm", "udlm", "ar", "pgm", "bd3lm"))
     out_dir: str = flag("out/speed", "where the figures go")
     only: str = flag("", "one kind of table", ["", "training", "sampling", "kernels"])
     rounds: int = flag(7, "rounds; fewer than 7 give an impression, no measurement", least=1)
-    lengths: str = flag("256", "cpu: tokens of the samples, with commas between")
-    batches: str = flag("1", "cpu: samples at once, with commas between")
-    steps: str = flag("32", "cpu: from noise to text, with commas between")
+    lengths: str = flag("256", "cpu: tokens of the samples, with commas between",
+                        each=int, least=1)
+    batches: str = flag("1", "cpu: samples at once, with commas between", each=int,
+                        least=1)
+    steps: str = flag("32", "cpu: from noise to text, with commas between", each=int,
+                      least=1)
     dtype: str = flag("float32", "cpu: of matrix products, in all ways", ["float32", "bfloat16"])
     matmul_precision: str = flag("highest", "cpu: of float32 products, in all ways",
                                  ["highest", "high", "medium"])
     compile: bool = flag(False, "cpu: training through torch.compile as well")
     device: str = flag("auto", "gpu: auto, cuda, cuda:1; or cpu with --tiny")
-    hardware: str = flag("", "the name of the machine, if it cannot be detected")
+    hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
     tiny: bool = flag(False, "tiny networks, to see whether it runs")
 
 
@@ -105,7 +109,7 @@ class Report:
     def save(self):
         said = {"hardware": self.hardware, "rounds": self.config.rounds,
                 "tiny": self.config.tiny, "rows": self.rows}
-        self.path.write_text(json.dumps(said, indent=1))
+        self.path.write_text(json.dumps(said, indent=1), "utf-8")
 
 
 def time_training(report, size, names):
@@ -172,8 +176,7 @@ def time_kernels(report):
 
 def combinations(config):
     """--lengths, --batches and --steps in every combination. -> [(length, batch, steps)]"""
-    names = "lengths", "batches", "steps"
-    return list(product(*(parse_numbers(name, getattr(config, name)) for name in names)))
+    return list(product(*map(parse_numbers, (config.lengths, config.batches, config.steps))))
 
 
 def cpu(config):

@@ -19,7 +19,8 @@ from flags import UserError
 def processor_name():
     """What this processor calls itself, or ""."""
     if os.path.exists("/proc/cpuinfo"):
-        lines = [line.partition(":") for line in open("/proc/cpuinfo")]
+        lines = [line.partition(":") for line in
+                 open("/proc/cpuinfo", encoding="utf-8", errors="replace")]
         says = {key.strip(): value.strip() for key, _, value in lines}
         arm = "ARM, implementer {CPU implementer}, part {CPU part}"
         return says.get("model name", arm.format_map(says) if "CPU part" in says else "")
@@ -87,20 +88,13 @@ def peak_memory():
     Linux's ru_maxrss also counts the parent, so /proc comes first.
     """
     if os.path.exists("/proc/self/status"):
-        lines = open("/proc/self/status")
+        lines = open("/proc/self/status", encoding="utf-8")
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
     import resource  # not on Windows
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used << (0 if sys.platform == "darwin" else 10)
 
 
-def parse_numbers(name, text, kind=int, least=1):
-    """The value of the flag --name, numbers with commas between, as a list; or UserError."""
-    try:
-        numbers = [kind(word) for word in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < least:
-        what = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"--{name} {text!r} must be {what} with commas between, such as 8,32")
-    return numbers
+def parse_numbers(text, kind=int):
+    """The numbers in a flag that has `each=kind`, which has checked them. -> list"""
+    return [kind(word) for word in text.split(",")]

@@ -37,11 +37,14 @@ def train_model(out_dir, share=1.0, **flags):
     """Train a model by train.py, for a share of its steps. -> the model, wall and CPU minutes"""
     config = configure_run(out_dir, share, **flags)
     wall, cpu = time.time(), time.process_time()
-    train.main(config)
-    model = load_model(out_dir)
-    if model.step < config.max_iters:  # train.py ends normally when it is asked to stop
-        raise KeyboardInterrupt
-    return model, (time.time() - wall) / 60, (time.process_time() - cpu) / 60
+    run_to_end(train, config)
+    return load_model(out_dir), (time.time() - wall) / 60, (time.process_time() - cpu) / 60
+
+
+def run_to_end(script, config):
+    """Run train.py or distill.py to its end: one that is asked to stop ends normally."""
+    if code := script.main(config):
+        raise KeyboardInterrupt(code)
 
 
 def configure_run(out_dir, share, **flags):
@@ -55,7 +58,7 @@ def train_or_load(config, name, **flags):
     out_dir = f"{config.out_dir}/{name}"
     wanted = configure_run(out_dir, config.share, **flags)
     if not is_trained(out_dir, {**flags, "max_iters": wanted.max_iters}):
-        train.main(wanted)
+        run_to_end(train, wanted)
     return load_model(out_dir)
 
 
@@ -65,7 +68,7 @@ def distill_or_load(config, name, **flags):
     wanted = configure(distill.Config, **flags, out_dir=out_dir)
     wanted.iters_per_round = max(1, round(wanted.recipe_iters * config.share))
     if not is_trained(out_dir, {"max_iters": wanted.rounds * wanted.iters_per_round}):
-        distill.main(wanted)
+        run_to_end(distill, wanted)
     return load_model(out_dir)
 
 
@@ -87,8 +90,7 @@ def method_names(config, default):
     """--methods as a list of names; UserError if one is unknown."""
     names = [name for name in config.methods.split(",") if name] or default
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"--methods {name} is not one of {', '.join(METHODS)}")
+        load_row(METHODS, name)
     return names
 
 
@@ -96,5 +98,5 @@ def save_results(config, name, rows):
     """The rows as out_dir/NAME.json, with the machine that they were measured on."""
     path = Path(config.out_dir, f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(as_json({"hardware": hardware(), "rows": rows}))
+    path.write_text(as_json({"hardware": hardware(), "rows": rows}), "utf-8")
     print(f"saved in {path}")

@@ -37,12 +37,12 @@ def free_memory(device, root="/"):
         return torch.cuda.mem_get_info(device)[0] + kept
     rooms, root = [], Path(root)
     if (about := root / "proc/meminfo").exists():
-        lines = about.read_text().splitlines()
+        lines = about.read_text("utf-8").splitlines()
         rooms += [int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line]
     for limit, used in CGROUPS:  # the limits of a container
         limit, used = (root / "sys/fs/cgroup" / name for name in (limit, used))
-        if limit.exists() and limit.read_text().strip() != "max":
-            rooms.append(int(limit.read_text()) - int(used.read_text()))
+        if limit.exists() and limit.read_text("utf-8").strip() != "max":
+            rooms.append(int(limit.read_text("utf-8")) - int(used.read_text("utf-8")))
     if not rooms:  # Windows has no sysconf, macOS lacks this name
         with contextlib.suppress(AttributeError, ValueError):
             rooms.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -13,6 +13,7 @@ from evaluation.ngram import ngram_baselines
 from evaluation.report import print_by_noise
 from flags import UserError
 from samplers.generate import generate
+from script import spell
 
 SUMMARY_TEXTS, SUMMARY_DRAWS = 1000, 4
 
@@ -68,8 +69,8 @@ def print_summary(trainer):
     if method.classifies:
         network, device = trainer.gathered, trainer.device
         print_by_noise(classifier_rows(method, network, data, SUMMARY_TEXTS, device))
-        print(f"\npython sample.py --label {trainer.classes[0]} --classifier {config.out_dir} "
-              "--out_dir ...")
+        guided = spell({"label": trainer.classes[0], "classifier": config.out_dir})
+        print(f"\npython sample.py {guided} --out_dir ...")
         return
     nats, error = trainer.bound("val", SUMMARY_TEXTS, SUMMARY_DRAWS)
     bits = 1 / math.log(2) / data.bytes_per_token
@@ -84,8 +85,8 @@ def print_summary(trainer):
     print(f"{'':<32}{'nats/token':>12}{'bits/byte':>12}")
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
         print(f"{what:<32}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
-    print(f"\npython sample.py --out_dir {config.out_dir}    "
-          f"python evaluate.py --out_dir {config.out_dir}")
+    model = spell({"out_dir": config.out_dir})
+    print(f"\npython sample.py {model}    python evaluate.py {model}")
 
 
 def tensorboard_writer(path, first):

@@ -28,7 +28,7 @@ from runtime.optim import learning_rate
 from runtime.signals import GracefulStop, mean_finite_loss
 from runtime.start import adopt_published, check_flags, resume_flags, run_folder
 from runtime.trainer import Trainer
-from script import tell
+from script import spell, tell
 
 
 class Run:
@@ -221,4 +221,5 @@ def failure_message(error, saved, out_dir):
 
 
 def resume_hint(out_dir, step):
-    return f"step {step} is saved in {out_dir}, go on with --init_from resume --out_dir {out_dir}"
+    resume = spell({"init_from": "resume", "out_dir": out_dir})
+    return f"step {step} is saved in {out_dir}, go on with {resume}"

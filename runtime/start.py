@@ -18,6 +18,7 @@ from model import NetworkFlags
 from runtime import distributed
 from runtime.progress import SUMMARY_DRAWS, SUMMARY_TEXTS, sample_text
 from runtime.trainer import CUDA_GRAPHS
+from script import spell
 
 MARGIN = 0.93  # the share of --minutes that is planned, since other programs run, too
 STARTUP = 6.0  # seconds before the run begins: Python, torch
@@ -73,12 +74,13 @@ def resume_flags(config, given):
     state = read_state(config.out_dir)
     if not state["optimizers"]:
         raise UserError(f"{config.out_dir} is an exported model, without what a run needs to "
-                        f"continue: start from it with --init_from {config.out_dir} and another "
-                        "--out_dir")
+                        f"continue: start from it with {spell({'init_from': config.out_dir})} and "
+                        "another --out_dir")
     assemble(state, config.out_dir)  # UserError if its parts do not fit each other
     if "distilled" in state:
+        resume = spell({"init_from": "resume", "out_dir": config.out_dir})
         raise UserError(f"{config.out_dir} is a run of distill.py: continue with distill.py "
-                        f"--init_from resume --out_dir {config.out_dir}")
+                        f"{resume}")
     old = restored(config.script, state["config"])
     if "minutes" in given:
         raise UserError(f"--minutes plans a new run, and this one has {old.max_iters:,} steps: "

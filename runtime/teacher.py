@@ -20,6 +20,7 @@ from flags import UserError, flag, flags_of, restored
 from runtime.progress import run_facts
 from runtime.start import plan_steps, refuse_changes, timed
 from samplers.generate import generate
+from script import spell
 
 MODES = ["", "default", "reduce-overhead", "max-autotune"]  # of torch.compile
 BOUND_TEXTS, REPORT_STEPS = 512, (4, 8, 16)
@@ -107,8 +108,9 @@ def student_flags(settings, given, script):
     if resumes:
         state = read_state(settings.out_dir)
         if "distilled" not in state:
+            resume = spell({"init_from": "resume", "out_dir": settings.out_dir})
             raise UserError(f"{settings.out_dir} is no run of distill.py: continue with train.py "
-                            f"--init_from resume --out_dir {settings.out_dir}")
+                            f"{resume}")
         settings = resumed_settings(settings, given, state)
     teacher = state or read_state(settings.teacher)
     check_teacher(settings, teacher)
@@ -118,9 +120,10 @@ def student_flags(settings, given, script):
 def check_teacher(settings, state):
     """UserError if a model cannot be distilled, or not by this --method."""
     if not state["config"]["data"]:
+        start = spell({"init_from": settings.teacher})
         raise UserError(f"{settings.teacher} is a published model, which has no text of its own: "
-                        f"first fine-tune it with train.py --init_from {settings.teacher} "
-                        f"--data TEXT, and distill that run")
+                        f"first fine-tune it with train.py {start} --data TEXT, and distill that "
+                        "run")
     fitting = assemble(state, settings.teacher).method.distilled_by
     if settings.method not in fitting:
         by = f"--method {' or '.join(fitting)}" if fitting else "no --method of distill.py"
@@ -203,6 +206,5 @@ def round_seconds(trainer):
 
 def print_commands(trainer):
     """Print the commands that sample from the student and evaluate it."""
-    out_dir = trainer.config.out_dir
-    print(f"\npython sample.py --out_dir {out_dir} --steps 8    "
-          f"python evaluate.py --out_dir {out_dir} --steps 8")
+    model = spell({"out_dir": trainer.config.out_dir, "steps": 8})
+    print(f"\npython sample.py {model}    python evaluate.py {model}")

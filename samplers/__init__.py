@@ -49,7 +49,7 @@ class SamplingFlags:
                               least=0, most=100, chat=0.0)
     top_p: float = flag(1.0, "draw from the likeliest tokens that hold this much probability",
                         least=0.001, most=1)
-    label: str = flag("", "the class of the texts, by name or number")
+    label: str = flag("", "the class of the texts, by name or number", text=True)
     guidance: float = flag(1.0, "towards the class, or the prompt: 0 ignores it, 1 is as in the "
                            "data, more is stronger", least=0, most=100)
     classifier: str = flag("", "folder of a classifier that guides a model without labels; exact: "

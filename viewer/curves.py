@@ -32,7 +32,8 @@ PANELS = {"loss": "training loss, nats/token", "bound": "held-out bound, nats/to
 
 @dataclass
 class Config:
-    runs: str = flag("", "folders of runs, with commas between, or the first words without a flag")
+    runs: str = flag("", "folders of runs, with commas between, or the first words without a flag",
+                     each=str)
     png: str = flag("curves.png", "the picture")
     smooth: float = flag(0.8, "share of the past in each point of the loss; 0 leaves it as it is",
                          least=0, most=0.9999)

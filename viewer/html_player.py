@@ -45,11 +45,14 @@ N_BEST = 5
 
 @dataclass
 class Config(SamplingFlags):
-    oracle: str = flag("", "exact denoisers of the toy language, with commas between")
-    out_dir: str = flag("", "folders of runs, with commas between")
-    init_from: str = flag("", "published models, with commas between")
-    prompt: str = flag("", "given text, with or without gaps; FILE:path reads it from a file")
-    gap: str = flag("_", "the character in the prompt that stands for one token to fill in")
+    oracle: str = flag("", "exact denoisers of the toy language, with commas between",
+                       each=str)
+    out_dir: str = flag("", "folders of runs, with commas between", each=str)
+    init_from: str = flag("", "published models, with commas between", each=str)
+    prompt: str = flag("", "given text, with or without gaps; FILE:path reads it from a file",
+                       text=True, once="start one command for each prompt")
+    gap: str = flag("_", "the character in the prompt that stands for one token to fill in",
+                    text=True)
     num_samples: int = flag(3, "texts of each model", least=1)
     length: int = flag(0, "tokens per text; 0: as in training, or those of a prompt with gaps",
                        least=0)

@@ -20,7 +20,6 @@ from flags import (
     flag,
     flags_of,
     load_row,
-    one_line_errors,
     parse,
     restored,
 )
@@ -223,34 +222,3 @@ def test_every_default_would_be_accepted_if_it_were_given(script):
     config, _ = parse(script.Config, [])
     for name, value in vars(config).items():
         assert getattr(parse(script.Config, [f"--{name}={value}"])[0], name) == value
-
-
-@pytest.mark.parametrize(
-    "error, code, says",
-    [
-        (OSError(28, "No space left on device"), 2, "No space left on device"),
-        (PermissionError(13, "Permission denied", "/x/y"), 2, "Permission denied: /x/y"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "lower --batch_size"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
-)
-def test_what_the_user_can_mend_is_one_line_too(error, code, says, capsys):
-    with pytest.raises(SystemExit) as end, one_line_errors():
-        raise error
-    text = capsys.readouterr().err
-    assert end.value.code == code and says in text and text.count("\n") == 1
-
-
-def test_our_own_faults_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), one_line_errors():
-        1 / 0
-    with pytest.raises(RuntimeError, match="shape"), one_line_errors():
-        raise RuntimeError("shape '[2]' is invalid")
-
-
-def test_a_reader_that_has_seen_enough_is_no_error():
-    """python sample.py | head -1"""
-    code = "import flags, sys\nwith flags.one_line_errors():\n    for i in range(100000): print(i)"
-    command = f"{sys.executable} -c '{code}' | head -1"
-    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "0\n" and done.stderr == ""
