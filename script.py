@@ -24,15 +24,6 @@ import sys
 import time
 from pathlib import Path
 
-from flags import UserError, flags_of, parse
-
-UNREAD = 141  # what a shell reports of a program that writes to a pipe which nobody reads
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
-BAR = re.compile("\r|(?:\x1b\\[A)+$")  # how a write of tqdm begins
-STRICT = ("strict", "surrogateescape", "surrogatepass")  # ways to encode that can fail
-MEMORY_FLAGS = ("batch_size", "num_samples", "length", "block_size", "n_embd", "n_layer",
-                "vocab_size", "batch", "batches", "lengths", "texts")  # what takes memory
-
 
 def is_ignored(number):
     """Whether the caller wants this signal to be ignored, as nohup and shells without job control
@@ -42,7 +33,16 @@ def is_ignored(number):
 
 if (Path(getattr(sys.modules["__main__"], "__file__", None) or ".").parent == Path(__file__).parent
         and not is_ignored(signal.SIGINT)):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script of ours: Ctrl-C while torch loads
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script of ours: Ctrl-C while modules load
+
+from flags import UserError, flags_of, parse
+
+UNREAD = 141  # what a shell reports of a program that writes to a pipe which nobody reads
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
+BAR = re.compile("\r|(?:\x1b\\[A)+$")  # how a write of tqdm begins
+STRICT = ("strict", "surrogateescape", "surrogatepass")  # ways to encode that can fail
+MEMORY_FLAGS = ("batch_size", "num_samples", "length", "block_size", "n_embd", "n_layer",
+                "vocab_size", "batch", "batches", "lengths", "texts")  # what takes memory
 
 
 # ---- streams

@@ -122,6 +122,7 @@ class Run:
     # ---- around the loop
 
     def __enter__(self):
+        self.stop = GracefulStop(self.first).__enter__()
         if self.folder:
             size = sum(p.numel() for p in self.trainer.model.parameters())
             processes = f"{distributed.WORLD} process{'es' * (distributed.WORLD > 1)}"
@@ -129,7 +130,6 @@ class Run:
                   f"{self.config.dtype}, {processes}, to {self.config.out_dir}")
             if self.first:
                 self.folder.rewind(self.first)  # all checks have passed
-        self.stop = GracefulStop(self.first).__enter__()
         self.losses, self.stopping, self.shown, self.exit_code = [], False, 0.0, 0
         return self
 

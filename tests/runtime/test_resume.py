@@ -1,6 +1,7 @@
 """A run survives whatever ends it: it goes on exactly where it was, alone or shared, or it says why
 it cannot."""
 
+import errno
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ import torch
 
 import train
 from checkpoints.load import load_model, read_state
-from flags import UserError
+from flags import UserError, configure
 from runs import (  # noqa: F401
     ROOT, TINY, assert_same, cache, elsewhere, fit, interrupt, metrics, script, tiny,
 )
-from runtime import progress
+from runtime import progress, signals
+from runtime.trainer import Trainer
+from script import OutputLost, on_loss, one_line_errors
 
 
 @pytest.mark.parametrize(
@@ -61,11 +64,94 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_by_bit(
     )
 
 
-def test_after_a_stop_the_handlers_of_the_signals_are_those_of_before(monkeypatch):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    interrupt(monkeypatch, 1, signal.SIGTERM)
-    fit("out")
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_stopped_run_has_the_exit_code_of_a_shell_and_leaves_signals_as_they_were(
+    number, code, monkeypatch
+):
+    before = [signal.getsignal(stop) for stop in signals.STOPS]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1, number)
+        assert exit_code("out", max_iters=4) == code and read_state("out")["step"] == 2
+    assert [signal.getsignal(stop) for stop in signals.STOPS] == before
+    assert exit_code("whole") == 0
+
+
+def exit_code(out_dir, **flags):
+    """What train.py ends with."""
+    return train.main(configure(train.Config, **{**TINY, **flags}, out_dir=out_dir))
+
+
+@pytest.mark.parametrize("number", signals.STOPS)
+def test_a_signal_that_is_ignored_stops_no_run(number, monkeypatch):
+    """nohup ignores SIGHUP; a shell lets commands in the background ignore Ctrl-C."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        interrupt(monkeypatch, 1, number)
+        assert exit_code("out", max_iters=4) == 0 and read_state("out")["step"] == 4
+    finally:
+        signal.signal(number, before)
+
+
+def test_two_sighups_of_a_terminal_that_closes_save_the_step_and_ctrl_c_before_it_is_quick(
+    monkeypatch,
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, signal.SIGTERM)  # comes last
+        interrupt(patch, 3, signal.SIGHUP)
+        interrupt(patch, 3, signal.SIGHUP)
+        assert exit_code("out", max_iters=9, eval_interval=100) == 129
+    assert read_state("out")["step"] == 4
+    stop = signals.GracefulStop(saved=4)
+    with stop, pytest.raises(KeyboardInterrupt) as end:
+        signal.raise_signal(signal.SIGTERM)  # nothing is unsaved
+    assert end.value.args == (143,)
+
+
+@pytest.mark.parametrize(
+    "number, code, says",
+    [
+        (errno.EPIPE, 141, "stopped: step 2 is saved in out, go on with --init_from resume"),
+        (errno.ENOSPC, 2, "cannot write to stdout: No space left on device; step 2 is saved"),
+        (errno.EIO, 0, ""),
+    ],
+)
+def test_a_run_whose_output_is_lost_saves_and_stops_but_not_for_a_terminal_that_is_gone(
+    number, code, says, monkeypatch, capsys
+):
+    """A reader that leaves, a disk that is full; and a terminal that is closed, without a SIGHUP:
+    the user wanted it to go on."""
+    step_optimizers = Trainer.step_optimizers
+
+    def lost(self, step):
+        if step == 1:
+            loss = OutputLost("stdout", OSError(number, os.strerror(number)))
+            on_loss[-1](loss if number != errno.EPIPE else OutputLost("stdout", BrokenPipeError()))
+        return step_optimizers(self, step)
+
+    monkeypatch.setattr(Trainer, "step_optimizers", lost)
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        sys.exit(exit_code("out", max_iters=4))
+    out, err = capsys.readouterr()
+    assert end.value.code == code and says in out + err
+    assert read_state("out")["step"] == (4 if number == errno.EIO else 2) and len(on_loss) == 1
+    assert (err != "") is (code == 2)
+
+
+def test_a_reader_that_leaves_a_pipe_lets_the_run_save_and_the_hint_comes_on_stderr():
+    """train.py | head -1"""
+    words = script("train", *tiny(max_iters=4000, eval_interval=100_000, out_dir="out"))
+    process = subprocess.Popen(**words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "palimpsest: mdlm on toy\n"
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 141
+    step = read_state("out")["step"]
+    assert 1 <= step < 4000
+    assert err == (
+        f"stopped: step {step} is saved in out, go on with --init_from resume --out_dir out\n"
+    )
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_one_in_a_report_loses_nothing(monkeypatch, capsys):
@@ -215,7 +301,7 @@ def test_a_run_without_a_terminal_shows_progress_at_once_and_ctrl_c_saves_it():
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     step = read_state("out")["step"]
-    assert process.returncode == 0 and err == ""
+    assert process.returncode == 130 and err == ""
     assert (
         f"stopped: step {step} is saved in out, go on with --init_from resume --out_dir out\n"
         in out
