@@ -20,10 +20,25 @@ import warnings
 import torch
 import torch.distributed as dist
 
+from flags import UserError
 from model import Block
 
-# set by torchrun
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+NUMBERS = "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"  # torchrun sets them, and MASTER_ADDR
+
+
+def rank_and_world(environ):
+    """The number of this process, and how many there are: as torchrun says, whose variables count
+    if they are complete. Job scripts and pods leave single ones behind: these mean one process.
+    """
+    numbers = [environ.get(name, "") for name in NUMBERS]
+    if not all(n.isascii() and n.isdecimal() for n in numbers) or not environ.get("MASTER_ADDR"):
+        return 0, 1
+    rank, world, local, port = map(int, numbers)
+    plausible = rank < world and local < world and 0 < port < 1 << 16
+    return (rank, world) if plausible else (0, 1)
+
+
+RANK, WORLD = rank_and_world(os.environ)
 
 
 def device_name(name):
@@ -37,7 +52,13 @@ def init_processes(device):
     if WORLD > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(f"process {RANK} of {WORLD} does not reach the others at {where} "
+                            f"({str(error).splitlines()[0]}): start all with torchrun, or unset "
+                            "RANK and WORLD_SIZE to train in one process") from None
 
 
 def end_processes():

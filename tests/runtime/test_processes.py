@@ -10,6 +10,7 @@ import torch
 
 from checkpoints.file import Folder
 from checkpoints.load import read_state
+from flags import UserError
 from runs import (  # noqa: F401
     cache, elsewhere, fit, interrupt, metrics, script, tiny,
 )
@@ -94,3 +95,29 @@ def test_a_process_that_fails_alone_does_not_leave_the_other_hanging():
     held.lock.release()
     assert done.returncode == 1 and done.stderr.count("another run is writing to out") == 1
     assert 'train.py", line' not in done.stderr
+
+
+TORCHRUN = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1",
+                MASTER_PORT="29500")
+
+
+@pytest.mark.parametrize("change", [
+    *({name: None} for name in TORCHRUN), *({name: ""} for name in TORCHRUN),
+    *({name: "junk"} for name in distributed.NUMBERS), dict(RANK="2"), dict(RANK="-1"),
+    dict(WORLD_SIZE="0"), dict(MASTER_PORT="70000"), dict(RANK="1.0"), dict(LOCAL_RANK="²")],
+    ids=str)
+def test_variables_of_several_processes_count_only_if_torchrun_has_set_them_all(change):
+    found = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
+    assert distributed.rank_and_world(found) == (0, 1)
+    assert distributed.rank_and_world({}) == (0, 1)
+    assert distributed.rank_and_world(TORCHRUN) == (1, 2)
+
+
+def test_processes_that_nobody_answers_are_one_line(monkeypatch):
+    def refuse(backend):
+        raise torch.distributed.DistNetworkError("no route to the host\nmore")
+
+    monkeypatch.setattr(distributed, "WORLD", 2)
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(UserError, match=r"does not reach .*\(no route to the host\): start all"):
+        distributed.init_processes(torch.device("cpu"))
