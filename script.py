@@ -22,6 +22,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 
@@ -213,10 +214,7 @@ def one_line_errors(cls=None):
             if loss.code != UNREAD:
                 exit_with_error(str(loss), loss.code)
             sys.exit(UNREAD)
-        except OSError as error:  # a disk that is full, a folder that is not ours, ...
-            where = f": {error.filename}" if error.filename else ""
-            exit_with_error(f"{error.strerror or error}{where}", 2)
-        except (MemoryError, RuntimeError) as error:  # torch has no one class for it
+        except (OSError, MemoryError, RuntimeError) as error:  # torch has no one class for memory
             if not (sentence := advice_on(error, cls)):
                 raise
             exit_with_error(sentence, 2)
@@ -225,8 +223,15 @@ def one_line_errors(cls=None):
 
 
 def advice_on(error, cls=None):
-    """What the user can do about a MemoryError or RuntimeError, or None if it is our fault."""
+    """What the user can do about an OSError, MemoryError or RuntimeError, or None if it is our
+    fault."""
     said = str(error)
+    if comes_from_compiler(error):
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        reason = next((line for line in lines if "error: " in line), lines[0])
+        return f"--compile does not work here ({reason}): leave it out, or mend that"
+    if isinstance(error, OSError):  # a disk that is full, a folder that is not ours, ...
+        return (error.strerror or said) + (f": {error.filename}" if error.filename else "")
     if isinstance(error, RecursionError):
         return "a file of JSON nests too deep: correct it" if "JSON" in said else None
     if isinstance(error, MemoryError) or re.search("allocate|(calculation|multiplication) overflow",
@@ -234,6 +239,13 @@ def advice_on(error, cls=None):
         have = [f"--{name}" for name in MEMORY_FLAGS if cls and name in flags_of(cls)]
         return f"out of memory: lower {' or '.join(have) or 'what the flags ask for'}"
     return None
+
+
+def comes_from_compiler(error):
+    """Whether torch.compile raises it: no C++ compiler, no headers of Python, no folder to write."""
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, OSError) else ()
+    return type(error).__module__.startswith(("torch._inductor", "torch._dynamo")) or any(
+        os.path.join("torch", "_inductor") in frame.filename for frame in frames)
 
 
 def exit_with_error(sentence, code):

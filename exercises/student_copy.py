@@ -207,7 +207,7 @@ def run_in_fork(root, words):
         os.chdir(root)
         sys.path.insert(0, str(root))
         counter = TestCounter()
-        with open(os.devnull, "w") as sys.stdout:
+        with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
             pytest.main(["-q", "-p", "no:cacheprovider", *words], plugins=[counter])
         sender.send((counter.passed, counter.failed))
         os._exit(0)

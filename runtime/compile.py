@@ -16,7 +16,10 @@ def compile_network(network, mode):
     """The network through torch.compile in the mode of --compile, or as it is."""
     if not mode:
         return network
-    return torch.compile(network, mode=None if mode in (True, "default") else mode)
+    try:
+        return torch.compile(network, mode=None if mode in (True, "default") else mode)
+    except RuntimeError as error:  # not on this version of Python
+        raise UserError(f"--compile does not work here ({error}): leave it out") from None
 
 
 def compile_for_sampling(config, model):

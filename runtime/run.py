@@ -28,7 +28,7 @@ from runtime.optim import learning_rate
 from runtime.signals import GracefulStop, mean_finite_loss
 from runtime.start import adopt_published, check_flags, resume_flags, run_folder
 from runtime.trainer import Trainer
-from script import spell, tell
+from script import comes_from_compiler, spell, tell
 
 
 class Run:
@@ -197,7 +197,7 @@ class Run:
         self.stop.__exit__()
         if kind is KeyboardInterrupt and not self.stop.unsaved:
             self.stop.asked, kind = *(error.args or [128 + signal.SIGINT]), None
-        if kind is not None and issubclass(kind, OSError):
+        if kind is not None and issubclass(kind, OSError) and not comes_from_compiler(error):
             raise UserError(failure_message(error, self.stop.saved, self.config.out_dir)) from None
         if kind is not None:
             return False

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 import sample
@@ -12,8 +13,9 @@ import train
 from flags import UserError, configure, parse
 from methods import make_method
 from runs import ROOT
-from runtime.compile import CompiledDenoiser, compile_for_sampling
+from runtime.compile import CompiledDenoiser, compile_for_sampling, compile_network
 from samplers.generate import generate, writer_of
+from script import one_line_errors
 from train import loss_per_token
 
 
@@ -101,6 +103,19 @@ def test_a_mode_that_does_not_exist_is_one_line(capsys):
         parse(train.Config, ["--compile", "fast"])
     said = capsys.readouterr().err
     assert "--compile 'fast' is not one of default, reduce-overhead, max-autotune" in said
+
+
+def test_a_compiler_that_is_not_there_is_one_line(capsys):
+    class Sine(torch.nn.Module):
+        def forward(self, x):
+            return x.sin() + 1  # (B, L)
+
+    with torch._inductor.config.patch({"cpp.cxx": (None, "none")}):
+        with pytest.raises(SystemExit) as end, one_line_errors(sample.Config):
+            compile_network(Sine(), "default")(torch.ones(2, 3))
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert "--compile does not work here (InvalidCxxCompiler: " in said and "leave it out" in said
 
 
 @pytest.mark.parametrize("name", ["ar", "pgm", "bd3lm", "oracle"])

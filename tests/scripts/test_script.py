@@ -205,6 +205,24 @@ def test_what_takes_memory_is_named_by_flags_that_the_script_has(module, names, 
     assert names in said(MemoryError(), capsys, module.Config)[1]
 
 
+class InductorError(RuntimeError):
+    """As torch.compile raises it."""
+
+    __module__ = "torch._inductor.exc"
+
+
+def test_a_compiler_that_is_missing_is_one_line_that_says_to_leave_it_out(capsys):
+    error = InductorError("C++ compile error\n\nOutput:\nx.cpp:1: fatal error: Python.h: not there")
+    found, text = said(error, capsys)
+    assert found == 2 and "--compile does not work here (x.cpp:1: fatal error: Python.h" in text
+    assert "leave it out" in text
+    try:
+        exec(compile("open('/nowhere/x')", os.path.join("torch", "_inductor", "cache.py"), "exec"))
+    except OSError as cannot:
+        assert "--compile does not work here" in said(cannot, capsys)[1]
+    assert "--compile" not in said(FileNotFoundError(2, "No such file"), capsys)[1]
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("shape '[2]' is invalid"),
                                    RecursionError("maximum recursion depth exceeded")], ids=repr)
 def test_our_own_faults_keep_their_traceback(error):
@@ -214,8 +232,9 @@ def test_our_own_faults_keep_their_traceback(error):
 
 # ---- commands to copy
 
-@pytest.mark.parametrize("value", ["a b", "it's", "$HOME", "a;b", "-x", "größe", "a\nb", "c\udce9",
-                                   "\x1b]0;t\x07", "\\", "'\n'", "plain/path.txt", ""])
+@pytest.mark.parametrize("value", [
+    "a b", "it's", "$HOME", "a;b", "-x", "größe", "a\nb", "c\udce9", "\x1b]0;t\x07", "\\", "'\n'",
+    "plain/path.txt", ""])
 def test_a_command_that_is_shown_can_be_copied(value):
     words = spell({"out_dir": value, "watch": False, "chat": True, "steps": 8})
     assert "\n" not in words and words.endswith(" --no_watch --chat --steps 8")
