@@ -41,8 +41,8 @@ def layout_name(config, method, where):
     """The row of LAYOUTS for this network; UserError says what to train with to have one."""
     name = method.public_layout
     if name is None or not LAYOUTS[name].exports:
-        raise UserError(f"{where} was trained with --method {config['method']}, for which there is no "
-                        f"public layout: those of {', '.join(exportable())} can be exported")
+        raise UserError(f"{where} was trained with --method {config['method']}, for which there is "
+                        f"no public layout: those of {', '.join(exportable())} can be exported")
     needed = {"qk_norm": False, **method.public_flags}
     theirs = {key: config.get(key, value) for key, value in needed.items()}  # hub.py has few
     if theirs != needed:

@@ -34,6 +34,7 @@ from experiments.timing import hardware
 from experiments.training import train_model
 from flags import flag
 from methods import make_method
+from runtime.start import check_heads
 from samplers.generate import CallCounter, generate
 from samplers.semi_ar import SemiAR
 from samplers.unmasking import FirstHitting
@@ -145,6 +146,7 @@ def speed_rows(L):
 
 def speed(config):
     """Tokens per second of networks of the same size with random weights."""
+    check_heads(config.n_embd, config.n_head)
     V, L = config.vocab_size, config.length
     uncached = lambda net: lambda z, t, at=None, **layout: net(z, t, at, **layout)
     print(f"{hardware()}\ntokens per second, texts of {L} tokens of {V} symbols, {config.n_layer} "

@@ -20,7 +20,7 @@ import kernels
 from diffusion import corrupt, draw_from, probabilities, stratified
 from experiments.command import choose_command, run_experiment
 from experiments.timing import format_ratio, hardware, time_in_turns
-from flags import configure, flag
+from flags import UserError, configure, flag
 from methods import make_method
 from methods.base import loss_at
 from methods.bd3lm import block_diffusion_mask
@@ -185,7 +185,7 @@ def measure_peak(make, config, alone, name):
 
 def memory_now(what):
     """MB of this process: VmRSS now, VmHWM at most so far. (getrusage also counts the parent's.)"""
-    lines = open("/proc/self/status", encoding="utf-8")
+    lines = open("/proc/self/status")
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 
@@ -221,6 +221,10 @@ def sample(config):
 
 def main(config, given=()):
     torch.set_num_threads(1)
+    heads = max(1, config.n_embd // 64)
+    if config.n_embd % (2 * heads):
+        raise UserError(f"--n_embd {config.n_embd} must be a multiple of {2 * heads}: a head has "
+                        "about 64 features, an even number")
     choose_command(config, {"head": head, "sample": sample})(config)
 
 

@@ -39,6 +39,7 @@ from methods.mdlm import MDLM
 from methods.pgm import PGM
 from model import Transformer
 from runtime.device import device_of, keep_memory
+from runtime.start import check_heads
 from samplers.generate import CallCounter
 from samplers.unmasking import FirstHitting
 
@@ -152,6 +153,10 @@ def main(config, given=()):
     if min(lengths) < config.steps:
         raise UserError(f"--steps {config.steps} is too many for {min(lengths)} tokens: each step "
                         f"must open at least one")
+    check_heads(config.n_embd, config.n_head)
+    if config.pgm_embd % (config.n_embd // config.n_head):
+        raise UserError(f"--pgm_embd {config.pgm_embd} must be a multiple of the "
+                        f"{config.n_embd // config.n_head} features of a head of mdlm")
     networks = random_networks(config, device)
     print(f"{hardware(device)}, {config.device}, {config.dtype}; {config.steps} steps, "
           f"{config.order}, {config.vocab_size:,} symbols")

@@ -19,8 +19,7 @@ from flags import UserError
 def processor_name():
     """What this processor calls itself, or ""."""
     if os.path.exists("/proc/cpuinfo"):
-        lines = [line.partition(":") for line in
-                 open("/proc/cpuinfo", encoding="utf-8", errors="replace")]
+        lines = [line.partition(":") for line in open("/proc/cpuinfo")]
         says = {key.strip(): value.strip() for key, _, value in lines}
         arm = "ARM, implementer {CPU implementer}, part {CPU part}"
         return says.get("model name", arm.format_map(says) if "CPU part" in says else "")
@@ -88,7 +87,7 @@ def peak_memory():
     Linux's ru_maxrss also counts the parent, so /proc comes first.
     """
     if os.path.exists("/proc/self/status"):
-        lines = open("/proc/self/status", encoding="utf-8")
+        lines = open("/proc/self/status")
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
     import resource  # not on Windows
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -33,9 +33,7 @@ def method_class(config, name):
 def check_flags(config):
     """UserError if flags do not fit each other."""
     method = method_class(config, config.method)
-    if config.n_embd % config.n_head or config.n_embd // config.n_head % 2:
-        raise UserError(f"--n_embd {config.n_embd} must be --n_head {config.n_head} times an even "
-                        "number")
+    check_heads(config.n_embd, config.n_head)
     if config.gradient_accumulation_steps % distributed.WORLD:
         raise UserError(f"--gradient_accumulation_steps {config.gradient_accumulation_steps} "
                         f"cannot be shared by {distributed.WORLD} processes: give a multiple of "
@@ -49,6 +47,12 @@ def check_flags(config):
     if config.shard and distributed.WORLD == 1:
         raise UserError("--shard spreads the weights over processes, and there is one: start it "
                         "with torchrun, or continue with --no_shard")
+
+
+def check_heads(n_embd, n_head):
+    """UserError if a network cannot have this width and number of heads."""
+    if n_embd % n_head or n_embd // n_head % 2:
+        raise UserError(f"--n_embd {n_embd} must be --n_head {n_head} times an even number")
 
 
 def run_folder(data="python", method="mdlm", sft=False, out_dir="", **others):

@@ -4,7 +4,7 @@ import torch
 
 from checkpoints.load import load_model
 from experiments import guidance
-from flags import UserError, configure
+from flags import configure
 from oracle import exact
 from runs import cache, elsewhere, fit  # noqa: F401
 
@@ -58,7 +58,3 @@ def test_the_claim_runs_to_its_table_and_its_grids(tmp_path, monkeypatch, capsys
     printed = capsys.readouterr().out
     assert printed.count("steps, strength") == 4 and "of the digits right" in printed
     assert len(list((tmp_path / "claims").glob("digits-mdlm-*.png"))) == 4
-    with pytest.raises(UserError, match="mdml is not one of"):
-        guidance.main(config_of(command="digits", methods="mdml"))
-    with pytest.raises(UserError, match="numbers with commas"):
-        guidance.main(config_of(command="digits", steps="8;9"))

@@ -73,7 +73,7 @@ def test_the_steps_that_fit_a_time_are_more_in_more_time():
 
 
 def test_an_unknown_method_or_no_command_is_one_line(capsys):
-    with pytest.raises(UserError, match="mdml is not one of"):
+    with pytest.raises(UserError, match="'mdml' is not one of"):
         run(command="toy", methods="mdml")
     assert "say what to measure: train, toy, text, oracle" in complaint(learning, capsys=capsys)
 

@@ -121,7 +121,8 @@ def test_every_file_of_text_is_opened_in_an_encoding_that_is_named():
             name, given = ast.unparse(node.func), {k.arg for k in node.keywords}
             texts = {part.value for a in node.args for part in ast.walk(a)
                      if isinstance(part, ast.Constant) and isinstance(part.value, str)}
-            named = "encoding" in given or texts & {"utf-8", "utf-8-sig"}
+            named = "encoding" in given or texts & {"utf-8", "utf-8-sig"} or \
+                any(text.startswith("/proc/") for text in texts)  # ASCII
             binary = any(re.fullmatch(r"[rwxa]\+?b\+?", text) for text in texts)
             if not named and (name == "open" and not binary
                               or re.search(r"\.(read_text|write_text)$", name)):
