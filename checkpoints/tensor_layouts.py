@@ -70,6 +70,7 @@ class Layout:
     exports: bool = True  # it can read networks of train.py
 
 
+OWN = "palimpsest"  # for networks that no public code reads: everything under our own names
 LAYOUTS = {  # by Method.public_layout
     "mdlm": Layout(biased="radd"),
     "radd": Layout(prefix="", adaptive=False),
@@ -80,6 +81,7 @@ LAYOUTS = {  # by Method.public_layout
     "sedd": Layout(prefix=""),
     "gidd": Layout(prefix="", pads_vocabulary=True),
     "pgm": Layout(rules=SWAP_RULES + RULES + HALF_RULES, exports=False),
+    OWN: Layout(prefix="", rules=[], adaptive=False),
 }
 
 

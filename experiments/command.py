@@ -5,6 +5,7 @@ The first word may stand for the flag --command; all else is as in every script 
 """
 import sys
 
+from data.files import check_folder, check_writable
 from flags import UserError, run_script
 
 
@@ -12,7 +13,16 @@ def run_experiment(cls, main, first="command"):
     """flags.run_script for an experiment. first: the flag that the first word stands for"""
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         sys.argv.insert(1, f"--{first}")
-    run_script(cls, main)
+    run_script(cls, lambda config, given: (check_places(config), main(config, given)))
+
+
+def check_places(config):
+    """UserError, before anything is measured, if what is measured cannot be saved."""
+    places = vars(config)
+    for folder in filter(None, (places.get("out_dir"), places.get("folder"))):
+        check_folder(folder)
+    if places.get("figure"):
+        check_writable(places["figure"], makes_folder=True)
 
 
 def choose_command(config, commands):
