@@ -54,9 +54,9 @@ READABLE = {  # what the lines of a run hold; a line with something else was dam
 
 
 def read_row(line):
-    """A line of metrics.jsonl as a dict; None if it is half written or damaged."""
+    """A line of metrics.jsonl, bytes, as a dict; None if it is half written or damaged."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
         readable = "step" in row and all(READABLE[name](row[name]) for name in READABLE
                                          if name in row)
         return row if readable else None
