@@ -16,6 +16,7 @@ All other networks are written under our own names, which this project alone rea
 """
 import contextlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from checkpoints.tensor_layouts import (
     published_name,
     write_safetensors,
 )
-from data.files import atomic_write, check_folder, check_writable
+from data.files import atomic_write, check_folder, check_writable, earlier_files
 from data.tokenizer import from_json
 from flags import UserError, flag, load_row, run_script
 from methods import METHODS
 
 FILES = ["config.json", "model.safetensors", "encoding.json"]  # the first is renamed last
+MEASURED = re.compile(r"evaluation(\.previous(-\d+)?)?\.json")  # what evaluate.py puts beside them
 
 
 @dataclass
@@ -97,21 +99,22 @@ def public_tensors(state, layout):
 
 def config_json(state, method, name, tensors):
     """config.json: the sizes under the names of the public code, and our flags."""
-    config, layout, classes = state["config"], LAYOUTS[name], state.get("classes", [])
+    config, classes = state["config"], state.get("classes", [])
+    ours = {"format": state["format"], "config": config, "classes": classes, "step": state["step"]}
+    if name == OWN:
+        about = {"model_type": OWN, "palimpsest": {**ours, "layout": OWN}}
+        return json.dumps(about, indent=1, sort_keys=True) + "\n"
     conditions = [tensor for key, tensor in tensors.items() if key.endswith("sigma_map.mlp.2.bias")]
     about = {"model_type": name, "vocab_size": len(state["ema"]["embed"]),
              "model_length": config["block_size"], "hidden_dim": config["n_embd"],
              "cond_dim": len(conditions[0]) if conditions else 0, "n_blocks": config["n_layer"],
              "n_heads": config["n_head"], "dropout": config["dropout"], "causal": False,
              "time_conditioning": config["time_input"] == "sigma" or method.uses_time,
-             "torch_dtype": "float32", **layout.about}
+             "torch_dtype": "float32", **LAYOUTS[name].about}
     if method.block_length:
         about["block_size"] = method.block_length
     if classes:
         about |= {"cfg": True, "cfg_num_classes": len(classes)}
-    ours = {"format": state["format"], "config": config, "classes": classes, "step": state["step"]}
-    if name == OWN:
-        about, ours["layout"] = {"model_type": name}, name
     return json.dumps(about | {"palimpsest": ours}, indent=1, sort_keys=True) + "\n"
 
 
@@ -136,8 +139,8 @@ def check_place(to):
     found = sorted(path.name for path in to.glob("*") if not path.name.startswith("."))
     if "ckpt.pt" in found:
         raise UserError(f"{to} holds a checkpoint: choose another folder with --to")
-    foreign = [name for name in found if name not in FILES] or ([] if is_export(to) else found)
-    if foreign:
+    foreign = [name for name in found if name not in FILES and not MEASURED.fullmatch(name)]
+    if foreign := foreign or ([] if is_export(to) else found):
         raise UserError(f"{to} holds {foreign[0]}, which is not from an export of ours: choose "
                         f"another folder with --to")
     check_folder(to)
@@ -148,7 +151,7 @@ def check_place(to):
 def write_export(state, method, to, where):
     """Write the three files, all or none. config.json comes last: without it a folder is no model.
 
-    -> how many numbers were written, the row of LAYOUTS, why it is not a public one or ""
+    -> how many numbers were written; the row of LAYOUTS, or OWN; why it is no public one, or ""
     """
     try:
         name, why = layout_name(state["config"], method, where), ""
@@ -165,6 +168,8 @@ def write_export(state, method, to, where):
         for file in (config, model, encoding):  # a full disk must be known before anything changes
             file.flush()
         (to / "config.json").resolve().unlink(missing_ok=True)  # what a link leads to
+        for path, kept in earlier_files(to, ["evaluation.json"]).items():
+            path.replace(kept)  # it is about the model that was there
     return sum(tensor.numel() for tensor in tensors.values()), name, why
 
 

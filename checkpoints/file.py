@@ -16,13 +16,18 @@ import json
 import os
 import pickle
 import zipfile
-from itertools import count
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from data.files import atomic_write, check_writable, remove_parts, write_file
+from data.files import (
+    atomic_write,
+    check_writable,
+    earlier_files,
+    remove_parts,
+    write_file,
+)
 from flags import OLD_FLAGS, UserError
 
 FORMAT = "palimpsest 1"
@@ -98,23 +103,14 @@ class Folder:
         self.ours = True
         self.log()
 
-    def earlier(self):
-        """{path: the path under which it will be kept} of what an earlier run has left here."""
-        for n in count(1):
-            mark = ".previous" + f"-{n}" * (n > 1)
-            names = {self.path / name: self.path / (Path(name).stem + mark + Path(name).suffix)
-                     for name in PARTS_OF_A_RUN}
-            if not any(map(os.path.lexists, names.values())):
-                return {path: kept for path, kept in names.items() if os.path.lexists(path)}
-
     def set_aside(self):
         """Keep the result of an earlier run in the same folder under other names."""
-        for path, kept in self.earlier().items():
+        for path, kept in earlier_files(self.path, PARTS_OF_A_RUN).items():
             os.replace(path, kept)
 
     def print_earlier(self):
         """Say, before the run begins, that an earlier one is here and what becomes of it."""
-        if kept := {} if self.ours else self.earlier():
+        if kept := {} if self.ours else earlier_files(self.path, PARTS_OF_A_RUN):
             (first, name), *others = kept.items()
             likewise = ", and likewise " * bool(others) + ", ".join(path.name for path, _ in others)
             print(f"{self.path} holds an earlier run: {first.name} will be kept as {name.name}"

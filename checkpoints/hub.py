@@ -34,6 +34,7 @@ from checkpoints.file import FORMAT, update_flags
 from checkpoints.tensor_layouts import (
     LAYOUTS,
     OWN,
+    OWN_LAYOUT,
     bare_names,
     read_safetensors,
     read_torch,
@@ -208,7 +209,7 @@ def config_of(model):
 
 def as_checkpoint(config, encoding, tensors, where, classes=(), step=0, layout=""):
     """Published tensors as the state of a checkpoint without optimizers: a run can start from it,
-    but not resume it. layout: a row of LAYOUTS; "" is that of the method"""
+    but not resume it. layout: OWN, or "" for that of the method"""
     extra = {name.removeprefix("state."): tensor for name, tensor in tensors.items()
              if layout == OWN and name.startswith("state.")}  # of the method
     tensors = {name: tensor for name, tensor in tensors.items()
@@ -217,7 +218,7 @@ def as_checkpoint(config, encoding, tensors, where, classes=(), step=0, layout="
         config = update_flags(config)
         settings = SimpleNamespace(**config)
         method = build_method(settings, encoding, extra)
-        layout = LAYOUTS[layout or method.public_layout]
+        layout = OWN_LAYOUT if layout == OWN else LAYOUTS[method.public_layout]
         with torch.device("meta"):  # names and shapes alone
             shapes = build_network(settings, method, len(classes)).state_dict()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -70,7 +70,6 @@ class Layout:
     exports: bool = True  # it can read networks of train.py
 
 
-OWN = "palimpsest"  # for networks that no public code reads: everything under our own names
 LAYOUTS = {  # by Method.public_layout
     "mdlm": Layout(biased="radd"),
     "radd": Layout(prefix="", adaptive=False),
@@ -81,8 +80,9 @@ LAYOUTS = {  # by Method.public_layout
     "sedd": Layout(prefix=""),
     "gidd": Layout(prefix="", pads_vocabulary=True),
     "pgm": Layout(rules=SWAP_RULES + RULES + HALF_RULES, exports=False),
-    OWN: Layout(prefix="", rules=[], adaptive=False),
 }
+OWN = "palimpsest"  # the name of the layout of networks that no public code reads
+OWN_LAYOUT = Layout(prefix="", rules=[], adaptive=False)  # the tensors have our own names
 
 
 # ---- names

@@ -19,6 +19,7 @@ import re
 import secrets
 import stat
 import sys
+from itertools import count
 from pathlib import Path
 
 from flags import UserError
@@ -83,6 +84,21 @@ def remove_parts(path):
         if left.fullmatch(each.name):
             each.unlink(missing_ok=True)
 
+
+def earlier_files(folder, names):
+    """{path: a free path under which it can be kept} of those files of a folder that are there.
+
+    All get the same number: a.previous.json and b.previous.txt, then a.previous-2.json ...
+    """
+    for n in count(1):
+        mark = ".previous" + f"-{n}" * (n > 1)
+        free = {folder / name: folder / (Path(name).stem + mark + Path(name).suffix)
+                for name in names}
+        if not any(map(os.path.lexists, free.values())):
+            return {path: kept for path, kept in free.items() if os.path.lexists(path)}
+
+
+# ---- what is read
 
 def refuse_unreadable(error):
     """For OSErrors of reading, also those that os.walk leaves out in silence."""
@@ -175,7 +191,8 @@ def probe(target, path):
     try:
         open(part, "xb").close()
     except OSError as error:
-        raise UserError(f"cannot write to {path} ({error.strerror}): choose another place") from None
+        raise UserError(f"cannot write to {path} ({error.strerror}): choose another place") \
+            from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

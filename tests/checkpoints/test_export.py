@@ -281,6 +281,15 @@ def test_a_new_an_empty_and_a_linked_folder_are_written_and_what_is_hidden_stays
     assert os.path.islink("linked") and Path("empty/.git").is_dir()
 
 
+def test_what_was_measured_of_an_earlier_export_is_kept_but_not_beside_the_next_one():
+    checkpoint(**PUBLIC)
+    for n in range(3):
+        folder = exported("run", "public")
+        (folder / "evaluation.json").write_text(str(n))
+    assert {path.name: path.read_text() for path in folder.glob("eval*")} == {
+        "evaluation.previous.json": "0", "evaluation.previous-2.json": "1", "evaluation.json": "2"}
+
+
 def test_the_usual_folder_stands_beside_the_run_also_where_its_file_was_named():
     checkpoint(**PUBLIC)
     for name in ("run", "run/", "run/ckpt.pt"):

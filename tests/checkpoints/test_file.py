@@ -75,7 +75,7 @@ def test_a_new_run_changes_nothing_before_it_saves_and_then_keeps_the_earlier_re
     first.lock.release()
     second = Folder("out")
     second.print_earlier()
-    says = "out holds an earlier run: ckpt.pt will be kept as ckpt.previous.pt, and likewise metrics"
+    says = "out holds an earlier run: ckpt.pt will be kept as ckpt.previous.pt, and likewise"
     assert says in capsys.readouterr().out
     second.log(step=1, loss=2.0)
     assert steps("out/metrics.jsonl") == [4] and not list(Path("out").glob("*previous*"))

@@ -15,7 +15,8 @@ from flags import UserError
 from runs import ROOT, disk_of
 from tree import CODE
 
-NAMES = ["page.html", "page.tmp", "page", ".page", "a b.png", "größe.png", "x" * 255, "a.b.c", "-x"]
+NAMES = ["page.html", "page.tmp", "page", ".page", "a b.png", "größe.png", "x" * 255, "a.b.c",
+         "-x"]
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +150,8 @@ def unusual(kind):
     elif kind == "link to nowhere":
         os.symlink("gone/file", "lost")
     return {"read-only": "file", "link to a folder": "linked", "link to nowhere": "lost",
-            "empty": "", "long": "x" * 300, "long end": "x" * 300 + ".png", "below a file": "file/a",
-            "missing folder": "no/where/a", "new folder": "new/", "folder": "folder",
+            "empty": "", "long": "x" * 300, "long end": "x" * 300 + ".png",
+            "below a file": "file/a", "missing folder": "no/where/a", "new folder": "new/",
             "folder with a slash": "folder/", "here": ".", "above": "..", "top": "/",
             "proc": "/proc/a"}.get(kind, kind)
 

@@ -157,7 +157,7 @@ def test_a_second_run_from_scratch_keeps_the_first_result_once_it_saves_itself(m
         patch.setattr(train.train, "__defaults__", (lambda trainer, step: 1 / 0,))
         with pytest.raises(ZeroDivisionError):
             fit("out", seed=2)
-    says = "out holds an earlier run: ckpt.pt will be kept as ckpt.previous.pt, and likewise metrics"
+    says = "out holds an earlier run: ckpt.pt will be kept as ckpt.previous.pt, and likewise"
     assert says in capsys.readouterr().out
     second = fit("out", seed=2)
     assert_same(first, read_state("out/ckpt.previous.pt"))
