@@ -31,7 +31,7 @@ from evaluation.chat import score_answers
 from evaluation.downstream import last_words, multiple_choice, read_passages, read_questions
 from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_of, zero_shot_figures
 from evaluation.judges import load_judge
-from evaluation.report import Report, print_by_noise, save_evaluation
+from evaluation.report import Report, check_evaluation, print_by_noise, save_evaluation
 from evaluation.sample_quality import sample_figures
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
@@ -101,6 +101,7 @@ def draw_samples(writer, length, config, device):
 
 
 def main(config, given=()):
+    check_evaluation(config)
     device = start_device(config)
     model = load_chosen(config, device)
     config = adapt_flags(config, model, device)

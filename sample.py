@@ -29,6 +29,7 @@ import torch
 import chat
 from checkpoints.load import load_classifier, load_chosen
 from data import DATASETS
+from data.files import check_writable
 from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
 from flags import UserError, change, flag, load_row, suggest
@@ -161,8 +162,8 @@ def main(config, given=()):
         return chat.main(config, given)
     if Terminal is None and (config.watch or config.html):
         raise UserError("--watch and --html need the folder viewer/, which is missing")
-    if config.html:
-        html_player.check_folder(config.html)
+    for path in filter(None, (config.html, config.png)):
+        check_writable(path)
     device = start_device(config)
     models = [(one, load_chosen(one, device)) for one in models_beside(config)]
     recordings = [print_texts(one, model, device) for one, model in models]

@@ -44,7 +44,8 @@ class Config(NetworkFlags, OptimFlags):
     labels: bool = flag(False, "condition on the class of each text (toy, digits)", fixed=True)
     label_dropout: float = flag(0.1, "share of texts without their class", least=0, most=1)
     method: str = flag("mdlm", "what to train", table=METHODS, fixed=True)
-    out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD")
+    out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD, "
+                         "behind which -labels and -sft say so")
     init_from: str = flag("scratch", "scratch, resume, or whose weights to start from: a "
                           "checkpoint's folder, or a published model, by its name")
     minutes: float = flag(5.0, "time of the whole run without --max_iters; 0: no limit", least=0)

@@ -3,6 +3,7 @@ One folder holds a run.
 
     out_dir/ckpt.pt         weights, their running average, the optimizers, the flags, the tokenizer
     out_dir/metrics.jsonl   one JSON object per logged loss and per evaluation, at full precision
+    out_dir/evaluation.json what evaluate.py measured, by step and flags (evaluation/report.py)
 
 A checkpoint holds tensors, dicts, lists, strings and numbers only, so that
 torch.load(weights_only=True) reads it: opening somebody else's checkpoint never runs their code. It
@@ -19,9 +20,14 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from data.base import atomic_write
+from data.files import (
+    atomic_write,
+    check_writable,
+    earlier_files,
+    remove_parts,
+    write_file,
+)
 from flags import OLD_FLAGS, UserError
 from script import spell
 
@@ -34,12 +40,16 @@ NEW_FLAGS = {"qk_norm": False, "norm_bias": False, "time_input": "auto", "sft": 
              "labels": False, "muon_dtype": "bfloat16", "first": None}
 
 
+PARTS_OF_A_RUN = "ckpt.pt", "metrics.jsonl", "evaluation.json", "tensorboard"
+
+
 class Folder:
-    """out_dir, locked by this process until it ends; UserError if another run has locked it.
+    """out_dir, locked by this process until it ends; UserError if another run has locked it, or if
+    it cannot be written.
 
     ours     the checkpoint in it belongs to this run, which resumes it. A new run leaves the folder
-             unchanged until its first save, and then renames what it finds to ckpt.previous.pt and
-             metrics.previous.jsonl
+             unchanged until its first save, and then renames what it finds to ckpt.previous.pt,
+             metrics.previous.jsonl and so on; if these are there, to ckpt.previous-2.pt ...
     board    called with the values of each line of metrics, if set
     """
 
@@ -58,6 +68,15 @@ class Folder:
         except OSError as error:
             raise UserError(f"cannot write to {out_dir} ({error.strerror}): choose another "
                             f"--out_dir") from None
+        try:
+            for path in (self.checkpoint, self.metrics):
+                check_writable(path)
+                if path.exists() and not path.is_file():
+                    raise UserError(f"{path} is no ordinary file: choose another --out_dir")
+                remove_parts(path)
+        except UserError:
+            self.leave()
+            raise
 
     def leave(self):
         """Unlock the folder, and remove it if this run created it and it is empty."""
@@ -70,7 +89,7 @@ class Folder:
     def save(self, state):
         """Replace ckpt.pt by `state`. If that fails, the old file stays, and UserError says why."""
         try:
-            with atomic_write(self.checkpoint) as file:
+            with atomic_write(self.checkpoint, follow=self.ours) as file:
                 torch.save({"format": FORMAT, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -88,10 +107,16 @@ class Folder:
 
     def set_aside(self):
         """Keep the result of an earlier run in the same folder under other names."""
-        for path in filter(Path.exists, (self.checkpoint, self.metrics)):
-            previous = path.with_suffix(".previous" + path.suffix)
-            os.replace(path, previous)
-            tqdm.write(f"{path} was there from an earlier run: kept as {previous.name}")
+        for path, kept in earlier_files(self.path, PARTS_OF_A_RUN).items():
+            os.replace(path, kept)
+
+    def print_earlier(self):
+        """Say, before the run begins, that an earlier one is here and what becomes of it."""
+        if kept := {} if self.ours else earlier_files(self.path, PARTS_OF_A_RUN):
+            (first, name), *others = kept.items()
+            likewise = ", and likewise " * bool(others) + ", ".join(path.name for path, _ in others)
+            print(f"{self.path} holds an earlier run: {first.name} will be kept as {name.name}"
+                  f"{likewise}; or stop now, and give another --out_dir", flush=True)
 
     def log(self, **values):
         """Append a line to metrics.jsonl, or keep it until the first save makes the folder ours."""
@@ -114,16 +139,17 @@ class Folder:
     def rewind(self, step):
         """Remove the lines of metrics.jsonl that a run writes again when it resumes at `step`: the
         later ones, and the evaluation at `step` itself."""
-        def stays(line):
+        def stays(line, whole=True):
             try:
                 values = json.loads(line)
                 return values["step"] < step or values["step"] == step and "loss" in values
-            except (ValueError, KeyError, TypeError):  # cut short when the run was killed
-                return False
+            except (ValueError, KeyError, TypeError, RecursionError):
+                return whole  # somebody's own line; else it was cut short when the run was killed
 
-        text = self.metrics.read_text("utf-8", "replace") if self.metrics.exists() else ""
-        with atomic_write(self.metrics) as file:
-            file.write("".join(line + "\n" for line in text.splitlines() if stays(line)).encode())
+        text = self.metrics.read_bytes() if self.metrics.exists() else b""
+        *lines, rest = text.split(b"\n")
+        kept = [line for line in lines if stays(line)] + [rest] * stays(rest, whole=False)
+        write_file(self.metrics, b"".join(line + b"\n" for line in kept))
 
 
 def as_json(values):

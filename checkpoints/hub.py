@@ -33,6 +33,8 @@ from checkpoints.build import build_method, build_network
 from checkpoints.file import FORMAT, update_flags
 from checkpoints.tensor_layouts import (
     LAYOUTS,
+    OWN,
+    OWN_LAYOUT,
     bare_names,
     read_safetensors,
     read_torch,
@@ -156,10 +158,11 @@ def read_local(where):
         try:
             ours = about["palimpsest"]
             config, classes, step = ours["config"], ours["classes"], ours["step"]
-        except (KeyError, TypeError) as error:
+            layout = ours.get("layout", "")
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{sibling(path, 'config.json')} has changed ({error}): export the "
                             f"model again") from None
-        return as_checkpoint(config, encoding, tensors_in(path), where, classes, step)
+        return as_checkpoint(config, encoding, tensors_in(path), where, classes, step, layout)
     model = row_of_config(about, where)
     config = {**config_of(model), "cond_dim": about["cond_dim"]}
     return as_checkpoint(config, encoding_of(model.tokens, path), tensors_in(path), where)
@@ -204,14 +207,18 @@ def config_of(model):
             "time_input": model.time_input, "dropout": 0.0, "labels": False, **model.more}
 
 
-def as_checkpoint(config, encoding, tensors, where, classes=(), step=0):
+def as_checkpoint(config, encoding, tensors, where, classes=(), step=0, layout=""):
     """Published tensors as the state of a checkpoint without optimizers: a run can start from it,
-    but not resume it."""
+    but not resume it. layout: OWN, or "" for that of the method"""
+    extra = {name.removeprefix("state."): tensor for name, tensor in tensors.items()
+             if layout == OWN and name.startswith("state.")}  # of the method
+    tensors = {name: tensor for name, tensor in tensors.items()
+               if name.removeprefix("state.") not in extra}
     try:
         config = update_flags(config)
         settings = SimpleNamespace(**config)
-        method = build_method(settings, encoding)
-        layout = LAYOUTS[method.public_layout]
+        method = build_method(settings, encoding, extra)
+        layout = OWN_LAYOUT if layout == OWN else LAYOUTS[method.public_layout]
         with torch.device("meta"):  # names and shapes alone
             shapes = build_network(settings, method, len(classes)).state_dict()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -220,7 +227,7 @@ def as_checkpoint(config, encoding, tensors, where, classes=(), step=0):
         tensors = without_condition(tensors, where)
     weights = to_ours(tensors, shapes, where, layout)
     return {"format": FORMAT, "model": weights, "ema": weights, "optimizers": [], "step": step,
-            "config": config, "encoding": to_json(encoding), "classes": list(classes)}
+            "config": config, "encoding": to_json(encoding), "classes": list(classes), **extra}
 
 
 def tensors_in(source):

@@ -81,6 +81,8 @@ LAYOUTS = {  # by Method.public_layout
     "gidd": Layout(prefix="", pads_vocabulary=True),
     "pgm": Layout(rules=SWAP_RULES + RULES + HALF_RULES, exports=False),
 }
+OWN = "palimpsest"  # the name of the layout of networks that no public code reads
+OWN_LAYOUT = Layout(prefix="", rules=[], adaptive=False)  # the tensors have our own names
 
 
 # ---- names

@@ -11,10 +11,7 @@ Its texts are ids x (n, L) int64 of L = block_size tokens. Two methods draw them
 
     x (n, L);  frozen (n, L), True at given tokens, or None;  the classes (n,) of the texts, or None
 """
-import contextlib
 import hashlib
-import os
-from pathlib import Path
 
 from data.tokenizer import decode
 from flags import UserError
@@ -121,23 +118,9 @@ class Dataset:
         raise NotImplementedError
 
 
-# ---- splitting and writing
+# ---- splitting
 
 def hash_fraction(text):
     """A number in [0, 1) that depends on the text alone: equal texts have equal numbers."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
-
-@contextlib.contextmanager
-def atomic_write(path):
-    """A file that replaces `path` once it is complete. If writing fails, `path` stays as it was."""
-    temporary = Path(path).with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:  # a full disk does not say which file it was
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -31,7 +31,8 @@ from filelock import FileLock, Timeout
 
 from data import shards, wordpiece
 from data.detokenize import RULES
-from data.download import make_folder, write_atomic
+from data.download import make_folder
+from data.files import write_file
 from data.shard_dataset import Sharded, Split
 from data.tokenize_workers import Job
 from data.tokenizer import (
@@ -147,7 +148,7 @@ def build(folder, streams, tokenizer, vocab_size, source, workers):
             raise UserError(f"{folder.name}: there is no text to {purpose}")
     meta = {"encoding": job.encoding, "dtype": dtype, "marks": marks, "streams": made}
     meta["bytes"] = {split: count_bytes(unfinished, meta, source, split) for split in source.splits}
-    write_atomic(unfinished / "meta.json", json.dumps(meta))
+    write_file(unfinished / "meta.json", json.dumps(meta))
     shutil.rmtree(folder, ignore_errors=True)  # read_meta has rejected it
     unfinished.replace(folder)
     return meta
@@ -196,7 +197,7 @@ def load_or_learn_vocabulary(folder, streams, tokenizer, vocab_size, source):
     else:
         encoding = bpe(read_sample(next(iter(streams.values()))(), tidy), vocab_size, EVERY_BYTE)
     encoding = add_end(encoding, source)
-    write_atomic(path, to_json(encoding))
+    write_file(path, to_json(encoding))
     return encoding
 
 

@@ -4,7 +4,7 @@ Alpaydin and Kaynak).
 
     python -m data.digits                                # print some of each class, test the judge
     python train.py --data digits --method udlm --labels
-    python sample.py --out_dir out/digits-udlm --label 7 --guidance 2 --png sevens.png
+    python sample.py --out_dir out/digits-udlm-labels --label 7 --guidance 2 --png sevens.png
 
 17 gray levels are 17 tokens, an image is a text of 64 in reading order, and the digit is its class.
 A fifth is held out, by a hash of the pixels. The judge of samples is the nearest training image:
@@ -19,7 +19,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from data.base import Dataset, atomic_write
+from data.base import Dataset
+from data.files import write_file
 from data.tokenizer import pixels
 from flags import UserError
 from script import one_line_errors
@@ -114,9 +115,8 @@ def write_png(path, x, columns=10, scale=6):
         grid[top:top + SIDE * scale, left:left + SIDE * scale] = gray
     head = struct.pack(">IIBBBBB", grid.shape[1], grid.shape[0], 8, 0, 0, 0, 0)  # 8 bits of gray
     lines = b"".join(b"\0" + line.tobytes() for line in grid)  # \0: without a filter
-    with atomic_write(path) as file:
-        file.write(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) +
-                   png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b""))
+    write_file(path, b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) +
+               png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b""))
 
 
 def png_chunk(kind, data):

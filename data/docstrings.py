@@ -4,11 +4,14 @@ The English that every Python carries: the docstrings of its standard library, i
 import ast
 import importlib
 import inspect
+import os
 import re
 import sys
 import sysconfig
 import warnings
 from pathlib import Path
+
+from data.files import refuse_unreadable
 
 
 def docstring_paragraphs():
@@ -32,15 +35,25 @@ def docstrings_of_sources():
     docs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old files contain escapes that newer Pythons deprecate
-        for path in sorted(root.rglob("*.py")):
-            if left_out.isdisjoint(path.relative_to(root).parts):
-                try:
-                    nodes = ast.walk(ast.parse(path.read_bytes()))
-                except (OSError, SyntaxError, ValueError):  # templates with a .py ending
-                    continue
-                docs += [ast.get_docstring(node) or "" for node in nodes
-                         if isinstance(node, documented)]
+        for path in sources(root, left_out):
+            try:
+                nodes = ast.walk(ast.parse(path.read_bytes()))
+            except (SyntaxError, ValueError):  # templates with a .py ending
+                continue
+            except OSError as error:
+                refuse_unreadable(error)
+            docs += [ast.get_docstring(node) or "" for node in nodes
+                     if isinstance(node, documented)]
     return docs
+
+
+def sources(root, left_out):
+    """The .py files below a folder, in order, but for folders and files of these names."""
+    found = []
+    for here, folders, names in os.walk(root, onerror=refuse_unreadable):
+        folders[:] = set(folders) - left_out
+        found += [Path(here, name) for name in names if name.endswith(".py")]
+    return sorted(path for path in found if path.is_file())
 
 
 def docstrings_of_modules():

@@ -13,6 +13,7 @@ import re
 import tarfile
 import zipfile
 
+from data.files import refuse_unreadable
 from flags import UserError
 
 PIECE = 1 << 20                                  # characters of an endless text that are a document
@@ -42,11 +43,14 @@ def first_piece(text, size):
 
 
 def decode_chunks(read, size, errors="strict"):
-    """The text of the next `size` bytes of UTF-8 that read(n) returns, in chunks."""
+    """The text of the next `size` bytes of UTF-8 that read(n) returns, in chunks. EOFError if there
+    are fewer."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     while size > 0 and (raw := read(min(PIECE, size))):
         size -= len(raw)
         yield decoder.decode(raw)
+    if size > 0:
+        raise EOFError(f"{size:,} bytes are missing")
     yield decoder.decode(b"", final=True)
 
 
@@ -60,7 +64,7 @@ def read_files(paths, split, held_out, errors, size=PIECE):
     the files may hold any bytes.
     """
     for path in paths:
-        with open(path, "rb") as file:
+        with open_readable(path) as file:
             total = file.seek(0, io.SEEK_END)
             cut = next_boundary(file, int(total * (1 - held_out)))
             first, last = (0, cut) if split == "train" else (cut, total)
@@ -73,6 +77,15 @@ def read_files(paths, split, held_out, errors, size=PIECE):
             except UnicodeDecodeError:
                 raise UserError(f"{path} is not UTF-8 text: save it as UTF-8, leave it out, or use "
                                 f"--tokenizer bytes") from None
+            except EOFError:
+                raise UserError(f"{path} has become shorter while it was read: run again") from None
+
+
+def open_readable(path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        refuse_unreadable(error)
 
 
 def next_boundary(file, place):

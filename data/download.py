@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import requests  # comes with tiktoken
 from filelock import FileLock
 from tqdm import tqdm
 
+from data.files import write_file
 from flags import UserError
 
 CHUNK = 1 << 16                              # bytes: at most so much is lost with a connection
@@ -292,15 +292,8 @@ def record_hash(path, digest):
     known = read_manifest(path.parent)
     if known.get(path.name) != digest:
         hashes = json.dumps(known | {path.name: digest}, indent=1)
-        write_atomic(path.parent / "manifest.json", hashes)
+        write_file(path.parent / "manifest.json", hashes)
     return path
-
-
-def write_atomic(path, text):
-    """Replace the file by one with this text. Several threads and processes may do so at once."""
-    new = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
-    new.write_text(text, "utf-8")
-    os.replace(new, path)
 
 
 def make_folder(folder):

@@ -25,7 +25,7 @@ from itertools import islice
 import numpy as np
 from tqdm import tqdm
 
-from data.download import write_atomic
+from data.files import write_file
 from data.tokenize_workers import tokenize
 from flags import UserError
 
@@ -106,7 +106,7 @@ def write_shard(folder, name, results, shard, bar):
 
 
 def save_progress(folder, stream, done):
-    write_atomic(folder / f"{stream}.json", json.dumps(done))
+    write_file(folder / f"{stream}.json", json.dumps(done))
 
 
 def read_progress(folder, stream):

@@ -5,7 +5,8 @@ Texts that are tokenized in one go: what every Python carries, tiny Shakespeare,
     python       the docstrings of your Python's standard library: English, about 1.6 MB
     shakespeare  1 MB, downloaded once, cut like a file: nanoGPT's split
     a file       your UTF-8 text: the first 90 % of its characters train, the rest is held out
-    a folder     each file in it is cut in the same way; hidden files are skipped
+    a folder     each file in it is cut in the same way; hidden files and pipes are skipped, links
+                 are followed, and what cannot be read is an error
 
 names and python are split by a hash of the name or paragraph, without repeats, so nothing that is
 held out is trained on.
@@ -24,6 +25,7 @@ from data.base import HELD_OUT, hash_fraction
 from data.corpus import CachedCorpus
 from data.docstrings import docstring_paragraphs
 from data.download import File, cache_root, fetch_all, format_bytes
+from data.files import files_below
 from flags import UserError
 
 READ_WHOLE = 1 << 26  # bytes; larger text is written to shards
@@ -125,7 +127,7 @@ def find_files(data):
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(f"there is no data {data!r}{meant}: give {', '.join(names)}, "
                         f"or the path of a text file or folder")
-    paths = [root] if root.is_file() else sorted(root.rglob("*")) if root.is_dir() else []
+    paths = [root] if root.is_file() else files_below(root) if root.is_dir() else []
     hidden = lambda path: any(part.startswith(".") for part in path.relative_to(root).parts)
     found = [path for path in paths if not hidden(path) and path.is_file() and path.stat().st_size]
     if not found:

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from checkpoints.file import as_json
-from data.base import atomic_write
+from data.files import check_writable, remove_parts, write_file
 from evaluation.likelihood import format_nats
 from flags import UserError
 
@@ -131,25 +131,50 @@ def print_by_noise(rows):
 
 # ---- evaluation.json
 
+def evaluation_path(config):
+    """The file for the figures of a model, beside its checkpoint: evaluation.json for ckpt.pt,
+    evaluation.previous.json for ckpt.previous.pt."""
+    where = Path(config.init_from or config.out_dir)
+    published = Path("out", where.name)  # a model that is not on this disk
+    folder = where if where.is_dir() else where.parent if where.exists() else published
+    name = where.stem.removeprefix("ckpt").strip(".") if where.suffix == ".pt" else ""
+    return folder / ".".join(["evaluation", *[name] * bool(name), "json"])
+
+
+def read_evaluation(path):
+    """What is in the file so far, {} if there is none. UserError if that is something else."""
+    try:
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+        if isinstance(known, dict):
+            return known
+        reason = "it is no JSON object: move it away"
+    except OSError as error:
+        reason = error.strerror
+    except (ValueError, RecursionError):
+        reason = "it is no JSON object: move it away"
+    raise UserError(f"cannot add to {path} ({reason}); what was in it stays")
+
+
+def check_evaluation(config):
+    """UserError, before anything is measured, if the figures cannot be saved."""
+    if not config.oracle:
+        check_writable(evaluation_path(config), makes_folder=True)
+        read_evaluation(evaluation_path(config))
+
+
 def save_evaluation(config, step, result):
     """Add the result to evaluation.json, under the step and the flags; all else in it stays."""
     if config.oracle:
         return
-    where = Path(config.init_from or config.out_dir)
-    published = Path("out", where.name)  # a model that is not on this disk
-    folder = where if where.is_dir() else where.parent if where.exists() else published
-    path, left_out = folder / "evaluation.json", ("out_dir", "json", "device")
+    path, left_out = evaluation_path(config), ("out_dir", "json", "device")
     flags = (f"--{f.name} {value}" for f in fields(config)
              if (value := vars(config)[f.name]) != f.default and f.name not in left_out)
     key = " ".join([f"step {step}", *flags])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".evaluation.lock"):
-            known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            with atomic_write(path) as file:
-                merged = {**known, key: json.loads(as_json(result))}
-                file.write(json.dumps(merged, indent=1).encode())
-    except (OSError, ValueError, TypeError) as error:
-        reason = isinstance(error, OSError) and error.strerror
-        reason = reason or "it is no JSON object: move it away"
-        raise UserError(f"cannot add to {path} ({reason}); what was in it stays") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".evaluation.lock"):
+            remove_parts(path)
+            merged = {**read_evaluation(path), key: json.loads(as_json(result))}
+            write_file(path, json.dumps(merged, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot add to {path} ({error.strerror}); what was in it stays") from None

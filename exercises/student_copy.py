@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 import torch  # noqa: F401  loaded once, for all forks of --prove
 
+from data.files import refuse_unreadable
 from flags import UserError, flag
 from script import run_script
 
@@ -41,7 +42,7 @@ BLANK = "still blank"
 
 @dataclass
 class Config:
-    out: str = flag("", "folder of the student's copy, which must not exist or be empty")
+    out: str = flag("", "folder of the student's copy: a new or empty one")
     only: int = flag(0, "one exercise alone; 0 means all", least=0)
     check: bool = flag(False, "grade this copy")
     solution: int = flag(0, "the number of the exercise to show", least=0)
@@ -51,12 +52,12 @@ class Config:
 def project_files(root=ROOT):
     """All files of the project below `root`, without runs, caches and what starts with a dot."""
     found = [path for path in root.glob("*") if path.suffix in (".py", ".md", ".txt")]
-    for folder in FOLDERS:
-        for here, folders, files in os.walk(root / folder):
+    for folder in filter(lambda name: (root / name).is_dir(), FOLDERS):  # some may be deleted
+        for here, folders, files in os.walk(root / folder, onerror=refuse_unreadable):
             folders[:] = [name for name in folders
                           if name not in ("cache", "__pycache__") and not name.startswith(".")]
             found += [Path(here, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+    return sorted(path for path in found if path.is_file())  # no pipes, no links to nowhere
 
 
 def exercises(root=ROOT):
@@ -87,20 +88,26 @@ def remove_solutions(text, only=0):
 
 def copy_files(out, change=lambda path, text: text):
     """A copy of the project, with change(path, text) of each source file. UserError if `out` has
-    files already. A copy inside the project does not contain itself."""
-    out = Path(out).resolve()
+    files already, or lies in a folder of the project, which would then contain every file twice."""
+    out = Path(os.path.realpath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: name a new folder")
-    for path in project_files():
-        if path.is_relative_to(out):
-            continue
-        target = out / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".py":
-            text = change(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))
-            target.write_text(text, "utf-8")
-        else:
-            shutil.copyfile(path, target)
+    if room := next((name for name in FOLDERS if out.is_relative_to(ROOT / name)), None):
+        raise UserError(f"{out} lies in {room}/, a folder of the project: name a new folder beside "
+                        f"it, such as student")
+    files, is_new = project_files(), not out.exists()
+    try:
+        for path in files:
+            target = out / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".py":
+                text = change(path.relative_to(ROOT).as_posix(), path.read_text("utf-8"))
+                target.write_text(text, "utf-8")
+            else:
+                shutil.copyfile(path, target)
+    except OSError:  # half a copy is of no use, and would be in the way of the next one
+        shutil.rmtree(out, ignore_errors=True) if is_new else None
+        raise
     return out
 
 

@@ -3,13 +3,26 @@ Command lines of the experiments: python -m experiments.NAME COMMAND --flag valu
 
 The first word may stand for the flag --command; all else is as in every script (script.py).
 """
+from data.files import check_folder, check_writable
 from flags import UserError
 from script import run_script
 
 
 def run_experiment(cls, main, first="command"):
     """script.run_script for an experiment. first: the flag that the first word stands for"""
-    run_script(cls, main, [first])
+    def checked(config, given):
+        check_places(config)
+        return main(config, given)
+    run_script(cls, checked, [first])
+
+
+def check_places(config):
+    """UserError, before anything is measured, if what is measured cannot be saved."""
+    places = vars(config)
+    for folder in filter(None, (places.get("out_dir"), places.get("folder"))):
+        check_folder(folder)
+    if places.get("figure"):
+        check_writable(places["figure"], makes_folder=True)
 
 
 def choose_command(config, commands):

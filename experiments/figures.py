@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import model
 import train
 from data import load_data
-from data.base import atomic_write
+from data.files import write_file
 from diffusion import Absorbing, Hybrid, Uniform
 from experiments.command import choose_command, run_experiment
 from experiments.plotting import load_pyplot, save_figure
@@ -231,8 +231,7 @@ def main(config, given=()):
     pyplot, source = load_pyplot(), Path(config.folder) / "figures" / f"{config.command}.json"
     if config.measure:
         source.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(source) as file:
-            file.write((json.dumps(measure(config), separators=(",", ":")) + "\n").encode())
+        write_file(source, json.dumps(measure(config), separators=(",", ":")) + "\n")
     if not source.exists():
         raise UserError(f"there is no {source} to draw from: run with --measure")
     figure = draw(json.loads(source.read_text("utf-8")), pyplot)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from data.files import check_writable, write_file
 from experiments import workloads
 from experiments.command import choose_command, run_experiment
 from experiments.timing import (
@@ -80,7 +81,7 @@ class Report:
         self.path = Path(config.out_dir) / f"{config.command}.json"
         self.hardware, self.rows = hardware(device, config.hardware), []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.save()
+        check_writable(self.path)
         few = ", fewer than 7: an impression, no measurement" if config.rounds < 7 else ""
         tiny = "; TINY: says nothing about speed" * config.tiny
         print(f"{self.hardware}; {config.rounds} rounds{few}{tiny}")
@@ -109,7 +110,7 @@ class Report:
     def save(self):
         said = {"hardware": self.hardware, "rounds": self.config.rounds,
                 "tiny": self.config.tiny, "rows": self.rows}
-        self.path.write_text(json.dumps(said, indent=1), "utf-8")
+        write_file(self.path, json.dumps(said, indent=1))
 
 
 def time_training(report, size, names):

@@ -11,6 +11,7 @@ import train
 from checkpoints.build import build_method
 from checkpoints.file import as_json
 from checkpoints.load import load_model, read_state
+from data.files import write_file
 from experiments.timing import hardware
 from flags import UserError, change, configure, load_row
 from methods import METHODS
@@ -98,5 +99,5 @@ def save_results(config, name, rows):
     """The rows as out_dir/NAME.json, with the machine that they were measured on."""
     path = Path(config.out_dir, f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(as_json({"hardware": hardware(), "rows": rows}), "utf-8")
+    write_file(path, as_json({"hardware": hardware(), "rows": rows}))
     print(f"saved in {path}")

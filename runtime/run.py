@@ -60,6 +60,8 @@ class Run:
                             "not here")
         self.folder = Folder(config.out_dir, self.resumed) if distributed.RANK == 0 else None
         try:
+            if self.folder:
+                self.folder.print_earlier()
             self.trainer = self.make_trainer(state, device)
             if self.folder and config.tensorboard:
                 path = self.folder.path / "tensorboard"

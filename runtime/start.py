@@ -55,9 +55,13 @@ def check_heads(n_embd, n_head):
         raise UserError(f"--n_embd {n_embd} must be --n_head {n_head} times an even number")
 
 
-def run_folder(data="python", method="mdlm", sft=False, out_dir="", **others):
+def run_folder(data="python", method="mdlm", sft=False, labels=False, out_dir="", **others):
     """--out_dir, or the usual folder of a run with these flags."""
-    return out_dir or f"out/{Path(data).resolve().stem}-{method}" + "-sft" * sft
+    if out_dir:
+        return out_dir
+    conditioned = labels and not load_row(METHODS, method).classifies  # which always has labels
+    name = f"{Path(data).resolve().stem}-{method}"
+    return f"out/{name}" + "-labels" * conditioned + "-sft" * sft
 
 
 def rows_to_resume(given):

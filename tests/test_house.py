@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from samplers import CORRECTORS, SAMPLERS
 from tree import CODE, FLOOR, ROOT, TESTS
 
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "chat.py": 150, "sample.py": 180}
+CODE_TEXT = {name: path.read_text("utf-8") for name, path in CODE.items()}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
 BASES = {"methods.mdlm", "methods.udlm"}  # other methods are built on these two
 TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}
@@ -60,6 +62,19 @@ def test_only_the_files_of_the_card_lie_on_top():
         for path in ROOT.iterdir()
         if path.is_file() and not path.name.startswith(".") and path.suffix != ".py"
     } <= known
+
+
+def test_pictures_and_pages_that_the_docs_make_are_not_of_the_project():
+    """7.png, curves.png and the like land where the command was given."""
+    rules = ROOT / ".gitignore"
+    if not rules.exists():
+        pytest.skip("a copy without git")
+    code = "\n".join(CODE_TEXT.values())
+    made = re.findall(r"--(?:png|html) ([\w-]+\.\w+)", pages() + code)
+    made += re.findall(r'^    (?:png|html): str = flag\("([^"]+)"', code, re.M)
+    assert {"7.png", "curves.png", "player.html", "out.html"} <= set(made)
+    for name in made:
+        assert any(fnmatch("/" + name, rule) for rule in rules.read_text().split()), name
 
 
 @pytest.mark.parametrize("file", CODE)

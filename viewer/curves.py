@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 from data import DATASETS, load_data
-from data.base import atomic_write
+from data.files import atomic_write, check_writable
 from evaluation.held_out import entropy_of
 from flags import UserError, flag, load_row
 from methods import METHODS
@@ -28,6 +28,7 @@ from script import run_script
 
 PANELS = {"loss": "training loss, nats/token", "bound": "held-out bound, nats/token",
           "bits": "held-out, bits/byte"}
+LARGEST = 1e15  # of steps, nats, seconds: what is larger was never logged
 
 
 @dataclass
@@ -39,22 +40,45 @@ class Config:
                          least=0, most=0.9999)
 
 
-def read_metrics(out_dir):
-    """The lines of metrics.jsonl, in order, without a last one that is half written. -> [dict]"""
-    path = Path(out_dir, "metrics.jsonl")
+def is_number(value, least=-LARGEST, kinds=(int, float)):
+    return type(value) in kinds and least <= value <= LARGEST
+
+
+READABLE = {  # what the lines of a run hold; a line with something else was damaged
+    "step": lambda value: is_number(value, 0, kinds=(int,)),
+    "seconds": lambda value: is_number(value, 0),
+    "method": lambda value: value in METHODS, "data": lambda value: type(value) is str,
+    "block_size": lambda value: is_number(value, 1, kinds=(int,)),
+    "labels": lambda value: type(value) is bool,
+    "bytes_per_token": lambda value: value is None or is_number(value, 1e-9),
+    **dict.fromkeys(["loss", "val_bound", "val_se"], lambda value: value is None or
+                    is_number(value))}
+
+
+def read_row(line):
+    """A line of metrics.jsonl, bytes, as a dict; None if it is half written or damaged."""
     try:
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError:
+        row = json.loads(line.decode("utf-8-sig"))
+        readable = "step" in row and all(READABLE[name](row[name]) for name in READABLE
+                                         if name in row)
+        return row if readable else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def read_metrics(out_dir):
+    """The lines of metrics.jsonl, in order, without those that are half written or damaged.
+    out_dir: a folder, or such a file. -> [dict]"""
+    path = Path(out_dir)
+    path = path if path.is_file() else path / "metrics.jsonl"
+    if not path.is_file():
         raise UserError(f"there is no {path}: give the folder of a run, after its first "
-                        "checkpoint") from None
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            rows += [row] if isinstance(row["step"], int) else []
-        except (ValueError, KeyError, TypeError):
-            continue
-    if not any("loss" in row or "val_bound" in row for row in rows):
+                        "checkpoint")
+    lines = path.read_bytes().splitlines()
+    rows = [row for row in map(read_row, lines) if row is not None]
+    if lines and not rows:
+        raise UserError(f"{path} has been damaged: none of its {len(lines)} lines can be read")
+    if not any(row.get("loss") is not None or row.get("val_bound") is not None for row in rows):
         raise UserError(f"{path} holds no step yet: wait for the first checkpoint of the run")
     return rows
 
@@ -86,7 +110,9 @@ def smooth(values, share):
 
 def exact_entropy(about):
     """The exact entropy of the texts of a run, nats/token, or None. about: its first row"""
-    if "data" not in about or not load_row(DATASETS, about["data"]).has_language:
+    if {"data", "block_size", "labels"} - about.keys():
+        return None
+    if not load_row(DATASETS, about["data"]).has_language:
         return None
     if load_row(METHODS, about["method"]).classifies:  # its loss is that of a class
         return None
@@ -129,9 +155,14 @@ def draw_panel(ax, panel, runs, drawn, over_time, share):
         if points[panel]:
             marker = "" if panel == "loss" else "."
             draw_curve(ax, points[panel], x_of, color, label=name, marker=marker)
-    for value in sorted({exact[panel] for _, exact in drawn.values() if exact.get(panel)}):
-        ax.axhline(value, color="black", linewidth=0.9, linestyle=":",
-                   label=f"exact entropy, {value:.3f}")
+    lines = {}  # what it is, and its value as it is shown: a line that is told apart from others
+    for name, (_, exact) in drawn.items():
+        if exact.get(panel):
+            given = " given the class" * any(row.get("labels", False) for row in runs[name])
+            lines[f"exact entropy{given}, {exact[panel]:.3f}"] = exact[panel]
+    for label, value in sorted(lines.items()):
+        ax.axhline(value, color="black", linewidth=0.9, label=label,
+                   linestyle="--" if "given" in label else ":")
     ax.grid(alpha=0.3)
 
 
@@ -156,10 +187,12 @@ def draw_figure(runs, share):
 
 
 def main(config, given):
-    folders = list(dict.fromkeys(filter(None, map(str.strip, config.runs.split(",")))))
+    words = filter(None, map(str.strip, config.runs.split(",")))
+    folders = list(dict.fromkeys(str(Path(word)) for word in words))
     if not folders:
         raise UserError("give the folders of one run or more: python -m viewer.curves "
                         "out/python-mdlm")
+    check_writable(config.png)
     runs = {folder: read_metrics(folder) for folder in folders}
     try:
         figure = draw_figure(runs, config.smooth)

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.load import load_classifier, load_chosen
-from data.base import atomic_write
+from data.files import check_writable, write_file
 from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
 from diffusion import Wrapper, probabilities
@@ -190,15 +190,8 @@ def render_page(title, recordings):
 def write_page(path, prompt, recordings):
     """Write the page of texts after a prompt, and say where it is."""
     page = render_page(f"“{prompt}”" if prompt else "from nothing", recordings).encode()
-    with atomic_write(Path(path)) as file:
-        file.write(page)
+    write_file(path, page)
     print(f"{'-' * 8} {path}, {len(page) / 1000:.0f} kB: open it in a browser", file=sys.stderr)
-
-
-def check_folder(path):
-    """Raises UserError if a page cannot be written to `path`."""
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"--html {path}: there is no folder {Path(path).parent}")
 
 
 def compared_models(config):
@@ -227,7 +220,7 @@ def record_texts(config, model, device):
 
 
 def main(config, given=()):
-    check_folder(config.html)
+    check_writable(config.html)
     device = start_device(config)
     models = [(one, load_chosen(one, device)) for one in compared_models(config)]
     recordings = [record_texts(one, model, device) for one, model in models]

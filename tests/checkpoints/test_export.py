@@ -4,6 +4,7 @@ bytes.
 """
 import functools
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from checkpoints.tensor_layouts import (
     write_safetensors,
 )
 from data import load_data
-from data.base import atomic_write
+from data.files import atomic_write
 from data.tokenizer import from_json, to_json
 from flags import UserError, configure, load_row, parse
 from methods import METHODS
-from runs import TINY, cache, complaint, elsewhere  # noqa: F401
+from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 
 FILES = ["model.safetensors", "config.json", "encoding.json"]
 PUBLIC = dict(qk_norm=False)
@@ -187,28 +188,120 @@ def test_an_exported_model_is_sampled_from_and_trained_on(capsys):
     (dict(method="udlm", **SIGMA, norm_bias=True), "--no_norm_bias"),
     (dict(method="mdlm", **SIGMA, norm_bias=True), "--no_norm_bias"),
     (dict(method="classifier", labels=True, qk_norm=False), "no public layout")])
-def test_what_has_no_public_layout_is_refused_and_nothing_is_written(flags, says):
+def test_what_has_no_public_layout_is_exported_in_our_own_and_says_why(flags, says, capsys):
     checkpoint(**flags)
-    with pytest.raises(UserError, match=says):
-        exported("run", "public")
-    assert not Path("public").exists()
+    folder = exported("run", "own")
+    said = capsys.readouterr().out
+    assert "in our own layout; read it with --init_from own\n" in said
+    assert "no public code can read it: run " in said and says in said
+    assert config_of(folder).keys() == {"model_type", "palimpsest"}
 
 
-def test_a_failed_export_leaves_no_model(monkeypatch):
-    """Without config.json a folder is no model; and a folder with a checkpoint is never changed."""
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_network_of_every_method_is_exported_and_comes_back_bit_for_bit(method):
+    """Also what a method keeps beside the network: the neighbors of d3pm."""
+    checkpoint(method="mdlm", qk_norm=False)
+    Path("run").rename("other")
+    more = {"d3pm": dict(transition="nearest", embedding="other", diffusion_steps=8),
+            "pgm": dict(n_layer=2)}.get(method, {})
+    fit("run", method=method, max_iters=1, **more)
+    folder = exported("run", "own")
+    ours, back = load_model("run"), load_model("own")
+    torch.testing.assert_close(back.denoiser.state_dict(), ours.denoiser.state_dict(), rtol=0,
+                               atol=0)
+    torch.testing.assert_close(back.method.extra_state(), ours.method.extra_state(), rtol=0, atol=0)
+    assert vars(back.config) == vars(ours.config) and back.classes == ours.classes
+    again = exported("own", "again")
+    assert all((again / name).read_bytes() == (folder / name).read_bytes() for name in FILES)
+
+
+# ---- the folder
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_an_export_over_an_earlier_one_is_all_or_nothing(monkeypatch):
     checkpoint(**PUBLIC)
-    exported("run", "public")
+    earlier = content(exported("run", "public"))
+    checkpoint(**PUBLIC)
 
     def full(file, tensors):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "write_safetensors", full)
-    with pytest.raises(OSError):
-        exported("run", "public")
-    assert not hub.is_published("public") and not list(Path("public").glob("*.tmp"))
-    with pytest.raises(UserError, match="choose another folder"):
-        exported("run", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_safetensors", full)
+        with pytest.raises(OSError):
+            exported("run", "public")
+    assert content("public") == earlier and load_model("public").step == 3
+    later = content(exported("run", "public"))
+    assert later.keys() == earlier.keys() and later["model.safetensors"] != earlier[FILES[0]]
+
+
+def test_an_export_that_was_killed_while_it_replaced_the_files_is_no_model_and_is_done_again():
+    checkpoint(**PUBLIC)
+    folder = exported("run", "public")
+    (folder / "config.json").unlink()  # it goes first and comes last
+    assert not hub.is_published("public")
+    (folder / ".model.safetensors.0123456789abcdef.part").write_bytes(b"half")
+    exported("run", "public")
+    assert load_model("public").step == 3
+
+
+@pytest.mark.parametrize("theirs, names", [
+    (["config.json", "model.safetensors"], "config.json"), (["model.safetensors"], "model.safe"),
+    (["notes.txt"], "notes.txt"), (["pytorch_model.bin"], "pytorch_model.bin"),
+    (["encoding.json"], "encoding.json"), (["ckpt.pt"], "a checkpoint"),
+    (["sub/config.json"], "sub")])
+@pytest.mark.parametrize("beside_ours", [False, True])
+def test_a_folder_with_other_files_is_refused_by_the_name_of_one(theirs, names, beside_ours):
+    """Of our names, too, but an export of ours is known by config.json: that is replaced."""
+    checkpoint(**PUBLIC)
+    if beside_ours:
+        exported("run", "theirs")
+        theirs = [name for name in theirs if name not in FILES] or ["more.txt"]
+        names = names if theirs != ["more.txt"] else "more.txt"
+    for name in theirs:
+        Path("theirs", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("theirs", name).write_text("{}")
+    before = {path: path.read_bytes() for path in Path("theirs").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"theirs holds {names}.*: choose another folder"):
+        exported("run", "theirs")
+    assert before == {p: p.read_bytes() for p in Path("theirs").rglob("*") if p.is_file()}
+
+
+def test_a_new_an_empty_and_a_linked_folder_are_written_and_what_is_hidden_stays():
+    checkpoint(**PUBLIC)
+    Path("empty/.git").mkdir(parents=True)
+    os.symlink("empty", "linked")
+    for to in ("new/deep", "empty", "linked"):
+        exported("run", to)
+        assert load_model(to).step == 3 and hub.is_published(to)
+    assert os.path.islink("linked") and Path("empty/.git").is_dir()
+
+
+def test_what_was_measured_of_an_earlier_export_is_kept_but_not_beside_the_next_one():
+    checkpoint(**PUBLIC)
+    for n in range(3):
+        folder = exported("run", "public")
+        (folder / "evaluation.json").write_text(str(n))
+    assert {path.name: path.read_text() for path in folder.glob("eval*")} == {
+        "evaluation.previous.json": "0", "evaluation.previous-2.json": "1", "evaluation.json": "2"}
+
+
+def test_the_usual_folder_stands_beside_the_run_also_where_its_file_was_named():
+    checkpoint(**PUBLIC)
+    for name in ("run", "run/", "run/ckpt.pt"):
+        export.main(*parse(export.Config, ["--out_dir", name]))
+    assert sorted(path.name for path in Path().iterdir()) == ["run", "run-export"]
+
+
+def test_a_file_is_no_folder():
+    checkpoint(**PUBLIC)
+    Path("file").touch()
+    with pytest.raises(UserError, match="file is a file: name a folder with --to"):
+        exported("run", "file")
 
 
 def change(folder, **flags):

@@ -1,4 +1,5 @@
 """The classroom: a copy without solutions, graders that detect every blank, no overwritten file."""
+import os
 import re
 import subprocess
 import sys
@@ -70,12 +71,51 @@ def test_a_copy_inside_the_project_contains_neither_itself_nor_runs_nor_other_co
                  "methods/__pycache__/a.pyc", "earlier/train.py"):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_text("")
-    for out in (root / "student", root / "exercises" / "student"):
+    os.mkfifo(root / "docs" / "pipe")
+    os.symlink("nowhere", root / "docs" / "lost")
+    for out in (root / "student", root / "out" / "student"):
         copy = student_copy.copy_project(out)
         files = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
         assert {"train.py", "methods/mdlm.py", "tests/exercises/test_exercises.py"} <= files
         assert not [file for file in files if re.search(
             r"^(out|student|earlier|\.git|\.venv)/|(^|/)(cache|__pycache__)/|/student/", file)]
+
+
+@pytest.mark.parametrize("place, says", [
+    *[(f"{room}/student", f"lies in {room.split('/')[0]}/, a folder of the project")
+      for room in ("docs", "tests", "exercises", "data/cache", "methods/deep/er")],
+    ("docs/empty", "lies in docs/"), ("link", "lies in docs/"), ("lost", "lies in docs/"),
+    ("docs/../tests/student", "lies in tests/"), ("out/../docs/student", "lies in docs/"),
+    (".", "exists already"), ("..", "exists already"), ("tests", "exists already"),
+    ("train.py", "exists already"), ("earlier", "exists already")])
+def test_a_copy_into_the_projects_own_folders_is_refused_before_anything_is_written(
+        place, says, tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    for name in ("train.py", "docs/a.md", "tests/test_a.py", "earlier/train.py", "out/a"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    (root / "docs/empty").mkdir()
+    os.symlink("docs/empty", root / "link")
+    os.symlink("docs/new", root / "lost")
+    monkeypatch.setattr(student_copy, "ROOT", root)
+    monkeypatch.setattr(student_copy.project_files, "__defaults__", (root,))
+    monkeypatch.chdir(root)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UserError, match=says):
+        student_copy.copy_project(place)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_half_a_copy_goes_away(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(student_copy.shutil, "copyfile", full)
+    (tmp_path / "mine").mkdir()
+    for name in ("student", "mine"):
+        with pytest.raises(OSError):
+            student_copy.copy_project(tmp_path / name)
+    assert os.listdir(tmp_path) == ["mine"]  # it was there
 
 
 def test_one_blank_alone_and_a_folder_with_files_is_left_as_it_is(tmp_path):

@@ -104,4 +104,25 @@ EVALUATION = [
      "test_sample_quality", "no shared n-gram counts as one"),
 ]
 
-PROGRAM = [*NETWORK, *TRAINING, *DATA, *EVALUATION]
+FILES = [
+    ("data/files.py", "if stream or found and not stat.S_ISREG(found.st_mode):", "if stream:",
+     "test_files", "a pipe is replaced by a file"),
+    ("data/files.py", 'target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.part")',
+     'target.with_suffix(".tmp")', "test_files", "a file is written under the name of another"),
+    ("data/files.py", "onerror=refuse_unreadable, followlinks=True", "followlinks=True",
+     "test_files", "half of a text is missing in silence"),
+    ("data/files.py", "if real not in seen)", "if True)", "test_files",
+     "a folder that links to itself is read many times"),
+    ("data/files.py", "if not any(map(os.path.lexists, free.values())):", "if True:",
+     "test_file test_resume", "a third run loses the first"),
+    ("checkpoints/file.py", "follow=self.ours", "follow=True", "test_file",
+     "a new run writes through the link to an old checkpoint"),
+    ("checkpoints/export.py", 'return "palimpsest" in json.loads(about.read_bytes())',
+     "return True", "test_export", "somebody's model is overwritten"),
+    ("viewer/curves.py", "type(value) in kinds and least <= value <= LARGEST",
+     "type(value) in kinds", "test_curves", "a loss that is no number is drawn"),
+    ("runtime/start.py", 'f"out/{name}" + "-labels" * conditioned', 'f"out/{name}"',
+     "test_outputs", "a run with labels replaces the one without"),
+]
+
+PROGRAM = [*NETWORK, *TRAINING, *DATA, *EVALUATION, *FILES]

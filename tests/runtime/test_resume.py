@@ -239,17 +239,21 @@ def test_a_second_run_from_scratch_keeps_the_first_result_once_it_saves_itself(m
             fit("out", seed=2)
     assert_same(first, read_state("out"))
     assert metrics("out") == rows and not Path("out/ckpt.previous.pt").exists()
-    capsys.readouterr()
+    with monkeypatch.context() as patch:  # it is said before the first step
+        patch.setattr(train.train, "__defaults__", (lambda trainer, step: 1 / 0,))
+        with pytest.raises(ZeroDivisionError):
+            fit("out", seed=2)
+    says = "out holds an earlier run: ckpt.pt will be kept as ckpt.previous.pt, and likewise"
+    assert says in capsys.readouterr().out
     second = fit("out", seed=2)
     assert_same(first, read_state("out/ckpt.previous.pt"))
     assert_same(second, read_state("out"))
     assert list(metrics("out")) == [1, 2] and open("out/metrics.previous.jsonl").read().count(
         '"loss"'
     ) == len(rows)
-    assert (
-        "ckpt.pt was there from an earlier run: kept as ckpt.previous.pt\n"
-        in capsys.readouterr().out
-    )
+    fit("out", seed=3)
+    assert_same(first, read_state("out/ckpt.previous.pt"))
+    assert_same(second, read_state("out/ckpt.previous-2.pt"))
 
 
 def test_a_finished_run_just_reports_when_resumed_and_goes_on_with_more_steps(capsys):

@@ -34,6 +34,59 @@ def test_a_line_that_is_still_being_written_is_left_out():
     assert curves.read_metrics("out") == ROWS
 
 
+DAMAGED = [
+    '{"step": 25, "loss": "three"}', '{"step": "25", "loss": 3}', '{"step": null, "loss": 3}',
+    '{"loss": 3}', '{"step": 25, "loss": [3]}', '{"step": 25, "loss": {"a": 3}}',
+    '{"step": 25, "loss": NaN}', '{"step": 25, "loss": Infinity}', '{"step": 25, "loss": 1e999}',
+    '{"step": -25, "loss": 3}', '{"step": 25.5, "loss": 3}', '{"step": true, "loss": 3}',
+    '{"step": 1' + "0" * 400 + ', "loss": 3}', '{"step": 1' + "0" * 5000 + ', "loss": 3}',
+    '{"step": 25, "loss": 1' + "0" * 400 + "}", '{"step": 25, "loss": true}',
+    '{"step": 25, "loss": 3, "seconds": "9"}', '{"step": 25, "loss": 3, "seconds": null}',
+    '{"step": 25, "val_bound": "low"}', '{"step": 25, "val_bound": 2, "val_se": "low"}',
+    '{"step": 25, "method": "telepathy"}', '{"step": 25, "method": ["mdlm"]}',
+    '{"step": 25, "method": "mdlm", "bytes_per_token": 0}',
+    '{"step": 25, "method": "mdlm", "data": 3}', '{"step": 25, "method": "mdlm", "labels": 1}',
+    '{"step": 25, "method": "mdlm", "block_size": "8"}',
+    '{"step": 25, "loss": 3', "[" * 50_000, "25", "null", '"step"', '["step"]', "", "\x00" * 99,
+    "three"]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_line_is_left_out(line):
+    write(rows=ROWS[:4])
+    with open("out/metrics.jsonl", "a") as file:
+        file.write(line + "\n" + json.dumps(ROWS[4]) + "\n")
+    assert curves.read_metrics("out") == ROWS[:5]
+    first = Path("out/metrics.jsonl").read_text().splitlines()
+    Path("out/metrics.jsonl").write_text("\r\n".join([line, *first]))
+    assert curves.read_metrics("out") == ROWS[:5]
+
+
+def test_an_editors_mark_and_bytes_that_are_no_text_cost_no_other_line():
+    write()
+    raw = Path("out/metrics.jsonl").read_bytes()
+    Path("out/metrics.jsonl").write_bytes(b"\xef\xbb\xbf" + raw + b"\xff\xfe\n")
+    assert curves.read_metrics("out") == ROWS
+
+
+@pytest.mark.parametrize("raw, says", [
+    (b"", "holds no step yet"), (b"\n", "none of its 1 lines can be read"),
+    ("".join(json.dumps(row) + "\n" for row in ROWS).encode("utf-16"), "has been damaged"),
+    (b'{"step": 0}\n', "holds no step yet"), (b'{"step": 3, "loss": null}', "holds no step yet"),
+    (None, "there is no out/metrics.jsonl")], ids=["empty", "blank", "utf-16", "0", "null", "none"])
+def test_a_file_without_a_step_is_told_in_one_line(raw, says, capsys):
+    Path("out").mkdir()
+    if raw is not None:
+        Path("out/metrics.jsonl").write_bytes(raw)
+    assert says in complaint(curves, "--runs", "out", capsys=capsys)
+
+
+def test_the_metrics_of_an_earlier_run_are_drawn_by_their_file():
+    write()
+    Path("out/metrics.jsonl").rename("out/metrics.previous.jsonl")
+    assert curves.read_metrics("out/metrics.previous.jsonl") == ROWS
+
+
 def test_the_time_of_a_resumed_run_continues_from_where_it_was_stopped():
     """The second part starts its clock anew after 20 s, and is at 8 s."""
     seconds = curves.seconds_by_step(ROWS)
@@ -89,6 +142,25 @@ def test_the_picture_has_the_points_the_band_the_entropy_and_names_with_units():
     assert "out/a" in [entry.get_text() for entry in axes[2].get_legend().get_texts()]
 
 
+def test_two_entropies_are_told_apart_by_what_was_given_and_equal_ones_are_one_line():
+    pytest.importorskip("matplotlib")
+    toy = dict(ABOUT, data="toy", block_size=8)
+    runs = {"a": [toy, *ROWS[1:]], "b": [dict(toy, labels=True), *ROWS[1:]], "c": [toy, *ROWS[1:]]}
+    axes = curves.draw_figure(runs, 0.9).axes
+    names = [line.get_label() for line in axes[2].lines if "entropy" in line.get_label()]
+    plain, given = sorted(names, key=len)
+    assert plain.startswith("exact entropy, ") and given.startswith("exact entropy given the class")
+    assert len({line.get_linestyle() for line in axes[2].lines if line.get_label() in names}) == 2
+
+
+@pytest.mark.parametrize("name", ["curves.tmp", "curves", "a.pdf"])
+def test_a_picture_is_a_png_under_any_name(name):
+    pytest.importorskip("matplotlib")
+    write()
+    curves.main(configure(curves.Config, runs="out/,out", png=name), [])
+    assert Path(name).read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_run_of_train_py_is_drawn_to_a_png_while_it_goes_on(capsys):
     pytest.importorskip("matplotlib")
     fit("out", max_iters=4, eval_interval=2, log_interval=1)
@@ -114,7 +186,9 @@ def test_the_command_takes_folders_as_its_first_words(tmp_path):
     (["--runs", "nowhere"], "there is no nowhere/metrics.jsonl"),
     (["--runs", "out,nowhere"], "there is no nowhere/metrics.jsonl"),
     (["--runs", "new"], "holds no step yet"), (["--runs", "out", "--smooth", "1"], "between"),
-    (["--runs", "out", "--png", "no/a.png"], "No such file")])
+    (["--runs", "out", "--png", "no/a.png"], "there is no folder no"),
+    (["--runs", "out", "--png", "out"], "which is a folder"),
+    (["--runs", "out", "--png", ""], "not the name of a file")])
 def test_what_cannot_be_drawn_is_one_line_and_leaves_no_picture(argv, says, capsys):
     pytest.importorskip("matplotlib")
     write()
