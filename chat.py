@@ -24,6 +24,7 @@ from data.tokenizer import encode
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import dtype_of, start_device
+from runtime.memory import check_length
 from samplers import SamplingFlags
 from samplers.generate import CallCounter, writer_of
 from samplers.reply import answer, chat_template, default_sampler, reply
@@ -101,6 +102,7 @@ def words_of_reply(config, model, denoiser, given, frozen):
 
 def talk(config, model, prompt, device):
     """Answer questions until there are no more."""
+    check_length(config.length)
     denoiser, messages, n = CallCounter(compile_for_sampling(config, model)), [], 0
     length, began = config.length or model.config.block_size, time.time()
     for question in questions(prompt, echo=not config.json):

@@ -95,7 +95,8 @@ def evaluate_classifier(config, model, device):
 def draw_samples(writer, length, config, device):
     """--num_samples texts of `length` tokens, --batch_size at a time. -> (n, length)"""
     torch.manual_seed(config.seed)
-    sizes = [len(part) for part in torch.arange(config.num_samples).split(config.batch_size)]
+    most = config.batch_size
+    sizes = (min(most, config.num_samples - n) for n in range(0, config.num_samples, most))
     return torch.cat([generate(writer.method, writer.denoiser, n, length, writer.steps,
                                writer.sampler, writer.to_probs, device) for n in sizes])  # (n, L)
 

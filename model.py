@@ -189,7 +189,7 @@ TIME_INPUTS = {  # what a network with a condition reads of the time t
 @dataclass
 class NetworkFlags:
     """Network (model.py)."""
-    n_layer: int = flag(2, "blocks", least=1, fixed=True)
+    n_layer: int = flag(2, "blocks", least=1, most=10_000, fixed=True)
     n_head: int = flag(4, "attention heads", least=1, fixed=True)
     n_embd: int = flag(128, "width", least=2, fixed=True)
     cond_dim: int = flag(128, "width of the condition, for methods that need the time", least=1,

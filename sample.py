@@ -36,7 +36,7 @@ from flags import UserError, change, flag, load_row, suggest
 from methods import METHODS
 from runtime.compile import compile_for_sampling
 from runtime.device import dtype_of, start_device
-from runtime.memory import texts_at_once
+from runtime.memory import check_length, texts_at_once
 from samplers import SamplingFlags, model_name
 from samplers.generate import (
     CallCounter,
@@ -120,6 +120,7 @@ def print_text(number, text, ids, config, facts):
 def print_texts(config, model, device):
     """Print the texts of one model as they are finished. -> their Recording, for --html, or None"""
     encoding, L = model.encoding, model.config.block_size
+    check_length(config.length)
     prompt = read_prompt(config.prompt)
     given, frozen = encode_prompt(prompt, config.gap, encoding, config.length, L)  # (L,) each
     check(config, model, len(given))

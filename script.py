@@ -214,7 +214,7 @@ def one_line_errors(cls=None):
             if loss.code != UNREAD:
                 exit_with_error(str(loss), loss.code)
             sys.exit(UNREAD)
-        except (OSError, MemoryError, RuntimeError) as error:  # torch has no one class for memory
+        except (OSError, MemoryError, RuntimeError) as error:  # torch has no class for memory
             if not (sentence := advice_on(error, cls)):
                 raise
             exit_with_error(sentence, 2)
@@ -242,7 +242,8 @@ def advice_on(error, cls=None):
 
 
 def comes_from_compiler(error):
-    """Whether torch.compile raises it: no C++ compiler, no headers of Python, no folder to write."""
+    """Whether torch.compile raises it: no C++ compiler, no headers of Python, no folder to write.
+    """
     frames = traceback.extract_tb(error.__traceback__) if isinstance(error, OSError) else ()
     return type(error).__module__.startswith(("torch._inductor", "torch._dynamo")) or any(
         os.path.join("torch", "_inductor") in frame.filename for frame in frames)

@@ -44,8 +44,8 @@ def atomic_write(path, follow=True):
     part = part_of(target)
     try:
         with open(part, "xb") as file:
-            if found:
-                os.chmod(part, stat.S_IMODE(found.st_mode) & 0o777)
+            with contextlib.suppress(OSError):  # some disks have no permissions
+                os.chmod(part, stat.S_IMODE(found.st_mode) & 0o777) if found else None
             yield file
         os.replace(part, target)
     except OSError as error:  # a full disk does not say which file it was

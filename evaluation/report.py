@@ -157,9 +157,14 @@ def read_evaluation(path):
 
 def check_evaluation(config):
     """UserError, before anything is measured, if the figures cannot be saved."""
-    if not config.oracle:
+    if config.oracle:
+        return
+    try:
         check_writable(evaluation_path(config), makes_folder=True)
-        read_evaluation(evaluation_path(config))
+    except UserError as error:
+        raise UserError(f"{error}; results go beside the checkpoint, or into a folder of your own "
+                        f"with a link to it") from None
+    read_evaluation(evaluation_path(config))
 
 
 def save_evaluation(config, step, result):

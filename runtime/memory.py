@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
+from flags import UserError
 from model import Block
 
 SHARE, UNKNOWN = 0.5, 4 << 30  # the share of free memory to use; free bytes, if unknown
+HELD = 64  # bytes per token of a text, as lists and tensors of ids
 MOST = {"cpu": 64, "cuda": 512}  # texts at once: more are hardly faster, and delay the first
 CGROUPS = (("memory.max", "memory.current"),
            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
@@ -56,6 +58,17 @@ def batch_size_that_fits(need, device):
     """
     n = min(MOST.get(device.type, MOST["cpu"]), int(SHARE * free_memory(device) / need))
     return 1 << max(0, n.bit_length() - 1)
+
+
+def check_length(length):
+    """UserError if the memory cannot hold one text of `length` tokens, whatever the network.
+
+    Without it, a system that promises more memory than it has ends the process without a word.
+    """
+    need, free = HELD * length, free_memory(torch.device("cpu"))
+    if need > free:
+        raise UserError(f"--length {length} takes {need / 1e9:.0f} GB of memory at least, and "
+                        f"{free / 1e9:.0f} GB are free: lower it")
 
 
 def texts_at_once(config, model, length, device):

@@ -35,6 +35,7 @@ from data.tokenizer import decode
 from diffusion import Wrapper, probabilities
 from flags import UserError, flag
 from runtime.device import start_device
+from runtime.memory import check_length
 from samplers import SamplingFlags, model_name
 from samplers.generate import CallCounter, generate_in_batches, prepend_bos, writer_of
 from script import run_script
@@ -206,6 +207,7 @@ def compared_models(config):
 
 def record_texts(config, model, device):
     """The Recording of --num_samples texts of one model."""
+    check_length(config.length)
     prompt, n = read_prompt(config.prompt), config.num_samples
     given, frozen = encode_prompt(prompt, config.gap, model.encoding, config.length,
                                   model.config.block_size)  # (L,) each

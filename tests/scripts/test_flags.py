@@ -222,3 +222,102 @@ def test_every_default_would_be_accepted_if_it_were_given(script):
     config, _ = parse(script.Config, [])
     for name, value in vars(config).items():
         assert getattr(parse(script.Config, [f"--{name}={value}"])[0], name) == value
+
+
+# ---- numbers, lists, paths, and what is given twice
+
+
+@dataclass
+class Listed:
+    """A command line of lists and paths."""
+
+    data: str = flag("python", "a path", once="name a folder of both")
+    sizes: str = flag("8", "numbers", each=int, least=1)
+    rates: str = flag("", "numbers", each=float, least=0, most=1)
+    names: str = flag("", "names", each=["ar", "mdlm"])
+    runs: str = flag("", "paths", each=str)
+    out_dir: str = flag("", "a path")
+    prompt: str = flag("", "a text", text=True)
+    steps: int = flag(3, "a number", least=1)
+    lr: float = flag(0.1, "a number")
+    watch: bool = flag(False, "whether")
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--steps", "1" + "0" * 21], "--steps 1" + "0" * 21 + " must be at most 1000000000"),
+        (["--steps=-1"], "must be at least 1"),
+        (["--lr=1e400"], "--lr inf must be at most 1e+38"),
+        (["--lr=-1e39"], "must be at least -1e+38"),
+        (["--lr=nan"], "--lr nan must be at least"),
+        (["--lr="], "''"),
+        (["--sizes=8,x"], "--sizes '8,x' must be numbers with commas between, such as 8,32"),
+        (["--sizes="], "must be numbers with commas between"),
+        (["--sizes=8,0"], "--sizes '8,0' has 0, which must be at least 1"),
+        (["--sizes=1.5"], "must be numbers"),
+        (["--rates=0.5,2"], "has 2, which must lie between 0 and 1"),
+        (["--names=ar,mdml"], "has 'mdml', which is not one of ar, mdlm (did you mean mdlm?)"),
+        (["--data=a\nb", "--what"], "there is no flag --what"),
+    ],
+)
+def test_numbers_have_an_end_and_lists_are_checked_word_by_word(words, says, capsys):
+    assert says in complaint(words, capsys, Listed)
+
+
+def test_good_numbers_and_lists_are_taken_as_they_are():
+    words = ["--sizes=8,32", "--rates=0.5,1", "--names=ar,mdlm", "--steps=1000000000", "--lr=1e30"]
+    config, _ = parse(Listed, words)
+    assert (config.sizes, config.rates, config.names) == ("8,32", "0.5,1", "ar,mdlm")
+    assert config.steps == 10**9 and config.lr == 1e30
+    assert vars(parse(Listed, [])[0]) == vars(Listed())
+
+
+def test_a_tilde_that_the_shell_leaves_alone_is_the_home_folder_but_not_in_a_text(monkeypatch):
+    """The name that is printed and saved is the one that is written to."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    words = ["--out_dir=~/runs", "--runs=~/a,b,~/c", "--data", "~", "--prompt=~ and ~"]
+    config, _ = parse(Listed, words)
+    assert (config.out_dir, config.runs) == ("/home/ada/runs", "/home/ada/a,b,/home/ada/c")
+    assert (config.data, config.prompt) == ("/home/ada", "~ and ~")
+    assert parse(Listed, ["--out_dir=./~/a~b"])[0].out_dir == "./~/a~b"
+
+
+@pytest.mark.parametrize(
+    "script, name",
+    [(train, "out_dir"), (train, "data"), (train, "init_from"), (sample, "html"), (sample, "png"),
+     (sample, "classifier"), (evaluate, "judge"), (evaluate, "lambada"), (evaluate, "choices"),
+     (distill, "teacher"), (chat, "out_dir")],
+    ids=str,
+)
+def test_every_path_of_a_script_may_begin_with_a_tilde(script, name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert getattr(parse(script.Config, [f"--{name}=~/x"])[0], name) == "/home/ada/x"
+
+
+def test_of_a_flag_given_twice_the_last_one_counts_so_that_a_wrapper_can_append_its_own():
+    config, given = parse(Listed, ["--steps=1", "--steps=2", "--watch", "--no_watch", "--out_dir=a",
+                                   "--out_dir=b"])
+    assert (config.steps, config.watch, config.out_dir) == (2, False, "b")
+    assert given == ["steps", "watch", "out_dir"]
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--data=a", "--data=b"], "--data is given twice, as 'a' and 'b': name a folder of both"),
+        (["--runs", "a", "--runs", "b"], "--runs is given twice, as 'a' and 'b': give all in one"),
+        (["--sizes=8", "--sizes=9"], "give all in one, with commas between"),
+    ],
+)
+def test_two_texts_or_two_lists_are_refused_because_a_user_may_believe_that_both_are_read(
+    words, says, capsys
+):
+    assert says in complaint(words, capsys, Listed)
+    same = [words[0]] if "=" in words[0] else words[:2]
+    parse(Listed, same * 2)  # the same value twice is no mistake
+
+
+def test_training_on_two_texts_says_how_to_read_both(capsys):
+    error = complaint(["--data", "a.txt", "--data", "b.txt"], capsys, train.Config)
+    assert "a folder of text files is read as one text" in error

@@ -72,7 +72,8 @@ def test_an_evaluation_that_cannot_be_saved_is_told_before_anything_is_measured(
         assert Path("run/evaluation.json").read_bytes() == raw
     Path("run/evaluation.json").unlink()
     Path("run/evaluation.json").mkdir()
-    assert "is a folder" in complaint(evaluate, "--out_dir", "run", capsys=capsys)
+    error = complaint(evaluate, "--out_dir", "run", capsys=capsys)
+    assert "evaluation.json, which is a folder" in error and "with a link to it" in error
 
 
 def test_what_is_measured_of_an_earlier_run_is_not_saved_beside_the_new_one():
