@@ -15,11 +15,11 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --init_from s-sahoo/duo --data my.txt         a published model, by its name
 
 A bound is a mean over texts and noise, with --draws draws of noise for each text. Its standard
-error is that of the mean over texts, which covers both (evaluation/errors.py). Nats per token compare methods on the same
-tokens, bits per byte on any tokens. Samples have two figures: their negative log-likelihood (exact
-on the toy language, else by the judge), and the entropy of the tokens within a text. A sampler that
-repeats itself lowers both. The figures are in evaluation/, the conventions in docs/evaluation.md.
-All results are saved in evaluation.json, beside the checkpoint.
+error is that of the mean over texts, which covers both (evaluation/errors.py). Nats per token
+compare methods on the same tokens, bits per byte on any tokens. Samples have two figures: their
+negative log-likelihood (exact on the toy language, else by the judge), and the entropy of the
+tokens within a text. A sampler that repeats itself lowers both. The figures are in evaluation/, the
+conventions in docs/evaluation.md. All results are saved in evaluation.json, beside the checkpoint.
 """
 from dataclasses import dataclass, replace
 
@@ -114,12 +114,12 @@ def main(config, given=()):
     passages = read_passages(config.lambada) if config.lambada else []
     questions = read_questions(config.choices) if config.choices else []
     data = data_of(model, config.data)
-    held, rival = texts_of(model, data, config, device), load_rival(config.against, model, data,
-                                                                    device)
+    rival = load_rival(config.against, model, data, device)
+    held = texts_of(model, data, config, device)._replace(rival=rival)
 
     report = Report(config, model, data)
     with report.part("bound"):
-        report.add(**bound_figures(model, data, held, config, rival))
+        report.add(**bound_figures(model, data, held, config))
     steps = min(config.steps, model.method.max_steps or config.steps)
     how = {"sampler": config.sampler, "steps": steps}
     if config.num_samples and data.answers:

@@ -71,7 +71,7 @@ def count_known_words(texts, known):
     return torch.tensor(found), torch.tensor([len(row) for row in words])  # (n,) each
 
 
-def judge_rows(judge, x, data, batch_size, independent):
+def judge_rows(judge, x, data, batch_size, independent=True):
     """Rows of generative perplexity: over all tokens (MDLM), and the mean over texts (SEDD)."""
     nats, scored = judge.nats(x, [data.text(row) for row in x.tolist()], batch_size)  # (n,) each
     rate, error = pooled_rate(nats, scored, independent)

@@ -106,7 +106,7 @@ def print_differences(lines, independent):
     first, *others = lines
     for what in others:
         differences = [mean_error(a - b, independent) for a, b in zip(lines[what], lines[first])]
-        print(f"{what.split(',')[0]} less {first.split(',')[0]}, on the same texts: "
+        print(f"on the same texts, {what.split(',')[0]} less {first.split(',')[0]}: "
               f"{with_error(*mean_over_seeds(*zip(*differences)), '+.3f')}")
 
 

@@ -22,7 +22,8 @@ def run_facts(trainer):
     """What a run is, for the first line of metrics.jsonl, which viewer/curves.py reads."""
     config, method = trainer.config, trainer.method
     facts = {name: getattr(config, name) for name in ("method", "data", "block_size", "labels")}
-    return {**facts, "bytes_per_token": None if method.classifies else bytes_per_scored(trainer.data)}
+    size = None if method.classifies else bytes_per_scored(trainer.data)
+    return {**facts, "bytes_per_token": size}
 
 
 def sample_text(trainer, steps):
