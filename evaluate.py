@@ -115,11 +115,11 @@ def main(config, given=()):
     questions = read_questions(config.choices) if config.choices else []
     data = data_of(model, config.data)
     rival = load_rival(config.against, model, data, device)
-    held = texts_of(model, data, config, device)._replace(rival=rival)
+    held = texts_of(model, data, config, device)
 
     report = Report(config, model, data)
     with report.part("bound"):
-        report.add(**bound_figures(model, data, held, config))
+        report.add(**bound_figures(model, data, held, config, rival))
     steps = min(config.steps, model.method.max_steps or config.steps)
     how = {"sampler": config.sampler, "steps": steps}
     if config.num_samples and data.answers:

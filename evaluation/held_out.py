@@ -51,7 +51,6 @@ class HeldOut(NamedTuple):
     frozen: torch.Tensor  # (n, L) bool, True at given tokens; None: nothing is given
     label: torch.Tensor  # (1,) the class of all texts; None: of any class
     condition: torch.Tensor  # (n,) what the model is conditioned on; None: on nothing
-    rival: object = None  # who else is scored on them (comparison.py); None: nobody
 
 
 def texts_of(model, data, config, device):
@@ -76,9 +75,12 @@ def texts_of(model, data, config, device):
 
 # ---- the bound
 
-def bound_figures(model, data, held, config):
-    """The bound on held-out texts, beside the exact entropy if it is known. -> dict of numbers"""
-    x, frozen, label, condition, rival = held
+def bound_figures(model, data, held, config, rival=None):
+    """The bound on held-out texts, beside the exact entropy if it is known. -> dict of numbers
+
+    rival: who else is scored on the same texts (comparison.py), or None
+    """
+    x, frozen, label, condition = held
     padding, alone = data.padding(x), data.independent_texts  # (n, L)
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
                            config.seed, condition, padding)  # (n,) each

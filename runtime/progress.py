@@ -85,11 +85,11 @@ def print_summary(trainer):
     less = compare_with_ngrams(data, x, nats / scored)
     print(f"\nheld-out text, {SUMMARY_DRAWS} noise draws: {format_nats(mean, error, size)}")
     print(f"{'':<32}{'nats/token':>12}" + f"{'bits/byte':>12}" * bool(size)
-          + f"{'the model less it':>24}" * bool(less))
+          + f"{'the model less it':>22}" * bool(less))
     cell = lambda value: "" if value is None else f"{value:.3f}"
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2 if size else 1]):
         print(f"{what:<32}{cell(per_token):>12}" + f"{cell(per_byte):>12}" * bool(size)
-              + f"{less.get(what.split(',')[0], ''):>24}".rstrip())
+              + f"  {less.get(what.split(',')[0], ''):>20}".rstrip())
     print(f"\npython sample.py --out_dir {config.out_dir}    "
           f"python evaluate.py --out_dir {config.out_dir}")
 
