@@ -168,8 +168,8 @@ def rate_diversity(x, data):
     texts, of = [data.text(row).split() for row in x.tolist()], ""
     if not has_words(data):
         texts, of = [[*"".join(words)] for words in texts], " of characters"
-    rows = [(f"distinct-{n}{of}, of {len(x)} texts", *jackknife(partial(distinct_ngrams, n=n), texts))
-            for n in (1, 2, 3)]
+    rows = [(f"distinct-{n}{of}, of {len(x)} texts",
+             *jackknife(partial(distinct_ngrams, n=n), texts)) for n in (1, 2, 3)]
     groups = 20 if len(texts) <= 1000 else 5  # of many texts self-BLEU takes long
     bleu = jackknife(lambda texts: self_bleu(texts).mean().item(), texts, groups)
     return rows + [(f"self-BLEU{of} of {len(x)} texts", *bleu)]

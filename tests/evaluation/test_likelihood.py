@@ -126,6 +126,7 @@ def test_a_seed_fixes_the_noise_and_draws_are_averaged():
 
 def test_a_text_may_meet_any_noise_in_any_draw():
     """Times are spread over the rows of a batch, so the rows are in another order in each draw."""
-    method = SimpleNamespace(nelbo=lambda denoiser, x, frozen: torch.arange(len(x))[:, None] + 0 * x)
+    rows = lambda denoiser, x, frozen: torch.arange(len(x))[:, None] + 0 * x  # (n, 1)
+    method = SimpleNamespace(nelbo=rows)
     nats, _ = nats_of(method, None, torch.zeros(8, 1), draws=400)  # (8,) the mean row of each text
     assert nats.tolist() == pytest.approx([3.5] * 8, abs=0.5)
