@@ -29,7 +29,7 @@ def coverage(x, **how):
 
 # ---- texts in order
 
-TEXT = [(0.5, 0.0), (0.3, 0.5), (0.2, 0.9)]  # neighbors correlate by .33, .24, .18, as on docstrings
+TEXT = [(0.5, 0.0), (0.3, 0.5), (0.2, 0.9)]  # .33, .24, .18 between neighbors, as on docstrings
 
 
 @pytest.mark.parametrize("mix, n", [([(1.0, 0.5)], 400), ([(1.0, 0.8)], 1000), (TEXT, 1000)])

@@ -102,6 +102,18 @@ def test_words_are_known_if_they_occur_in_either_split_and_do_not_touch_an_edge(
     assert (known.tolist(), words.tolist()) == ([2, 2], [3, 2])  # green, wall, xyz; stone, green
 
 
+def test_the_share_of_known_words_has_the_error_of_texts_since_words_cluster_in_them():
+    """Whole texts of known or of unknown words: as if two words were drawn, not twenty."""
+    good, bad = " one two" * 5 + " ", " eno owt" * 5 + " "
+    spell = lambda row: row if isinstance(row, str) else (good, bad)[row[0] % 2]
+    data = SimpleNamespace(ids=lambda split: " one two ", is_text=True, language=None, text=spell,
+                           score=lambda x, label: [])
+    x = torch.arange(4)[:, None]
+    *_, (what, share, error) = rate_samples(x, data, None, 64)
+    assert what == "words that stand in the corpus, of 40" and share == 0.5
+    assert error == pytest.approx((0.5 ** 2 / 3) ** 0.5)  # of four texts; a binomial has .079
+
+
 def test_the_rows_of_the_toy_language_are_exact_and_with_a_label_of_its_class():
     data = ToyCorpus(8)
     x, _, labels = data.example_windows("val", 40)
