@@ -30,10 +30,11 @@ def mean_error(values, independent=False):
 
     It is nan for a single value. independent: whether the texts are; if in doubt they are not.
     """
-    n, mean = len(values), values.double().mean()  # ()
+    n, values = len(values), values.cpu().double()  # (n,)
+    mean = values.mean()  # ()
     if n < 2:
         return mean.item(), math.nan
-    d = values.double() - mean  # (n,)
+    d = values - mean  # (n,)
     total = d.square().sum() / n  # () c_0
     if not independent:
         c = torch.fft.irfft(torch.fft.rfft(d, 2 * n).abs().square(), 2 * n)[:n] / n  # (n,)
