@@ -5,6 +5,7 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --out_dir out/toy-mdlm          toy: also the gap to the exact entropy
     python evaluate.py --judge out/python-ar           an ar model of this code rates the samples
     python evaluate.py --judge gpt2-large --mauve      ... or a causal model of transformers
+    python evaluate.py --against out/python-ar         how much better or worse on the same texts
     python evaluate.py --zero_shot ptb,wikitext-2      perplexity on text it was not trained on
     python evaluate.py --lambada test.jsonl --choices quiz.jsonl     last words, multiple choice
     python evaluate.py --oracle udlm --steps 8         exact denoiser: errors of the sampler only
@@ -14,11 +15,11 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --init_from s-sahoo/duo --data my.txt         a published model, by its name
 
 A bound is a mean over texts and noise, with --draws draws of noise for each text. Its standard
-error is that of the mean over texts, which covers both. Nats per token compare methods on the same
-tokens, bits per byte on any tokens. Samples have two figures: their negative log-likelihood (exact
-on the toy language, else by the judge), and the entropy of the tokens within a text. A sampler that
-repeats itself lowers both. The figures are in evaluation/, the conventions in docs/evaluation.md.
-All results are saved in evaluation.json, beside the checkpoint.
+error is that of the mean over texts, which covers both (evaluation/errors.py). Nats per token
+compare methods on the same tokens, bits per byte on any tokens. Samples have two figures: their
+negative log-likelihood (exact on the toy language, else by the judge), and the entropy of the
+tokens within a text. A sampler that repeats itself lowers both. The figures are in evaluation/, the
+conventions in docs/evaluation.md. All results are saved in evaluation.json, beside the checkpoint.
 """
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,7 @@ from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data.tokenizer import end_of_text
 from evaluation.chat import score_answers
+from evaluation.comparison import load_rival
 from evaluation.downstream import last_words, multiple_choice, read_passages, read_questions
 from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_of, zero_shot_figures
 from evaluation.judges import load_judge
@@ -53,6 +55,7 @@ class Config(SamplingFlags):
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)
     batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds", least=0)
     num_samples: int = flag(64, "samples, or questions of a chat; 0 for none", least=0, chat=1000)
+    against: str = flag("", "another checkpoint, or ngram: the difference on the same texts")
     judge: str = flag("", "rates samples: an ar checkpoint, or the name of a transformers model")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
     zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt",
@@ -118,11 +121,12 @@ def main(config, given=()):
     passages = read_passages(config.lambada) if config.lambada else []
     questions = read_questions(config.choices) if config.choices else []
     data = data_of(model, config.data)
+    rival = load_rival(config.against, model, data, device)
     held = texts_of(model, data, config, device)
 
     report = Report(config, model, data)
     with report.part("bound"):
-        report.add(**bound_figures(model, data, held, config))
+        report.add(**bound_figures(model, data, held, config, rival))
     steps = min(config.steps, model.method.max_steps or config.steps)
     how = {"sampler": config.sampler, "steps": steps}
     if config.num_samples and data.answers:

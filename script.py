@@ -242,7 +242,7 @@ def advice_on(error, cls=None):
 
 
 def comes_from_compiler(error):
-    """Whether torch.compile raises it: no C++ compiler, no headers of Python, no folder to write.
+    """Whether torch.compile raises it: no C++ compiler, no Python headers, no folder to write.
     """
     frames = traceback.extract_tb(error.__traceback__) if isinstance(error, OSError) else ()
     return type(error).__module__.startswith(("torch._inductor", "torch._dynamo")) or any(

@@ -36,6 +36,7 @@ class Dataset:
     is_text = True  # its tokens spell text: words can be looked up and counted
     image_size = None  # tokens per image, where texts are images, which `render` draws
     answers = False  # texts are chats: their prompts are given, their answers are scored
+    independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
     pads = False  # short texts are padded, and the padding is not scored
     counts_words = True  # n-grams of its tokens are a baseline for a model of it
     counts_bytes = False  # n-grams of bytes are a baseline as well

@@ -116,6 +116,7 @@ class Answers(Dataset):
     starts   {split: (n,)}, where the answers begin
     """
     answers, counts_words = True, False
+    independent_texts = True
 
     def __init__(self, name, parts, encoding, block_size):
         self.name, self.encoding, self.block_size = name, encoding, block_size

@@ -34,6 +34,7 @@ class Digits(Dataset):
     name, classes, block_size = "digits", tuple("0123456789"), SIDE * SIDE
     bytes_per_token = 1.0  # one pixel counts as one byte
     is_text, image_size = False, SIDE * SIDE
+    independent_texts = True
 
     def __init__(self, block_size=SIDE * SIDE):
         if block_size != SIDE * SIDE:

@@ -17,7 +17,8 @@ import torch
 
 from data.tokenizer import encode, end_of_text
 from diffusion import probabilities
-from evaluation.likelihood import mean_error, nats_of, perplexity_of
+from evaluation.errors import mean_error
+from evaluation.likelihood import nats_of, perplexity_of
 from flags import UserError
 from samplers import make_sampler
 
@@ -81,8 +82,8 @@ def last_words(model, passages, draws, seed, device, ends=False):
         torch.manual_seed(seed)
         found.append(torch.equal(fill_greedily(model, x, frozen), x))
         nats.append(conditional_nats(model, x, frozen, draws, seed))
-    share, share_error = mean_error(torch.tensor(found, dtype=torch.float64))
-    mean, error = mean_error(torch.tensor(nats, dtype=torch.float64))
+    share, share_error = mean_error(torch.tensor(found, dtype=torch.float64), True)
+    mean, error = mean_error(torch.tensor(nats, dtype=torch.float64), True)
     value, value_error = perplexity_of(mean, error)
     return {"passages": len(found), "draws": draws,
             "accuracy": share, "accuracy_error": share_error,
@@ -107,7 +108,7 @@ def multiple_choice(model, questions, draws, seed, device, ends=False):
         chance.append(1 / len(choices))
     shares = {}
     for name, row in (("accuracy", right), ("accuracy_per_byte", right_per_byte)):
-        mean, error = mean_error(torch.tensor(row, dtype=torch.float64))
+        mean, error = mean_error(torch.tensor(row, dtype=torch.float64), True)
         shares |= {name: mean, name + "_error": error}
     return {"questions": len(right), "draws": draws, **shares, "chance": sum(chance) / len(chance)}
 

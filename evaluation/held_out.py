@@ -10,7 +10,8 @@ import torch
 from data import load_data
 from data.tokenizer import to_json
 from diffusion import corrupt
-from evaluation.likelihood import likelihood_figures, mean_error, mean_nats, nats_of
+from evaluation.errors import mean_error
+from evaluation.likelihood import bytes_per_scored, likelihood_figures, mean_nats, nats_of
 from flags import UserError
 from oracle import exact_classifier
 from samplers.generate import prepend_bos
@@ -74,28 +75,39 @@ def texts_of(model, data, config, device):
 
 # ---- the bound
 
-def bound_figures(model, data, held, config):
-    """The bound on held-out texts, beside the exact entropy if it is known. -> dict of numbers"""
+def bound_figures(model, data, held, config, rival=None):
+    """The bound on held-out texts, beside the exact entropy if it is known. -> dict of numbers
+
+    rival: who else is scored on the same texts (comparison.py), or None
+    """
     x, frozen, label, condition = held
-    padding = data.padding(x)  # (n, L)
+    padding, alone = data.padding(x), data.independent_texts  # (n, L)
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
                            config.seed, condition, padding)  # (n,) each
-    mean, error = mean_nats(nats, scored, padding)
+    mean, error = mean_nats(nats, scored, padding, alone)
     figures = likelihood_figures(nats, scored, x, data, frozen, padding)
     figures |= {"method": model.config.method, "data": data.about, "split": config.split,
                 "step": model.step, "draws": config.draws, "exact": model.method.exact,
-                "nats_per_token": mean, "standard_error": error,
-                "bits_per_byte": mean / math.log(2) / data.bytes_per_token}
-    if data.language is not None:
-        if label is None:
-            entropy, entropy_error = data.language.entropy(data.block_size)
-        else:  # of these very texts
-            known = None if condition is None else label
-            log_p = data.language.log_prob(x.cpu(), known)  # (n,)
-            entropy, entropy_error = mean_error(-log_p / x.shape[1])
-        figures |= {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
-                    "gap_error": math.hypot(error, entropy_error)}
-    return figures
+                "nats_per_token": mean, "standard_error": error}
+    if size := bytes_per_scored(data):
+        figures["bits_per_byte"] = mean / math.log(2) / size
+    if data.answers:
+        per_answer, answer_error = mean_error(nats, alone)
+        figures |= {"nats_per_answer": per_answer, "nats_per_answer_error": answer_error}
+    if rival:
+        figures |= rival.figures(nats, scored, held, padding, config, alone)
+    if data.language is None:
+        return figures
+    if label is None:
+        entropy, entropy_error = data.language.entropy(data.block_size)
+        gap_error = math.hypot(error, entropy_error)
+    else:  # of these very texts, so that the gap is a mean of differences
+        known = None if condition is None else label
+        log_p = data.language.log_prob(x.cpu(), known)  # (n,)
+        entropy, entropy_error = mean_error(-log_p / x.shape[1], alone)
+        _, gap_error = mean_error((nats / scored).cpu() + log_p / x.shape[1], alone)
+    return figures | {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
+                      "gap_error": gap_error}
 
 
 def zero_shot_figures(model, name, config, device):
@@ -116,7 +128,7 @@ def entropy_of(data, given_class=False):
     if not given_class:
         return entropy, error
     posterior = language.topic_posterior(data.windows("val", 4000))  # (n, K)
-    left, left_error = mean_error(torch.special.entr(posterior).sum(-1))  # H(class | text)
+    left, left_error = mean_error(torch.special.entr(posterior).sum(-1), True)  # H(class | text)
     prior = torch.special.entr(language.prior).sum().item()  # H(class)
     return entropy - (prior - left) / L, math.hypot(error, left_error / L)
 
@@ -156,8 +168,8 @@ def classifier_rows(method, network, data, texts, device, batch_size=64, seed=13
     for t, results in by_time.items():
         rows.append({"t": t})
         for name, (nats, right) in zip(classifiers, results):  # (n,) each
-            mean, error = mean_error(nats)
-            accuracy, accuracy_error = mean_error(right.double())
+            mean, error = mean_error(nats, data.independent_texts)
+            accuracy, accuracy_error = mean_error(right.double(), data.independent_texts)
             rows[-1] |= {f"{name}nats": mean, f"{name}nats_error": error,
                          f"{name}accuracy": accuracy, f"{name}accuracy_error": accuracy_error}
     return rows

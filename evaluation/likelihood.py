@@ -8,13 +8,15 @@ How likely a model finds text that it did not write: bounds, perplexities, bits.
                   figures that do not depend on the tokenizer
 
 The exponential of the mean of a bound is a bound on the perplexity. The standard error of exp(m) is
-exp(m) times that of m. How the papers differ from each other: docs/evaluation.md.
+exp(m) times that of m; that of m is in errors.py. How the papers differ from each other:
+docs/evaluation.md.
 """
 import math
 
 import torch
 
 from diffusion import Labeled
+from evaluation.errors import mean_error, pooled_rate, with_error
 
 
 @torch.no_grad()
@@ -47,30 +49,21 @@ def scored_positions(x, frozen=None, padding=None):
     return scored if padding is None else scored & ~padding  # (n, L)
 
 
-def mean_error(values):
-    """The mean of values (n,) and its standard error, which is nan for a single value."""
-    if len(values) < 2:
-        return values.mean().item(), math.nan
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
-
-
 def estimate_bound(method, denoiser, x, draws=1, batch_size=64, frozen=None, seed=1337,
-                   label=None, padding=None):
-    """The mean of nats/token (see mean_nats) and its standard error over texts and noise."""
+                   label=None, padding=None, independent=False):
+    """The mean of nats/token (see mean_nats) and its standard error over texts and noise.
+
+    independent: whether the texts are; False for windows of a stream, in their order
+    """
     nats, scored = nats_of(method, denoiser, x, draws, batch_size, frozen, seed, label, padding)
-    return mean_nats(nats, scored, padding)
+    return mean_nats(nats, scored, padding, independent)
 
 
-def mean_nats(nats, scored, padding=None):
+def mean_nats(nats, scored, padding=None, independent=False):
     """The mean over texts (n,) of nats/token; where texts are padded, the mean over all tokens."""
-    return mean_error(nats / scored) if padding is None else pooled_rate(nats, scored)
-
-
-def pooled_rate(nats, scored):
-    """All nats over all tokens of texts (n,), and the standard error of the ratio (first order)."""
-    nats, scored = nats.double(), scored.double()  # (n,) each
-    rate = nats.sum() / scored.sum()  # ()
-    return rate.item(), mean_error((nats - rate * scored) / scored.mean())[1]
+    if padding is None:
+        return mean_error(nats / scored, independent)
+    return pooled_rate(nats, scored, independent)
 
 
 def perplexity_of(nats, error):
@@ -79,10 +72,17 @@ def perplexity_of(nats, error):
     return value, value * error
 
 
-def format_nats(nats, error, bytes_per_token):
-    """'1.234 +- 0.005 nats/token = 2.345 bits/byte'"""
-    bits = nats / math.log(2) / bytes_per_token
-    return f"{nats:.3f} +- {error:.3f} nats/token = {bits:.3f} bits/byte"
+def bytes_per_scored(data):
+    """UTF-8 bytes per scored token, which turns nats/token into bits/byte; None if there is no such
+    figure: answers are scored with the ends that fill them up, and some corpora hide their size."""
+    known = not data.answers and data.bytes_per_token > 0  # unknown is nan
+    return data.bytes_per_token if known else None
+
+
+def format_nats(nats, error, size):
+    """'1.234 +- 0.005 nats/token = 2.345 bits/byte'. size: see bytes_per_scored"""
+    bits = f" = {nats / math.log(2) / size:.3f} bits/byte" if size else ""
+    return f"{with_error(nats, error)} nats/token{bits}"
 
 
 def bytes_per_character(encoding, ids):
@@ -102,13 +102,14 @@ def likelihood_figures(nats, scored, x, data, frozen=None, padding=None):
 
     -> dict of plain numbers
     """
-    rate, error = pooled_rate(nats, scored)
+    rate, error = pooled_rate(nats, scored, data.independent_texts)
     value, value_error = perplexity_of(rate, error)
     figures = {"texts": len(x), "tokens": int(scored.sum()),
                "perplexity": value, "perplexity_error": value_error}
-    if data.is_text and data.language is None:  # pixels and toy words spell no bytes
+    size = bytes_per_scored(data)
+    if size and data.is_text and data.language is None:  # pixels and toy words spell no bytes
         ratio = bytes_per_character(data.encoding, x[scored_positions(x, frozen, padding)])
-        bits, bits_error = (a / math.log(2) / data.bytes_per_token for a in (rate, error))
+        bits, bits_error = (a / math.log(2) / size for a in (rate, error))
         figures |= {
             "bits_per_byte": bits, "bits_per_byte_error": bits_error,
             "bits_per_character": bits * ratio, "bits_per_character_error": bits_error * ratio}

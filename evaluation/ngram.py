@@ -22,8 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import DATASETS, load_data
+from evaluation.likelihood import bytes_per_scored
 from flags import flag
 from script import run_script
+
+
+ORDERS = 2, 3, 4, 5, 6
 
 
 @dataclass
@@ -33,44 +37,61 @@ class Config:
     vocab_size: int = flag(1024, "symbols of a bpe trained on the data", least=1)
 
 
-def witten_bell(train, val, vocab_size, orders=(2, 3, 4, 5, 6)):
-    """Eq. (1.4) of each order, estimated on the ids `train`. -> {order: nats per symbol of `val`}
+def symbol_nats(train, val, vocab_size, orders=ORDERS):
+    """Eq. (1.4) of each order, estimated on the ids `train`. -> {order: nats of each of `val` (m,)}
 
     val is read as the continuation of train, so that its first symbols have a history too. Needs
-    len(train) >= max(orders).
+    len(train) >= max(orders). The id vocab_size in val separates texts: what follows it has a
+    history that never occurred, so that nothing before it counts.
     """
     x = np.concatenate([train, val]).astype(np.int64)  # (N,)
     p = np.full(len(val), 1 / vocab_size)  # (m,) p_0
     history = np.zeros(len(x), np.int64)  # (N,) the empty history
-    nats = {}
+    nats, base = {}, vocab_size + 1
     for n in range(1, max(orders) + 1):
         # history[i] numbers the n - 1 symbols before x[n-1+i]. The number of an n-gram is the rank
         # of its pair (history, symbol) among all pairs: it has no collisions, as hashes would, and
         # fits into 64 bits at any order.
-        followed = history * vocab_size + x[n - 1:]  # (N-n+1,)
+        followed = history * base + x[n - 1:]  # (N-n+1,)
         pairs, gram = np.unique(followed, return_inverse=True)  # (G,), (N-n+1,)
         t = len(history) - len(val)  # the first t are of train
         c_hw = np.bincount(gram[:t], minlength=len(pairs))  # (G,)
         c_h = np.bincount(history[:t], minlength=history.max() + 1)  # (H,)
-        k_h = np.bincount(pairs[c_hw > 0] // vocab_size, minlength=len(c_h))  # (H,)
+        k_h = np.bincount(pairs[c_hw > 0] // base, minlength=len(c_h))  # (H,)
         h, hw = history[t:], gram[t:]  # (m,) each
         mixed = (c_hw[hw] + k_h[h] * p) / np.maximum(c_h[h] + k_h[h], 1)  # (m,) (1.4)
         p = np.where(c_h[h] > 0, mixed, p)  # (m,)
-        nats[n] = -np.log(p).mean()
+        if n in orders:
+            nats[n] = -np.log(p)  # (m,)
         history = gram[:-1]  # (N-n,) ends at i, precedes i + 1
-    return {n: float(nats[n]) for n in orders}
+    return nats
+
+
+def witten_bell(train, val, vocab_size, orders=ORDERS):
+    """The means of symbol_nats. -> {order: nats per symbol of `val`}"""
+    nats = symbol_nats(train, val, vocab_size, orders)
+    return {n: float(nats[n].mean()) for n in orders}
+
+
+def text_nats(train, x, vocab_size, orders=ORDERS):
+    """The same for texts x (n, L) with nothing before them. -> {order: nats/token of each (n,)}"""
+    apart = np.full((len(x), 1), vocab_size)  # (n, 1)
+    texts = np.concatenate([apart, x], 1)  # (n, 1 + L)
+    nats = symbol_nats(train, texts.ravel(), vocab_size, orders)
+    return {n: nats[n].reshape(texts.shape)[:, 1:].mean(-1) for n in orders}  # (n,) each
 
 
 def ngram_baselines(data):
-    """What n-grams reach on the held-out text: [(name, nats/token or None, bits/byte)]"""
+    """What n-grams reach on the held-out text: [(name, nats/token or None, bits/byte or None)]"""
     rows = [("uniform over tokens", math.log(data.encoding.n_vocab))]
     if data.counts_words:
         train, val = data.ids("train"), data.ids("val")
         cut = ", first 2M" * (len(train) < len(data.train) or len(val) < len(data.val))
         rows += [(f"{n}-gram of tokens{cut}", nats)
                  for n, nats in witten_bell(train, val, data.encoding.n_vocab).items()]
-    rows = [(name, nats, nats / math.log(2) / data.bytes_per_id) for name, nats in rows]
-    if data.counts_words and data.counts_bytes:
+    size = bytes_per_scored(data) and data.bytes_per_id
+    rows = [(name, nats, nats / math.log(2) / size if size else None) for name, nats in rows]
+    if size and data.counts_words and data.counts_bytes:
         train, val = (np.frombuffer(data.text(ids).encode("utf-8", "replace"), np.uint8)
                       for ids in (train, val))  # (m,) each
         rows += [(f"{n}-gram of bytes", None, nats / math.log(2))
@@ -84,11 +105,12 @@ def main(config, given=()):
     train, val = data.ids("train"), data.ids("val")
     cut = whole != (len(train), len(val))
     first = f"; of the first {len(train):,} and {len(val):,} tokens" * cut
+    size = bytes_per_scored(data) and data.bytes_per_id
     print(data.about)
-    print("order  nats/symbol  bits/byte   held-out, Witten-Bell; "
-          f"{data.bytes_per_id:.3f} bytes/symbol{first}")
+    print("order  nats/symbol" + "  bits/byte" * bool(size) + "   held-out, Witten-Bell"
+          + (f"; {size:.3f} bytes/symbol" if size else "") + first)
     for n, nats in witten_bell(train, val, data.encoding.n_vocab, range(1, 7)).items():
-        print(f"{n:5d}  {nats:11.4f}  {nats / math.log(2) / data.bytes_per_id:9.4f}")
+        print(f"{n:5d}  {nats:11.4f}" + (f"  {nats / math.log(2) / size:9.4f}" if size else ""))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from filelock import FileLock
 
 from checkpoints.file import as_json
 from data.files import check_writable, remove_parts, write_file
-from evaluation.likelihood import format_nats
+from evaluation.comparison import describe_difference
+from evaluation.errors import with_error
+from evaluation.likelihood import bytes_per_scored, format_nats
 from flags import UserError
 
 
@@ -76,26 +78,32 @@ def print_results(r, data, config, exact):
 
 def pair(row, name, digits=3):
     """A figure and its standard error: '1.234 +- 0.005'"""
-    return f"{row[name]:.{digits}f} +- {row[name + '_error']:.{digits}f}"
+    return with_error(row[name], row[name + "_error"], f".{digits}f")
 
 
 def percent(row, name):
-    return f"{row[name]:.1%} +- {row[name + '_error']:.1%}"
+    return with_error(row[name], row[name + "_error"], ".1%")
 
 
 def print_bound(r, data, bound):
     print(r["data"])
-    nats = format_nats(r["nats_per_token"], r["standard_error"], data.bytes_per_token)
+    nats = format_nats(r["nats_per_token"], r["standard_error"], bytes_per_scored(data))
     kind = "bound" if bound else "exact"
     print(f"{r['method']}, step {r['step']}: {kind} on held-out text {nats} ({r['texts']:,} texts "
           f"of {data.block_size} tokens, {r['draws']} noise draws each)")
     line = f"perplexity {bound}{pair(r, 'perplexity', 2)}"
     if "bits_per_character" in r:
         line += f", {pair(r, 'bits_per_character')} bits/character"
+    if "nats_per_answer" in r:
+        line += f", {pair(r, 'nats_per_answer', 2)} nats/answer with its ends"
     print(f"{line}, over {r['tokens']:,} tokens")
     if "gap" in r:
-        print(f"exact entropy {pair(r, 'entropy', 4)} nats/token: the model is {pair(r, 'gap', 4)} "
-              "above it")
+        print(f"exact entropy {pair(r, 'entropy', 4)} nats/token: the model is "
+              + describe_difference(r["gap"], r["gap_error"], "it"))
+    if "against" in r:
+        row = r["against"]
+        other = describe_difference(row["difference"], row["difference_error"], row["name"])
+        print(f"on the same texts, nats/token: {other}" + " (a bound, too)" * (not row["exact"]))
 
 
 def print_answers(r, config):
@@ -111,10 +119,12 @@ def print_samples(r):
     head = f"{r['num_samples']} samples, {r['sampler']}, {r['steps']} steps"
     print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")
     for (what, mean, error), (_, other, other_error) in zip(r["samples"], r["held_out"]):
-        print(f"{what:<58}{mean:>10.3f} +- {error:.3f}{other:>12.3f} +- {other_error:.3f}")
+        print(f"{what:<58}  {with_error(mean, error):>17}  {with_error(other, other_error):>19}")
     if "mauve" in r:
         what = f"MAUVE, of {r['mauve_texts']} texts"
-        print(f"{what:<58}{r['mauve']:>10.3f} +- {r['mauve_error']:.3f}")
+        print(f"{what:<58}{with_error(r['mauve'], r['mauve_error']):>19}")
+    if "no_words" in r:
+        print(r["no_words"])
 
 
 def print_by_noise(rows):
@@ -124,7 +134,7 @@ def print_by_noise(rows):
     print(f"\n{'held-out text':<16}" + "".join(f"{head:^48}" for head in heads))
     print("at noise t" + "".join(f"{'nats/text':>24}{'accuracy':>24}" for _ in names))
     for row in rows:
-        cell = lambda key: f"{row[key]:>13.3f} +- {row[key + '_error']:.3f}  "
+        cell = lambda key: f"{pair(row, key):>22}  "
         cells = "".join(cell(name + "nats") + cell(name + "accuracy") for name in names)
         print(f"{row['t']:<10.2f}{cells}")
 

@@ -12,16 +12,27 @@ How good are samples? Whether they are likely, varied, and distributed like held
                   hidden states of a judge
 
 The first two are means over texts. The others describe a set of texts and depend on its size, so
-samples and held-out text are compared on sets of one size. Their standard errors: distinct-n by the
-jackknife; self-BLEU over texts, as if these were independent; MAUVE by the bootstrap.
+samples and held-out text are compared on sets of one size. Their standard errors: distinct-n and
+self-BLEU by the jackknife over groups of neighbors, MAUVE by the bootstrap. All of them count texts
+and not words, since the words of a text resemble each other.
+
+Where no spaces stand between words (Chinese, proteins), n-grams are those of characters, and no
+words are looked up.
 """
 import math
 import re
 from collections import Counter
+from functools import partial
 
 import torch
 
-from evaluation.likelihood import mean_error, perplexity_of, pooled_rate
+from evaluation.errors import mean_error, pooled_rate
+from evaluation.likelihood import perplexity_of
+
+WHOLE_WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]{3,}(?=[\W\d_])")  # letters of any script
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+                      "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # kana, Han
+LONG = 20  # characters between spaces, on average: English has 6, German 7, proteins hundreds
 
 # ---- means over texts
 
@@ -34,55 +45,70 @@ def unigram_entropy(x):
     return torch.special.entr(counts / x.shape[1]).sum(-1)  # (n,)
 
 
-def share_of_known_words(texts, data):
-    """The share of words of three letters or more that occur in the corpus, and their number.
+def has_words(data):
+    """Whether spaces stand between the words of the held-out text, so that words can be counted."""
+    text = data.text(data.ids("val")[:50_000])
+    parts = text.split()
+    size = sum(map(len, parts))
+    return size < LONG * len(parts) and 2 * len(UNSPACED.findall(text)) < size
 
-    A word at the edge of a text may be cut, so it does not count.
+
+def known_words(data):
+    """The words of three letters or more in the corpus; none for data whose texts have no words."""
+    if not data.is_text or data.language is not None or not has_words(data):
+        return set()
+    return {word for split in ("train", "val")
+            for word in WHOLE_WORD.findall(data.text(data.ids(split)))}
+
+
+def count_known_words(texts, known):
+    """How many words of each text are in the set `known`, and how many there are.
+
+    A word at the edge of a text may be cut, so it does not count. -> (n,), (n,)
     """
-    whole = re.compile(r"(?<=[^A-Za-z])[A-Za-z]{3,}(?=[^A-Za-z])")
-    known = {word for split in ("train", "val")
-             for word in whole.findall(data.text(data.ids(split)))}
-    words = [word for text in texts for word in whole.findall(text)]
-    return sum(word in known for word in words) / max(1, len(words)), len(words)
+    words = [WHOLE_WORD.findall(text) for text in texts]
+    found = [sum(word in known for word in row) for row in words]
+    return torch.tensor(found), torch.tensor([len(row) for row in words])  # (n,) each
 
 
-def judge_rows(judge, x, data, batch_size):
+def judge_rows(judge, x, data, batch_size, independent=True):
     """Rows of generative perplexity: over all tokens (MDLM), and the mean over texts (SEDD)."""
     nats, scored = judge.nats(x, [data.text(row) for row in x.tolist()], batch_size)  # (n,) each
-    rate, error = pooled_rate(nats, scored)
+    rate, error = pooled_rate(nats, scored, independent)
     each = (nats / scored)[scored > 0].exp()  # (n',)
     return [(f"-log p by {judge.where}, nats/token", rate, error),
             (f"generative perplexity by {judge.where}", *perplexity_of(rate, error)),
-            ("the same, mean over texts", *mean_error(each))]
+            ("the same, mean over texts", *mean_error(each, independent))]
 
 
 def exact_rows(x, language, label=None):
     """Rows of exact probabilities; with a label (1,) also those of its class."""
     x, n = x.cpu(), x.shape[1]  # (n, L)
-    rows = [("exact -log p, nats/token", *mean_error(-language.log_prob(x) / n))]
+    rows = [("exact -log p, nats/token", *mean_error(-language.log_prob(x) / n, True))]
     if label is not None:
         of_class = -language.log_prob(x, label) / n  # (n,)
         posterior = language.topic_posterior(x)[:, label.cpu()][:, 0]  # (n,)
-        rows += [("exact -log p given the class, nats/token", *mean_error(of_class)),
-                 ("exact p(class | text)", *mean_error(posterior))]
+        rows += [("exact -log p given the class, nats/token", *mean_error(of_class, True)),
+                 ("exact p(class | text)", *mean_error(posterior, True))]
     return rows
 
 
-def rate_samples(x, data, judge, batch_size, label=None):
+def rate_samples(x, data, judge, batch_size, label=None, independent=True):
     """Rows (what, mean, standard error) of texts x (n, L), which are samples or held-out text.
 
-    label (1,): the class that was asked for
+    label (1,): the class that was asked for. independent: False for windows of a stream, in order
     """
-    rows = [("entropy of the tokens within a text, nats", *mean_error(unigram_entropy(x)))]
+    entropy = mean_error(unigram_entropy(x), independent)
+    rows = [("entropy of the tokens within a text, nats", *entropy)]
     if data.language is not None:
         rows += exact_rows(x, data.language, label)
     elif judge:
-        rows += judge_rows(judge, x, data, batch_size)
-    rows += [(what, *mean_error(values)) for what, values in data.score(x, label)]
-    if data.is_text and data.language is None:
-        share, n = share_of_known_words([data.text(row) for row in x.tolist()], data)
-        error = (share * (1 - share) / max(1, n)) ** 0.5
-        rows.append((f"words that stand in the corpus, of {n:,}", share, error))
+        rows += judge_rows(judge, x, data, batch_size, independent)
+    rows += [(what, *mean_error(values, independent)) for what, values in data.score(x, label)]
+    if known := known_words(data):
+        found, words = count_known_words(map(data.text, x.tolist()), known)  # (n,) each
+        what = f"words that stand in the corpus, of {int(words.sum()):,}"
+        rows.append((what, *pooled_rate(found, words, independent)))
     return rows
 
 
@@ -92,16 +118,22 @@ def count_ngrams(words, n):
     return Counter(zip(*(words[i:] for i in range(n))))
 
 
-def distinct_ngrams(texts, n):
-    """Distinct n-grams over all n-grams of texts (lists of words); its jackknife standard error."""
-    counts = [count_ngrams(words, n) for words in texts]
-    owners = Counter(gram for grams in counts for gram in grams)  # in how many texts
-    total = sum(grams.total() for grams in counts)
-    without = [(len(owners) - sum(owners[gram] == 1 for gram in grams))
-               / max(1, total - grams.total()) for grams in counts]  # each text left out
-    m, mean = len(texts), sum(without) / len(texts)
+def jackknife(figure, texts, groups=20):
+    """figure(texts), and its standard error from what it is without each group of neighbors:
+    se^2 = (m - 1)/m sum_j (figure without group j - their mean)^2, of m groups."""
+    m = min(groups, len(texts))
+    edges = [len(texts) * j // m for j in range(m + 1)]
+    without = [figure(texts[:a] + texts[b:]) for a, b in zip(edges, edges[1:])]
+    mean = sum(without) / m
     error = math.sqrt((m - 1) / m * sum((value - mean) ** 2 for value in without))
-    return len(owners) / max(1, total), error
+    return figure(texts), error
+
+
+def distinct_ngrams(texts, n):
+    """Distinct n-grams over all n-grams of texts (lists of words)."""
+    counts = [count_ngrams(words, n) for words in texts]
+    distinct = {gram for grams in counts for gram in grams}
+    return len(distinct) / max(1, sum(grams.total() for grams in counts))
 
 
 def self_bleu(texts, longest=4):
@@ -124,7 +156,7 @@ def self_bleu(texts, longest=4):
     lengths = Counter(map(len, texts))
     for i, c in enumerate(map(len, texts)):
         references = (m for m in lengths if lengths[m] > (m == c))  # not the text itself
-        r = min(references, key=lambda m: (abs(m - c), m))
+        r = min(references, key=lambda m: (abs(m - c), m), default=c)
         logs[i] += min(0.0, 1 - r / c) if c else -math.inf
     return logs.exp()  # (n,)
 
@@ -133,9 +165,14 @@ def rate_diversity(x, data):
     """Rows (what, value, standard error) of the set x (n, L); none for images or a single text."""
     if not data.is_text or len(x) < 2:
         return []
-    texts = [data.text(row).split() for row in x.tolist()]
-    rows = [(f"distinct-{n}, of {len(texts)} texts", *distinct_ngrams(texts, n)) for n in (1, 2, 3)]
-    return rows + [(f"self-BLEU of {len(texts)} texts", *mean_error(self_bleu(texts)))]
+    texts, of = [data.text(row).split() for row in x.tolist()], ""
+    if not has_words(data):
+        texts, of = [[*"".join(words)] for words in texts], " of characters"
+    rows = [(f"distinct-{n}{of}, of {len(x)} texts",
+             *jackknife(partial(distinct_ngrams, n=n), texts)) for n in (1, 2, 3)]
+    groups = 20 if len(texts) <= 1000 else 5  # of many texts self-BLEU takes long
+    bleu = jackknife(lambda texts: self_bleu(texts).mean().item(), texts, groups)
+    return rows + [(f"self-BLEU{of} of {len(x)} texts", *bleu)]
 
 
 def mauve_of(judge, ours, theirs, batch_size, seed, again=10):
@@ -161,9 +198,12 @@ def sample_figures(samples, x, data, judge, label, config):
     few = min(len(samples), len(x))  # figures of a set are compared on sets of one size
     spread = torch.linspace(0, len(x) - 1, few).long().to(x.device)  # (few,)
     sets = samples[:few], x[spread]  # (few, L) each
-    rows = [rate_samples(a, data, judge, config.batch_size, label) + rate_diversity(part, data)
-            for a, part in zip((samples, x), sets)]
+    rows = [rate_samples(a, data, judge, config.batch_size, label, independent)
+            + rate_diversity(part, data)
+            for a, part, independent in zip((samples, x), sets, (True, data.independent_texts))]
     figures = {"samples": rows[0], "held_out": rows[1], "num_samples": len(samples)}
+    if data.is_text and not has_words(data):
+        figures["no_words"] = "no words are counted: this text has no spaces between words"
     if config.mauve:
         texts = ([data.text(row) for row in a.tolist()] for a in sets)
         value, error = mauve_of(judge, *texts, config.batch_size, config.seed)

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 
 from data import load_data
 from diffusion import ancestral
-from evaluation.likelihood import estimate_bound, mean_error
+from evaluation.errors import mean_error, mean_over_seeds, with_error
+from evaluation.likelihood import estimate_bound
 from evaluation.sample_quality import unigram_entropy
 from experiments import training
 from experiments.command import choose_command, run_experiment
@@ -90,11 +91,13 @@ def shrink(config):
             folder = f"shrink{flags.get('diffusion_block', '')}-{data.name}"
             model, cpu = train_here(config, folder, method, seed, config.data, **flags)
             draws = 1 if model.method.exact else 8
-            nats, error = estimate_bound(model.method, model.denoiser, x, draws, 256)
+            nats, error = estimate_bound(model.method, model.denoiser, x, draws, 256,
+                                         independent=data.independent_texts)
             rows.append((nats - entropy, math.hypot(error, entropy_error), model.step, cpu))
-        gap, error, steps, cpu = map(statistics.mean, zip(*rows))
-        gaps = spread_over_seeds([row[0] for row in rows])
-        print(f"{name:<24}{gap:>8.4f} +- {error:.4f}{gaps}   {steps:.0f} steps, "
+        gap, error, steps, cpu = zip(*rows)
+        figure = with_error(*mean_over_seeds(gap, error), ".4f")
+        steps, cpu = statistics.mean(steps), statistics.mean(cpu)
+        print(f"{name:<24}{figure:>18}{spread_over_seeds(gap)}   {steps:.0f} steps, "
               f"{cpu:.1f} CPU min", flush=True)
 
 
@@ -124,13 +127,14 @@ def clip(config):
             with torch.no_grad():
                 nats = torch.cat([model.method.loss(model.denoiser, part)
                                   for part in x.split(256)])  # (n, 32)
-            bound, error = estimate_bound(model.method, model.denoiser, x, 8, 256)
+            bound, error = estimate_bound(model.method, model.denoiser, x, 8, 256,
+                                          independent=True)
             rows.append((nats.view(-1, 4).mean(-1).var().item(), bound - entropy, error, cpu))
-        variance, gap, error, cpu = map(statistics.mean, zip(*rows))
+        variance, gap, error, cpu = zip(*rows)
         found = f" ({model.config.clip})" if "clip_search" in flags else ""
-        gaps = spread_over_seeds([row[1] for row in rows])
-        print(f"{name + found:<44}{variance:>10.3f}{gap:>10.4f} +- {error:.4f}{gaps}   "
-              f"{cpu:.1f} CPU min", flush=True)
+        figure = with_error(*mean_over_seeds(gap, error), ".4f")
+        print(f"{name + found:<44}{statistics.mean(variance):>10.3f}{figure:>20}"
+              f"{spread_over_seeds(gap)}   {statistics.mean(cpu):.1f} CPU min", flush=True)
 
 
 def speed_rows(L):
@@ -222,7 +226,7 @@ def cache(config):
             distance, top = (torch.cat(parts) for parts in zip(*spy.differences))  # (N,) each
             figures = (distance.double(), -data.language.log_prob(x) / 32 - entropy,
                        unigram_entropy(x))
-            tv, nats, varied = ("{:.3f} +- {:.3f}".format(*mean_error(a)) for a in figures)
+            tv, nats, varied = (with_error(*mean_error(a, independent=True)) for a in figures)
             print(f"{rule:<16}{kind:<8}{tv:>18}{top.double().mean():>8.3f}{spy.calls:>7}"
                   f"{spy.read / n:>7.0f}{nats:>18}{varied:>18}", flush=True)
 

@@ -22,7 +22,7 @@ import torch
 
 from data.toy import ToyCorpus
 from diffusion import Absorbing, Uniform, likelihood, stratified
-from evaluation.likelihood import mean_error
+from evaluation.errors import mean_error, with_error
 from experiments.command import run_experiment
 from experiments.timing import hardware
 from flags import flag
@@ -89,7 +89,7 @@ def main(config, given=()):
         return torch.cat([function(language, what, *chunk) for chunk in chunks])  # (n,)
     limits = {name: bound(bound_in_continuous_time, process(language.V))
               for name, process in TRANSITIONS.items()}
-    cell = lambda values: "{:.4f} +- {:.4f}".format(*mean_error(values))
+    cell = lambda values: with_error(*mean_error(values, independent=True), ".4f")
     print(f"{hardware()}\n{n:,} texts of {config.length} words, exact denoiser; exact -log p "
           f"{cell(exact)} nats/word\nbound in T steps, above the continuous one, nats/word\n"
           "    T" + "".join(f"{name:>20}" for name in TRANSITIONS))

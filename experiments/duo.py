@@ -22,7 +22,8 @@ import torch
 
 from data import load_data
 from diffusion import ancestral, corrupt, probabilities, stratified
-from evaluation.likelihood import estimate_bound, mean_error
+from evaluation.errors import mean_error, mean_over_seeds, with_error
+from evaluation.likelihood import estimate_bound
 from evaluation.sample_quality import unigram_entropy
 from experiments.command import choose_command, run_experiment
 from experiments.plotting import COLORS, load_pyplot, save_figure
@@ -127,7 +128,8 @@ def learn(config):
             model = train_or_load(config, f"learn-{name}-{seed}", **TOY, **LOOKS, method=name,
                                   seed=seed)
             draws = 1 if model.method.exact else 8
-            nats, se = estimate_bound(model.method, model.denoiser, x, draws, 256)
+            nats, se = estimate_bound(model.method, model.denoiser, x, draws, 256,
+                                      independent=True)
             rows.append({"method": name, "seed": seed, "gap": nats - entropy, "se": se,
                          "curve": learning_curve(model)})
     save_results(config, "learn", rows)
@@ -137,8 +139,9 @@ def learn(config):
     for row in rows:
         gaps.setdefault(row["method"], []).append(row["gap"])
     for name, values in gaps.items():
-        se = statistics.mean(row["se"] for row in rows if row["method"] == name)
-        print(f"{name:<20}{statistics.mean(values):.4f} +- {se:.4f}{format_spread(values)}")
+        errors = [row["se"] for row in rows if row["method"] == name]
+        print(f"{name:<20}{with_error(*mean_over_seeds(values, errors), '.4f')}"
+              f"{format_spread(values)}")
     less = [a - b for a, b in zip(gaps["duo"], gaps["udlm"])]  # on the same noise: less variance
     print(f"duo less udlm: {statistics.mean(less):+.4f}{format_spread(less)}")
     print("\nsteps until the bound is that of udlm at its last step, three quarters and half of "
@@ -201,7 +204,7 @@ def steps(config):
     load_pyplot()  # UserError before the work, not after
     data, rows = load_data("toy", 32), []
     entropy, _ = data.language.entropy(32)
-    held_out, _ = mean_error(unigram_entropy(data.windows("val", 4000)))
+    held_out = unigram_entropy(data.windows("val", 4000)).mean().item()
     print(f"{hardware()}\nsamples: exact -log p above the entropy, nats/token, and the entropy of "
           f"the tokens within a text (held-out text: {held_out:.3f})")
     models = {}
@@ -218,8 +221,8 @@ def steps(config):
                 torch.manual_seed(n)
                 x = generate(model.method, model.denoiser, config.num_samples, 32, n, sampler,
                              partial(probabilities, top_p=top_p))  # (n, L)
-                nats, error = mean_error(-data.language.log_prob(x) / 32)
-                inside, inside_error = mean_error(unigram_entropy(x))
+                nats, error = mean_error(-data.language.log_prob(x) / 32, independent=True)
+                inside, inside_error = mean_error(unigram_entropy(x), independent=True)
                 rows.append([name, what, n, nats - entropy, error, inside, inside_error])
                 print(f"{name:<12}{what:<22}{n:>4} steps   {nats - entropy:>7.3f} +- {error:.3f}   "
                       f"entropy {inside:.3f} +- {inside_error:.3f}", flush=True)

@@ -25,7 +25,7 @@ import torch
 from data import load_data
 from data.digits import write_png
 from diffusion import ancestral
-from evaluation.likelihood import mean_error
+from evaluation.errors import mean_error
 from evaluation.sample_quality import unigram_entropy
 from experiments.command import choose_command, run_experiment
 from experiments.plotting import COLORS, load_pyplot, save_figure
@@ -81,7 +81,8 @@ def rate_texts(language, x, label):
     within a text."""
     control = language.topic_posterior(x).gather(1, label[:, None])[:, 0]  # (n,)
     nats = -language.log_prob(x, label) / x.shape[1]  # (n,)
-    return [*mean_error(control), *mean_error(nats), *mean_error(unigram_entropy(x))]
+    inside = unigram_entropy(x)  # (n,)
+    return [figure for values in (control, nats, inside) for figure in mean_error(values, True)]
 
 
 def toy(config):
@@ -165,7 +166,7 @@ def digits(config):
         for n, gamma in product(steps, strengths):
             x, label = guided_samples(model, config.num_samples, 64, n, gamma)  # (n, 64), (n,)
             (_, distance), (_, right) = data.score(x, label)  # (n,) each
-            control, away = mean_error(right), mean_error(distance)
+            control, away = mean_error(right, True), mean_error(distance, True)
             far = frechet_distance(x, real)
             rows.append([name, n, gamma, *control, far, *away])
             write_png(Path(config.out_dir, f"digits-{name}-{n}-{gamma:g}.png"), x[:100])

@@ -15,16 +15,21 @@ How much is learned in a fixed time.
 given twice: with nothing before the text, as the diffusion methods are, and as nanoGPT counts,
 where the first character is read but not scored. All models are trained here, by train.py, one
 after the other, on the machine that is printed.
+
+`+-` covers the choice of texts, the noise and, with --seeds, the training (12.4). The methods meet
+the same texts, so below the table they are compared text by text, with far smaller errors.
 """
 import math
 import statistics
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from data import load_data
-from evaluation.likelihood import estimate_bound, mean_error
+from evaluation.errors import mean_error, mean_over_seeds, with_error
+from evaluation.likelihood import nats_of
 from evaluation.ngram import witten_bell
 from experiments import training
 from experiments.command import choose_command, run_experiment
@@ -64,16 +69,46 @@ def draws_of(method):
     return 1 if method.exact else 8
 
 
-def print_means(rows, name):
-    """Means over seeds, and their spread, which is larger than the standard error of one run."""
+class Trained(NamedTuple):
+    """A run, scored."""
+    what: str  # a line of the table; the runs of one line differ in their seed
+    nats: torch.Tensor  # (n,) nats/token of each text
+    wall: float  # minutes of training
+    cpu: float
+
+
+def score_texts(model, x, draws, batch_size=64, frozen=None):
+    """Nats/token of each of the texts x (n, L), all with the same noise. -> (n,)"""
+    nats, scored = nats_of(model.method, model.denoiser, x, draws, batch_size, frozen)  # (n,) each
+    return nats / scored  # (n,)
+
+
+def print_means(runs, name, independent, entropy=(0.0, 0.0)):
+    """Means over seeds above the entropy, with errors that hold for other seeds and texts.
+
+    entropy: its value and its standard error. -> {line: [nats of each seed (n,)]}
+    """
     print(f"\n{hardware(name=name)}")
-    for what in dict.fromkeys(row[0] for row in rows):
-        values, errors, wall, cpu = zip(*(row[1:] for row in rows if row[0] == what))
-        seeds = ""
-        if len(values) > 1:
-            seeds = f", {len(values)} seeds, spread {statistics.stdev(values):.3f}"
-        print(f"{what:<44}{statistics.mean(values):.3f} +- {statistics.mean(errors):.3f}{seeds}   "
-              f"{statistics.mean(wall):.1f} min, {statistics.mean(cpu):.1f} CPU min")
+    lines = {}
+    for run in runs:
+        lines.setdefault(run.what, []).append(run)
+    for what, runs in lines.items():
+        means, errors = zip(*(mean_error(run.nats, independent) for run in runs))
+        mean, error = mean_over_seeds(means, errors)
+        spread = f"{len(means)} seeds, spread {statistics.stdev(means):.3f}" if runs[1:] else ""
+        print(f"{what:<44}{with_error(mean - entropy[0], math.hypot(error, entropy[1]))}, "
+              f"{spread or 'one seed'}   {statistics.mean(run.wall for run in runs):.1f} min, "
+              f"{statistics.mean(run.cpu for run in runs):.1f} CPU min")
+    return {what: [run.nats for run in runs] for what, runs in lines.items()}
+
+
+def print_differences(lines, independent):
+    """Each line less the first one, text by text and seed by seed."""
+    first, *others = lines
+    for what in others:
+        differences = [mean_error(a - b, independent) for a, b in zip(lines[what], lines[first])]
+        print(f"on the same texts, {what.split(',')[0]} less {first.split(',')[0]}: "
+              f"{with_error(*mean_over_seeds(*zip(*differences)), '+.3f')}")
 
 
 def compare_on_text(config):
@@ -82,18 +117,19 @@ def compare_on_text(config):
     x = data.windows("val")  # (n, 64)
     longer = load_data(config.data, 65, "chars").windows("val")  # (n, 65)
     first = torch.arange(65).expand(len(longer), -1) == 0  # (n, 65)
-    rows = []
+    rows, others = [], []
     for seed in range(1, config.seeds + 1):
         for name in method_names(config, ["ar", "mdlm"]):
             model, *minutes = train_named(config, name, seed, data=config.data, **training.NANOGPT,
                                           **training.FIVE_MINUTES)
             method, kind = model.method, "exact" if model.method.exact else "bound"
-            figures = estimate_bound(method, model.denoiser, x, draws_of(method))
-            rows.append((f"{name}, {kind}, nats/char", *figures, *minutes))
+            nats = score_texts(model, x, draws_of(method))  # (n,)
+            rows.append(Trained(f"{name}, {kind}, nats/char", nats, *minutes))
             if method.exact:
-                figures = estimate_bound(method, model.denoiser, longer, frozen=first)
-                rows.append((f"{name} as nanoGPT counts, nats/char", *figures, *minutes))
-    print_means(rows, config.hardware)
+                nats = score_texts(model, longer, 1, frozen=first)  # (m,)
+                others.append(Trained(f"{name} as nanoGPT counts, nats/char", nats, *minutes))
+    lines = print_means(rows + others, config.hardware, data.independent_texts)
+    print_differences({run.what: lines[run.what] for run in rows}, data.independent_texts)
     ngrams = witten_bell(data.ids("train"), data.ids("val"), data.encoding.n_vocab)
     for n, nats in ngrams.items():
         print(f"{f'{n}-gram':<44}{nats:.3f}")
@@ -104,15 +140,15 @@ def compare_with_entropy(config):
     """The bound of each method on the toy language, above its exact entropy."""
     data, rows = load_data("toy", 32), []
     x = data.windows("val", 4000)  # (n, 32)
-    entropy, error = data.language.entropy(32)
+    entropy = data.language.entropy(32)
     for seed in range(1, config.seeds + 1):
         for name in method_names(config, language_models()):
             model, *minutes = train_named(config, name, seed, data="toy", **training.TWO_MINUTES)
-            nats, se = estimate_bound(model.method, model.denoiser, x, draws_of(model.method), 256)
-            rows.append((f"{name}, above the entropy, nats/token", nats - entropy,
-                         math.hypot(se, error), *minutes))
-    print_means(rows, config.hardware)
-    print(f"{'exact entropy, nats/token':<44}{entropy:.4f} +- {error:.4f}")
+            nats = score_texts(model, x, draws_of(model.method), 256)  # (n,)
+            rows.append(Trained(f"{name}, above the entropy, nats/token", nats, *minutes))
+    lines = print_means(rows, config.hardware, data.independent_texts, entropy)
+    print(f"{'exact entropy, nats/token':<44}{with_error(*entropy, '.4f')}")
+    print_differences(lines, data.independent_texts)
 
 
 def steps_in(seconds, method, **flags):
@@ -133,19 +169,22 @@ def compare_in_equal_time(config):
     print(f"{hardware(name=config.hardware)}; {config.minutes:g} CPU minutes of training each\n"
           f"{'':<12}{'steps':>7}{'held-out bound, bits/byte':>28}"
           f"{'network calls for 64 tokens':>30}", flush=True)
+    lines = {}
     for name in method_names(config, language_models()):
         keep_memory()
         steps = steps_in(60 * config.minutes, name)
         model, _, cpu = train_named(config, name, 1, max_iters=steps)
         data = load_data("python", 64, "bpe", model.config.vocab_size)
         x, draws = data.windows("val", 2000), min(4, draws_of(model.method))  # (n, 64)
-        nats, error = estimate_bound(model.method, model.denoiser, x, draws)
         spy, bits = CallCounter(model.denoiser), 1 / math.log(2) / data.bytes_per_token
+        lines[name] = [score_texts(model, x, draws) * bits]  # one seed: [(n,)]
+        figure = with_error(*mean_error(lines[name][0], data.independent_texts))
         for _ in range(8):
             generate(model.method, spy, 1, 64, 128)
         calls = f"{spy.calls / 8:.0f}" + " in 128 steps" * (not model.method.exact)
-        print(f"{name:<12}{model.step:>7}{f'{nats * bits:.3f} +- {error * bits:.3f}':>28}"
-              f"{calls:>30}   {cpu:.1f} CPU min with the reports", flush=True)
+        print(f"{name:<12}{model.step:>7}{figure:>28}{calls:>30}   {cpu:.1f} CPU min with the "
+              "reports", flush=True)
+    print_differences(lines, data.independent_texts)
 
 
 def compare_few_steps(config, n=256):
@@ -162,8 +201,8 @@ def compare_few_steps(config, n=256):
             method = make_method(name, data.encoding.n_vocab)
             torch.manual_seed(1)
             x = generate(method, method.oracle(data.language), n, 32, steps)  # (n, 32)
-            mean, error = mean_error(-data.language.log_prob(x) / 32)
-            cells.append(f"{mean - entropy:.3f} +- {error:.3f}")
+            mean, error = mean_error(-data.language.log_prob(x) / 32, independent=True)
+            cells.append(with_error(mean - entropy, error))
         print(f"{steps:>5}  " + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
 

@@ -135,7 +135,8 @@ def bound_after(data, x, recipe, steps, seed):
     torch.set_float32_matmul_precision(trainer.config.matmul_precision)
     for step in range(steps):
         train_step(trainer, step)
-    return estimate_bound(trainer.method, trainer.average, x, 4)
+    return estimate_bound(trainer.method, trainer.average, x, 4,
+                          independent=data.independent_texts)
 
 
 def main(config, given=()):

@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from diffusion import Labeled
 from evaluation.held_out import classifier_rows, entropy_of
-from evaluation.likelihood import format_nats
-from evaluation.ngram import ngram_baselines
+from evaluation.errors import mean_error, with_error
+from evaluation.likelihood import bytes_per_scored, format_nats, mean_nats
+from evaluation.ngram import ngram_baselines, text_nats
 from evaluation.report import print_by_noise
 from flags import UserError
 from samplers.generate import generate
@@ -22,7 +23,8 @@ def run_facts(trainer):
     """What a run is, for the first line of metrics.jsonl, which viewer/curves.py reads."""
     config, method = trainer.config, trainer.method
     facts = {name: getattr(config, name) for name in ("method", "data", "block_size", "labels")}
-    return {**facts, "bytes_per_token": None if method.classifies else trainer.data.bytes_per_token}
+    size = None if method.classifies else bytes_per_scored(trainer.data)
+    return {**facts, "bytes_per_token": size}
 
 
 def sample_text(trainer, steps):
@@ -43,8 +45,8 @@ def print_evaluation(trainer, step, folder):
 
     def shown(nats, error):
         if method.classifies:
-            return f"{nats:.3f} +- {error:.3f} nats/text"
-        return format_nats(nats, error, data.bytes_per_token)
+            return f"{with_error(nats, error)} nats/text"
+        return format_nats(nats, error, bytes_per_scored(data))
 
     if step == 0:
         folder.log(step=0, **run_facts(trainer))
@@ -72,21 +74,38 @@ def print_summary(trainer):
         guided = spell({"label": trainer.classes[0], "classifier": config.out_dir})
         print(f"\npython sample.py {guided} --out_dir ...")
         return
-    nats, error = trainer.bound("val", SUMMARY_TEXTS, SUMMARY_DRAWS)
-    bits = 1 / math.log(2) / data.bytes_per_token
-    kind = "exact" if method.exact else "bound"
-    rows = [(f"{config.method}, {kind}", nats, nats * bits), *ngram_baselines(data)]
+    x, nats, scored = trainer.nats("val", SUMMARY_TEXTS, SUMMARY_DRAWS)  # (n, L), (n,), (n,)
+    mean, error = mean_nats(nats, scored, data.padding(x), data.independent_texts)
+    size, kind = bytes_per_scored(data), "exact" if method.exact else "bound"
+    bits = lambda nats: nats / math.log(2) / size if size else None
+    rows = [(f"{config.method}, {kind}", mean, bits(mean)), *ngram_baselines(data)]
     if data.language:
         entropy, _ = entropy_of(data, bool(trainer.classes))
         what = "exact entropy" + " given the class" * bool(trainer.classes)
-        rows.append((what, entropy, entropy * bits))
-    print(f"\nheld-out text, {SUMMARY_DRAWS} noise draws: "
-          f"{format_nats(nats, error, data.bytes_per_token)}")
-    print(f"{'':<32}{'nats/token':>12}{'bits/byte':>12}")
-    for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
-        print(f"{what:<32}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
+        rows.append((what, entropy, bits(entropy)))
+    less = compare_with_ngrams(data, x, nats / scored)
+    print(f"\nheld-out text, {SUMMARY_DRAWS} noise draws: {format_nats(mean, error, size)}")
+    print(f"{'':<32}{'nats/token':>12}" + f"{'bits/byte':>12}" * bool(size)
+          + f"{'the model less it':>22}" * bool(less))
+    cell = lambda value: "" if value is None else f"{value:.3f}"
+    for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2 if size else 1]):
+        print(f"{what:<32}{cell(per_token):>12}" + f"{cell(per_byte):>12}" * bool(size)
+              + f"  {less.get(what.split(',')[0], ''):>20}".rstrip())
     model = spell({"out_dir": config.out_dir})
     print(f"\npython sample.py {model}    python evaluate.py {model}")
+
+
+def compare_with_ngrams(data, x, nats):
+    """How far a model is above each n-gram on the same texts x (n, L), nats (n,) per token.
+
+    The n-grams have nothing before a text either. -> {name: the mean difference with its error}
+    """
+    if not data.counts_words or data.pads:
+        return {}
+    found = text_nats(data.ids("train"), x.cpu().numpy(), data.encoding.n_vocab)  # {n: (n,)}
+    return {f"{n}-gram of tokens": with_error(*mean_error(
+        nats.cpu() - torch.from_numpy(theirs), data.independent_texts), "+.3f")
+        for n, theirs in found.items()}
 
 
 def tensorboard_writer(path, first):

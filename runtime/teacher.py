@@ -14,7 +14,8 @@ from tqdm import tqdm
 from checkpoints.build import build_network
 from checkpoints.load import assemble, read_state
 from data.tokenizer import to_json
-from evaluation.likelihood import format_nats
+from evaluation.errors import with_error
+from evaluation.likelihood import bytes_per_scored, format_nats
 from evaluation.sample_quality import rate_samples
 from flags import UserError, flag, flags_of, restored
 from runtime.progress import run_facts
@@ -188,9 +189,9 @@ def print_round(trainer, step, folder):
     bound, error = trainer.bound("val", BOUND_TEXTS)
     rows = {n: sample_rows(trainer, n) for n in REPORT_STEPS}
     tqdm.write(f"round {step // iters_of(settings)} of {settings.rounds}, step {step}: held-out "
-               f"bound {format_nats(bound, error, trainer.data.bytes_per_token)}")
+               f"bound {format_nats(bound, error, bytes_per_scored(trainer.data))}")
     for n, values in rows.items():
-        figures = ",  ".join(f"{mean:.3f} +- {se:.3f} {what}" for what, mean, se in values)
+        figures = ",  ".join(f"{with_error(mean, se)} {what}" for what, mean, se in values)
         tqdm.write(f"    {n:>3} steps  {figures}")
     samples = {str(n): values for n, values in rows.items()}
     folder.log(step=step, val_bound=bound, val_se=error, samples=samples)

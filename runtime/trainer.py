@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from checkpoints.build import build_network
 from data import tokenizer
 from diffusion import Labeled
-from evaluation.likelihood import estimate_bound
+from evaluation.likelihood import mean_nats, nats_of
 from flags import UserError
 from methods.base import copy_capabilities
 from model import Block
@@ -211,12 +211,18 @@ class Trainer:
         """The method for reports: what it reads from the network comes from the average, too."""
         return self.method.with_network(self.gathered)
 
-    def bound(self, split, texts, draws=1):
-        """nats/token of the averaged network on `texts` texts, evenly spaced over the split.
+    def nats(self, split, texts, draws=1):
+        """What the averaged network makes of `texts` texts, evenly spaced over the split.
 
-        -> mean, standard error
+        -> x (n, L), nats (n,), how many tokens were scored (n,)
         """
         x, frozen, label = self.to_device(self.data.example_windows(split, texts))  # (n, L) .. (n,)
-        return estimate_bound(
+        nats, scored = nats_of(
             self.averaged_method, self.gathered, x, draws, self.config.batch_size, frozen,
-            label=label if self.classes else None, padding=self.data.padding(x))
+            label=label if self.classes else None, padding=self.data.padding(x))  # (n,) each
+        return x, nats, scored
+
+    def bound(self, split, texts, draws=1):
+        """nats/token of these texts. -> mean, standard error"""
+        x, nats, scored = self.nats(split, texts, draws)  # (n, L), (n,), (n,)
+        return mean_nats(nats, scored, self.data.padding(x), self.data.independent_texts)

@@ -3,8 +3,12 @@ Curves of training runs, over steps and over time.
 
     python -m viewer.curves out/toy-mdlm out/toy-udlm               writes curves.png
     python -m viewer.curves out/a out/b --png bounds.png --smooth 0.95
+    python -m viewer.curves --mean out/a-1,out/a-2,out/a-3          seeds of one run: their mean
+    python -m viewer.curves --mean "out/a-1,out/a-2;out/b-1,out/b-2"    two means
 
-It reads metrics.jsonl of each run, also of a run that is still going on. The panels, from the top:
+It reads metrics.jsonl of each run, also of a run that is still going on. A mean is taken at the
+steps that all of its runs have logged; its band of two standard errors is that of (12.4), which
+covers the seeds, too. The panels, from the top:
 
     training loss     smoothed by an exponential moving average, and faint as it was. Losses of
                       different methods do not compare: `simple` weights are no bound
@@ -13,6 +17,7 @@ It reads metrics.jsonl of each run, also of a run that is still going on. The pa
 """
 import json
 import math
+import statistics
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +26,7 @@ from pathlib import Path
 
 from data import DATASETS, load_data
 from data.files import atomic_write, check_writable
+from evaluation.errors import mean_over_seeds
 from evaluation.held_out import entropy_of
 from flags import UserError, flag, load_row
 from methods import METHODS
@@ -35,6 +41,7 @@ LARGEST = 1e15  # of steps, nats, seconds: what is larger was never logged
 class Config:
     runs: str = flag("", "folders of runs, with commas between, or the first words without a flag",
                      each=str)
+    mean: str = flag("", "runs that differ in their seed, with commas between; ; between groups")
     png: str = flag("curves.png", "the picture")
     smooth: float = flag(0.8, "share of the past in each point of the loss; 0 leaves it as it is",
                          least=0, most=0.9999)
@@ -135,6 +142,35 @@ def curves_of(rows, share):
     return points, {"bound": entropy, "bits": entropy and entropy * bits}
 
 
+def mean_curve(curves):
+    """The mean over runs at the steps that all have. curves: [[(step, value, error or None)]]"""
+    curves = [{step: figures for step, *figures in points} for points in curves]
+    steps = sorted(set.intersection(*map(set, curves)))
+    at = lambda step: zip(*(curve[step] for curve in curves))  # values, errors
+    means = []
+    for step in steps:
+        values, errors = at(step)
+        means.append((step, *mean_over_seeds(values, [error or 0.0 for error in errors])))
+    return means
+
+
+def mean_of_runs(group, rows, drawn):
+    """Runs [name] that differ in their seed as one. -> their mean rows, its curves_of"""
+    first_lines = [next((row for row in rows[name] if "method" in row), {}) for name in group]
+    if any(line != first_lines[0] for line in first_lines):
+        raise UserError(f"--mean {','.join(group)}: these runs differ in more than their seed")
+    points = {panel: mean_curve([drawn[name][0][panel] for name in group])
+              for panel in drawn[group[0]][0]}
+    points["raw"] = [(step, value, None) for step, value, _ in points["raw"]]
+    if not any(points.values()):
+        raise UserError(f"--mean {','.join(group)}: these runs have logged no step in common")
+    seconds = [seconds_by_step(rows[name]) for name in group]
+    steps = {step for panel in points.values() for step, *_ in panel}
+    clock = [dict(step=step, seconds=statistics.mean(time_at(run, step) for run in seconds))
+             for step in sorted(steps)]
+    return clock, (points, drawn[group[0]][1])
+
+
 def draw_curve(ax, points, x_of, color, **style):
     """A curve, with a band of two standard errors if known. points: [(step, value, error)]"""
     x, y, error = ([x_of(step) for step, *_ in points], [value for _, value, _ in points],
@@ -152,7 +188,7 @@ def draw_panel(ax, panel, runs, drawn, over_time, share):
         x_of = partial(time_at, seconds) if over_time else lambda step: step
         if panel == "loss" and share:
             draw_curve(ax, points["raw"], x_of, color, alpha=0.2, linewidth=0.7)
-        if points[panel]:
+        if points.get(panel):
             marker = "" if panel == "loss" else "."
             draw_curve(ax, points[panel], x_of, color, label=name, marker=marker)
     lines = {}  # what it is, and its value as it is shown: a line that is told apart from others
@@ -166,11 +202,19 @@ def draw_panel(ax, panel, runs, drawn, over_time, share):
     ax.grid(alpha=0.3)
 
 
-def draw_figure(runs, share):
-    """A matplotlib figure: panels with data, over steps and over seconds. runs: {name: rows}"""
+def draw_figure(runs, share, groups=()):
+    """A matplotlib figure: panels with data, over steps and over seconds.
+
+    runs: {name: rows}; groups: lists of those whose mean is drawn instead of them
+    """
     from matplotlib.figure import Figure  # optional; without pyplot it opens no window
 
     drawn = {name: curves_of(rows, share) for name, rows in runs.items()}
+    means = {f"mean of {', '.join(group)}": mean_of_runs(group, runs, drawn) for group in groups}
+    for name in {name for group in groups for name in group}:
+        drawn.pop(name)
+    drawn |= {name: curves for name, (_, curves) in means.items()}
+    runs = {**runs, **{name: clock for name, (clock, _) in means.items()}}
     panels = [panel for panel in PANELS if any(points[panel] for points, _ in drawn.values())]
     figure = Figure(figsize=(11, 0.6 + 2.8 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col", sharey="row")
@@ -186,16 +230,22 @@ def draw_figure(runs, share):
     return figure
 
 
+def split_names(text):
+    """The folders in a list with commas between, each once."""
+    words = filter(None, map(str.strip, text.split(",")))
+    return list(dict.fromkeys(str(Path(word)) for word in words))
+
+
 def main(config, given):
-    words = filter(None, map(str.strip, config.runs.split(",")))
-    folders = list(dict.fromkeys(str(Path(word)) for word in words))
+    groups = [folders for part in config.mean.split(";") if (folders := split_names(part))]
+    folders = dict.fromkeys(sum(groups, split_names(config.runs)))
     if not folders:
         raise UserError("give the folders of one run or more: python -m viewer.curves "
                         "out/python-mdlm")
     check_writable(config.png)
     runs = {folder: read_metrics(folder) for folder in folders}
     try:
-        figure = draw_figure(runs, config.smooth)
+        figure = draw_figure(runs, config.smooth, groups)
     except ModuleNotFoundError as error:
         if error.name.split(".")[0] != "matplotlib":
             raise

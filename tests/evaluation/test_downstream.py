@@ -113,6 +113,15 @@ def test_the_likelier_choice_is_taken_and_per_byte_the_likelier_for_its_length()
     assert result["chance"] == 0.5 and result["questions"] == 16 and plain != per_byte
 
 
+def test_the_length_of_a_choice_is_in_bytes_not_in_characters():
+    """Where all characters are equally likely: 4 of 6 bytes beat 5 of 4, 4 of 3 characters do not
+    (the space in front is scored, too)."""
+    model = model_of(chars("aä q"), "ar")
+    model.denoiser = lambda z, t, at: torch.zeros(int(at.sum()), 5)
+    result = multiple_choice(model, [("q", ["äää", "aaaa"], 0)] * 2, 1, 1, "cpu")
+    assert result["accuracy"] == result["accuracy_per_byte"] == 1
+
+
 # ---- greedy filling
 
 @pytest.mark.parametrize("method", LANGUAGE_MODELS)

@@ -77,6 +77,7 @@ def test_the_gap_is_to_the_entropy_of_the_language_or_of_the_texts_of_a_class():
     held = texts_of(model, data, flags(label="sea", max_texts=60), "cpu")
     figures = bound_figures(model, data, held, flags())
     assert figures["gap"] == pytest.approx(0, abs=1e-5) and figures["exact"] is True
+    assert figures["gap_error"] < 1e-5 < figures["standard_error"]  # of differences, text by text
     held = texts_of(model, data, flags(max_texts=60), "cpu")
     figures = bound_figures(model, data, held, flags())
     assert figures["entropy"] == data.language.entropy(32)[0]

@@ -8,15 +8,15 @@ import torch
 from data.chat import encoding_for
 from data.tokenizer import bpe, byte_level, chars, encode
 from data.toy import ToyCorpus
+from evaluation.errors import pooled_rate
 from evaluation.likelihood import (
+    bytes_per_scored,
     bytes_per_character,
     estimate_bound,
     format_nats,
     likelihood_figures,
-    mean_error,
     nats_of,
     perplexity_of,
-    pooled_rate,
     scored_positions,
 )
 from oracle import exact
@@ -27,14 +27,14 @@ AR = exact("ar")
 
 def text_in(encoding, bytes_per_token=1.0):
     return SimpleNamespace(encoding=encoding, bytes_per_token=bytes_per_token, is_text=True,
-                           language=None)
+                           language=None, answers=False, independent_texts=True)
 
 
 # ---- perplexity and bits
 
 def test_perplexity_counts_tokens_not_texts_and_its_error_is_that_of_a_ratio():
     nats, scored = torch.tensor([10.0, 1.0, 4.0]), torch.tensor([4, 1, 3])
-    rate, error = pooled_rate(nats, scored)
+    rate, error = pooled_rate(nats, scored, True)
     assert rate == 15 / 8
     left = [n - 15 / 8 * k for n, k in zip(nats.tolist(), scored.tolist())]  # sums to 0
     expected = math.sqrt(sum(a * a for a in left) / 2 / 3) / (8 / 3)
@@ -50,16 +50,23 @@ def test_the_error_of_a_perplexity_is_the_spread_of_perplexities_of_other_texts(
     for _ in range(400):
         scored = torch.randint(5, 60, (200,), generator=draw)
         nats = scored * (2 + 0.3 * torch.randn(200, generator=draw))
-        values.append(perplexity_of(*pooled_rate(nats, scored)))
+        values.append(perplexity_of(*pooled_rate(nats, scored, True)))
     values = torch.tensor(values)
     spread = values[:, 0].std().item()
     assert values[:, 1].mean().item() == pytest.approx(spread, rel=0.15)
 
 
-def test_a_single_text_has_a_mean_and_no_standard_error():
-    mean, error = mean_error(torch.tensor([2.0]))
-    assert mean == 2 and math.isnan(error)
+def test_bits_per_byte_are_left_out_where_the_scored_tokens_are_no_text_of_known_size():
     assert format_nats(math.log(2), 0.1, 0.5) == "0.693 +- 0.100 nats/token = 2.000 bits/byte"
+    assert format_nats(1.0, math.nan, None) == "1.000 (no error: one text) nats/token"
+    data = text_in(None, 2.5)
+    assert bytes_per_scored(data) == 2.5
+    data.bytes_per_token = math.nan  # of a corpus whose last documents are not known
+    assert bytes_per_scored(data) is None
+    data.bytes_per_token, data.answers = 2.5, True  # scored with the ends that fill them up
+    assert bytes_per_scored(data) is None
+    assert not [key for key in likelihood_figures(torch.ones(2), torch.ones(2), torch.ones(2, 3),
+                                                  data) if "bits" in key]
 
 
 def test_bits_per_character_differ_from_bits_per_byte_by_the_bytes_of_a_character():
@@ -115,3 +122,11 @@ def test_a_seed_fixes_the_noise_and_draws_are_averaged():
     assert torch.equal(once, nats_of(model.method, model.denoiser, x, 1, seed=3)[0])
     assert not torch.equal(once, nats_of(model.method, model.denoiser, x, 1, seed=4)[0])
     assert not torch.equal(once, twice)
+
+
+def test_a_text_may_meet_any_noise_in_any_draw():
+    """Times are spread over the rows of a batch, so the rows are in another order in each draw."""
+    rows = lambda denoiser, x, frozen: torch.arange(len(x))[:, None] + 0 * x  # (n, 1)
+    method = SimpleNamespace(nelbo=rows)
+    nats, _ = nats_of(method, None, torch.zeros(8, 1), draws=400)  # (8,) the mean row of each text
+    assert nats.tolist() == pytest.approx([3.5] * 8, abs=0.5)

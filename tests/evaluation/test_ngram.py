@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import load_data
-from evaluation.ngram import Config, main, ngram_baselines, witten_bell
+from evaluation.ngram import Config, main, ngram_baselines, text_nats, witten_bell
 from flags import configure
 
 
@@ -30,6 +30,17 @@ def test_the_ngram_agrees_with_counting_by_hand():
     for n in (2, 3, 4, 5, 6):
         p = [brute_force(train + val, i, n, len(train), V) for i in range(80, 100)]
         assert nats[n] == pytest.approx(-np.log(p).mean(), rel=1e-12)
+
+
+def test_texts_are_read_with_nothing_before_them():
+    draw = random.Random(1)
+    train = [draw.choice([0, 0, 1, 2]) for _ in range(80)]
+    x = np.array([[draw.randrange(4) for _ in range(5)] for _ in range(3)])
+    found = text_nats(np.array(train), x, 4)
+    for n in (2, 3, 6):
+        for row, nats in zip(x.tolist(), found[n]):
+            p = [brute_force(train + row[:i + 1], 80 + i, min(n, i + 1), 80, 4) for i in range(5)]
+            assert nats == pytest.approx(-np.log(p).mean(), rel=1e-12)
 
 
 def test_the_ngram_is_a_law():
@@ -56,9 +67,15 @@ def test_the_baselines_are_those_that_say_something_about_the_data(tmp_path, mon
     assert names_of(poem) == ["uniform over tokens", *tokens, *in_bytes]
     assert names_of(load_data("poem.txt", 8, "chars")) == ["uniform over tokens", *tokens]
     assert names_of(load_data("toy", 8)) == ["uniform over tokens", *tokens]
-    answers = SimpleNamespace(counts_words=False, bytes_per_id=2.0,
-                              encoding=SimpleNamespace(n_vocab=16))
-    assert ngram_baselines(answers) == [("uniform over tokens", math.log(16), 2.0)]
+    few = SimpleNamespace(counts_words=False, bytes_per_id=2.0, bytes_per_token=2.0, answers=False,
+                          encoding=SimpleNamespace(n_vocab=16))
+    assert ngram_baselines(few) == [("uniform over tokens", math.log(16), 2.0)]
+    few.answers = True  # which have no bits/byte
+    assert ngram_baselines(few) == [("uniform over tokens", math.log(16), None)]
+    unknown = load_data("poem.txt", 8, "bpe", 120)
+    unknown.bytes_per_token = math.nan
+    assert names_of(unknown) == ["uniform over tokens", *tokens]
+    assert {bits for _, _, bits in ngram_baselines(unknown)} == {None}
     rows = {name: (nats, bits) for name, nats, bits in ngram_baselines(poem)}
     nats, bits = rows["3-gram of tokens"]
     assert bits == pytest.approx(nats / math.log(2) / poem.bytes_per_token)

@@ -11,13 +11,16 @@ from data.toy import ToyCorpus
 from evaluation import sample_quality
 from evaluation.held_out import texts_of
 from evaluation.sample_quality import (
+    count_known_words,
     distinct_ngrams,
+    has_words,
+    jackknife,
+    known_words,
     mauve_of,
     rate_diversity,
     rate_samples,
     sample_figures,
     self_bleu,
-    share_of_known_words,
     unigram_entropy,
 )
 
@@ -34,18 +37,33 @@ def test_the_entropy_of_a_text_is_that_of_its_counts():
 def test_distinct_n_counts_different_n_grams_among_all():
     """Words: the 2, cat 2, sat, ran, a, dog: 6 of 8. Pairs: the cat 2, cat sat, cat ran, a dog: 4
     of 5."""
-    assert distinct_ngrams(THREE, 1)[0] == 6 / 8 and distinct_ngrams(THREE, 2)[0] == 4 / 5
-    assert distinct_ngrams([["a"]] * 3, 2) == (0, 0)
+    assert distinct_ngrams(THREE, 1) == 6 / 8 and distinct_ngrams(THREE, 2) == 4 / 5
+    assert distinct_ngrams([["a"]] * 3, 2) == 0
 
 
-def test_the_error_of_distinct_n_is_its_jackknife():
+def test_the_error_of_a_figure_of_a_set_is_its_jackknife():
     without = [5 / 5, 5 / 5, 4 / 6]                          # each of the three texts left out
     mean = sum(without) / 3
     expected = math.sqrt(2 / 3 * sum((value - mean) ** 2 for value in without))
-    assert distinct_ngrams(THREE, 1)[1] == pytest.approx(expected)
-    others = [[words for words in THREE if words is not one] for one in THREE]
-    left_out = [distinct_ngrams(texts, 1)[0] for texts in others]
-    assert left_out == pytest.approx(without)
+    found = jackknife(lambda texts: distinct_ngrams(texts, 1), THREE)
+    assert found == (6 / 8, pytest.approx(expected))
+    groups = []
+    jackknife(lambda texts: groups.append(texts) or 0.0, [*"abcdefg"], 3)
+    assert list(map("".join, groups)) == ["cdefg", "abefg", "abcd", "abcdefg"]
+
+
+@pytest.mark.parametrize("figure", [lambda texts: distinct_ngrams(texts, 2),
+                                    lambda texts: self_bleu(texts).mean().item()],
+                         ids=["distinct-2", "self-BLEU"])
+def test_the_jackknife_is_the_spread_over_sets_of_other_texts(figure):
+    """It errs on the side of too much, by up to a half; the spread of the texts by itself is a
+    third too small for self-BLEU, since each text is also a reference of others."""
+    data, found = ToyCorpus(16), []
+    texts = [data.text(row).split() for row in data.windows("train", 12 * 50).tolist()]
+    for i in range(50):
+        found.append(jackknife(figure, texts[12 * i:12 * i + 12]))
+    values, errors = torch.tensor(found).unbind(-1)
+    assert 0.9 < errors.mean() / values.std() < 1.5  # 1.1 and 1.2
 
 
 def test_self_bleu_is_one_for_repeats_and_small_for_strangers():
@@ -78,9 +96,22 @@ def test_one_text_has_no_variety():
 
 def test_words_are_known_if_they_occur_in_either_split_and_do_not_touch_an_edge():
     texts = {"train": " green bottles hang ", "val": " a wall of stone "}
-    data = SimpleNamespace(ids=texts.get, text=lambda ids: ids)
-    share, n = share_of_known_words(["bot green wall xyz wal", " stone green a of "], data)
-    assert (share, n) == (4 / 5, 5)  # green, wall, xyz; stone, green
+    data = SimpleNamespace(ids=texts.get, text=lambda ids: ids, is_text=True, language=None)
+    known, words = count_known_words(["bot green wall xyz wal", " stone green a of "],
+                                     known_words(data))
+    assert (known.tolist(), words.tolist()) == ([2, 2], [3, 2])  # green, wall, xyz; stone, green
+
+
+def test_the_share_of_known_words_has_the_error_of_texts_since_words_cluster_in_them():
+    """Whole texts of known or of unknown words: as if two words were drawn, not twenty."""
+    good, bad = " one two" * 5 + " ", " eno owt" * 5 + " "
+    spell = lambda row: row if isinstance(row, str) else (good, bad)[row[0] % 2]
+    data = SimpleNamespace(ids=lambda split: " one two ", is_text=True, language=None, text=spell,
+                           score=lambda x, label: [])
+    x = torch.arange(4)[:, None]
+    *_, (what, share, error) = rate_samples(x, data, None, 64)
+    assert what == "words that stand in the corpus, of 40" and share == 0.5
+    assert error == pytest.approx((0.5 ** 2 / 3) ** 0.5)  # of four texts; a binomial has .079
 
 
 def test_the_rows_of_the_toy_language_are_exact_and_with_a_label_of_its_class():
@@ -103,10 +134,11 @@ def test_what_belongs_to_a_set_of_texts_is_compared_on_sets_of_one_size(monkeypa
     monkeypatch.setattr(sample_quality, "rate_samples", lambda *of: [])
     monkeypatch.setattr(sample_quality, "rate_diversity",
                         lambda x, data: seen.append(x[:, 0].tolist()) or [])
+    data = SimpleNamespace(is_text=False, independent_texts=False)
     config = SimpleNamespace(batch_size=64, mauve=False)
     for n in (7, 90):
         samples = torch.arange(100, 100 + n)[:, None]
-        assert sample_figures(samples, held, None, None, None, config)["num_samples"] == n
+        assert sample_figures(samples, held, data, None, None, config)["num_samples"] == n
     assert [*map(len, seen)] == [7, 7, 50, 50]
     assert (seen[1][0], seen[1][-1]) == (0, 49) and seen[0][0] == 100
 
@@ -135,3 +167,35 @@ def test_mauve_compares_samples_and_held_out_text_and_its_error_is_that_of_other
     value, error = mauve_of(judge, "ours", "theirs", 8, seed=7, again=100)
     assert value == pytest.approx(p.mean().item()) and error == pytest.approx(1 / 20, rel=0.25)
     assert len(asked) == 101 and asked[-1][2] == 7 and (asked[-1][1] == asked[-1][0] + 1).all()
+
+
+# ---- text without spaces
+
+PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQ"
+
+
+@pytest.mark.parametrize("text, spaced", [
+    ("a rose is a rose, said Gertrude.\n", True), ("Größe über alles, süße Mädchen.\n", True),
+    ("Роза это роза, сказала она.\n", True), ("emma\nolivia\nava\n", True),
+    ("12 7 9 31 5\n", True), (PROTEIN + "\n", False), ("床前明月光，\n疑是地上霜。\n", False),
+    ("これは薔薇の花です。\n", False), ("กุหลาบก็คือกุหลาบ\n", False), ("314159265358979323846", False)],
+    ids=["English", "German", "Russian", "names", "numbers", "proteins", "Chinese", "Japanese",
+         "Thai", "digits"])
+def test_words_are_counted_where_spaces_stand_between_them_and_characters_elsewhere(text, spaced):
+    data = SimpleNamespace(ids=lambda split: 20 * text, text=lambda row: "".join(map(str, row)),
+                           is_text=True, language=None)
+    assert has_words(data) == spaced
+    assert bool(known_words(data)) == (spaced and "1" not in text)  # numbers have no letters
+    x = type("Rows", (), {"tolist": lambda self: [[text], [text]], "__len__": lambda self: 2})()
+    rows = dict((what, value) for what, value, _ in rate_diversity(x, data))
+    of = "" if spaced else " of characters"
+    assert list(rows) == [*(f"distinct-{n}{of}, of 2 texts" for n in (1, 2, 3)),
+                          f"self-BLEU{of} of 2 texts"]
+    units = text.split() if spaced else [c for c in text if not c.isspace()]
+    assert rows[f"distinct-1{of}, of 2 texts"] == len(set(units)) / len(units) / 2
+
+
+def test_words_are_letters_of_any_script():
+    texts = {"train": " Größe über Роза ", "val": " und "}
+    data = SimpleNamespace(ids=texts.get, text=lambda ids: ids, is_text=True, language=None)
+    assert known_words(data) == {"Größe", "über", "Роза", "und"}

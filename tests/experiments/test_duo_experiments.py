@@ -23,7 +23,7 @@ def run(**flags):
 
 
 def test_variances_and_learning_curves_are_printed_and_runs_are_used_again(capsys, monkeypatch):
-    monkeypatch.setattr(duo, "estimate_bound", lambda *args: (3.0, 0.1))
+    monkeypatch.setattr(duo, "estimate_bound", lambda *args, **flags: (3.0, 0.1))
     run(command="learn", seeds=1)
     shown = capsys.readouterr().out
     assert all(f"\n{name} " in shown for name in ("mdlm", "duo", "udlm", "ar"))

@@ -3,6 +3,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from data import load_data
 from experiments import learning, timing, training
@@ -33,8 +34,26 @@ def test_the_comparison_on_a_text(capsys):
     run(command="train", data="input.txt", seeds=2)
     said = capsys.readouterr().out
     for row in ("ar, exact, nats/char", "ar as nanoGPT counts", "mdlm, bound, nats/char",
-                "2 seeds, spread", "6-gram"):
+                "2 seeds, spread", "6-gram", "on the same texts, mdlm less ar: "):
         assert row in said
+
+
+def test_errors_hold_for_other_seeds_and_texts_and_methods_are_compared_text_by_text(capsys):
+    """Texts of spread 1, of which three runs of two lines are worth .2 more or less."""
+    texts = torch.arange(-1.0, 1.1, 0.5)  # (5,) their mean has the error .354
+    runs = [learning.Trained(what, texts + luck + more, 1.0, 2.0)
+            for luck in (-0.2, 0.0, 0.2)
+            for what, more in (("ar, exact", 1.0), ("mdlm, bound", 1.5))]
+    lines = learning.print_means(runs, "a machine", True, (0.5, 0.1))
+    learning.print_differences(lines, True)
+    table = capsys.readouterr().out
+    error = (0.125 + 0.2 ** 2 / 3 + 0.1 ** 2) ** 0.5
+    first, second = (line for line in table.splitlines() if "3 seeds, spread 0.200" in line)
+    assert first.startswith("ar, exact") and f"0.500 +- {error:.3f}, 3 seeds" in first
+    assert f"1.000 +- {error:.3f}, 3 seeds" in second and "1.0 min, 2.0 CPU min" in second
+    assert "on the same texts, mdlm less ar: +0.500 +- 0.000" in table
+    learning.print_means(runs[:1], "a machine", True)
+    assert "0.800 +- 0.354, one seed" in capsys.readouterr().out
 
 
 def test_the_distance_to_the_entropy(capsys):

@@ -8,7 +8,7 @@ from models import random_checkpoint
 import evaluate
 from checkpoints.load import load_model
 from evaluation.held_out import data_of
-from evaluation.likelihood import estimate_bound
+from evaluation.likelihood import estimate_bound, nats_of
 from flags import parse
 from methods import METHODS, load_row
 from runs import cache, commanded, complaint, elsewhere  # noqa: F401
@@ -58,10 +58,28 @@ def test_the_bound_of_a_network_that_answers_is_that_of_its_answers_alone(capsys
     r = results(capsys, "--out_dir", "answers", "--num_samples", 0, "--draws", 4)
     model = load_model("answers")
     x, frozen, _ = data_of(model).example_windows("val")
-    mean, error = estimate_bound(model.method, model.denoiser, x, 4, frozen=frozen)
+    mean, error = estimate_bound(model.method, model.denoiser, x, 4, frozen=frozen,
+                                 independent=True)
     assert (r["nats_per_token"], r["standard_error"]) == pytest.approx((mean, error))
     wrong, _ = estimate_bound(model.method, model.denoiser, x, 4)
     assert wrong != pytest.approx(mean, rel=0.01)
+
+
+def test_answers_have_nats_per_answer_and_no_bits_per_byte(capsys):
+    """They are scored with the ends that fill them up, which are no text."""
+    write_chats()
+    random_checkpoint("answers", data="mine.jsonl", tokenizer="bytes", sft=True, block_size=28)
+    few = ["--out_dir", "answers", "--num_samples", 0, "--draws", 4]
+    r = results(capsys, *few)
+    assert not [key for key in r if "bits" in key]
+    run(*few)
+    table = capsys.readouterr().out
+    assert "bits" not in table and " nats/answer with its ends" in table
+    model = load_model("answers")
+    x, frozen, _ = data_of(model).example_windows("val")
+    nats, _ = nats_of(model.method, model.denoiser, x, 4, frozen=frozen)
+    assert r["nats_per_answer"] == pytest.approx(nats.mean().item())
+    assert r["nats_per_answer_error"] == pytest.approx((nats.std() / len(x) ** 0.5).item())
 
 
 @pytest.mark.parametrize("argv, threshold", [

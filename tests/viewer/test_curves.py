@@ -161,6 +161,25 @@ def test_a_picture_is_a_png_under_any_name(name):
     assert Path(name).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_mean_of_runs_has_a_band_over_seeds_and_texts_at_the_steps_that_all_have():
+    pytest.importorskip("matplotlib")
+    other = [ABOUT, dict(step=1, loss=2.0, seconds=3.0), dict(step=10, loss=3.0, seconds=11.0),
+             dict(step=20, val_bound=2.1, val_se=0.4), dict(step=40, val_bound=1.0, val_se=0.1)]
+    runs = {"out/a-1": ROWS, "out/a-2": other, "out/b": ROWS}
+    figure = curves.draw_figure(runs, 0.0, [["out/a-1", "out/a-2"]])
+    lines = {line.get_label(): line for line in figure.axes[2].lines}
+    assert set(lines) == {"mean of out/a-1, out/a-2", "out/b"}
+    mean = lines["mean of out/a-1, out/a-2"].get_xydata().tolist()
+    assert mean == [[20, pytest.approx(2.3)]]
+    error = math.hypot(0.3, 0.2 / 2 ** 0.5 * 2 ** 0.5)  # mean error of a run; spread .28 / sqrt 2
+    band = figure.axes[2].collections[-1].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((2.3 - 2 * error, 2.3 + 2 * error))
+    in_time = {line.get_label(): line for line in figure.axes[3].lines}
+    assert in_time["mean of out/a-1, out/a-2"].get_xdata().tolist() == [15.5]  # of 20 and 11
+    loss = {line.get_label(): line for line in figure.axes[0].lines}
+    assert loss["mean of out/a-1, out/a-2"].get_xydata().tolist() == [[1, 3.0], [10, 3.0]]
+
+
 def test_a_run_of_train_py_is_drawn_to_a_png_while_it_goes_on(capsys):
     pytest.importorskip("matplotlib")
     fit("out", max_iters=4, eval_interval=2, log_interval=1)
@@ -183,6 +202,9 @@ def test_the_command_takes_folders_as_its_first_words(tmp_path):
 
 @pytest.mark.parametrize("argv, says", [
     ([], "give the folders of one run or more"),
+    (["--mean", "out,other"], "these runs differ in more than their seed"),
+    (["--mean", "out,later"], "these runs have logged no step in common"),
+    (["--mean", "out,nowhere"], "there is no nowhere/metrics.jsonl"),
     (["--runs", "nowhere"], "there is no nowhere/metrics.jsonl"),
     (["--runs", "out,nowhere"], "there is no nowhere/metrics.jsonl"),
     (["--runs", "new"], "holds no step yet"), (["--runs", "out", "--smooth", "1"], "between"),
@@ -193,6 +215,8 @@ def test_what_cannot_be_drawn_is_one_line_and_leaves_no_picture(argv, says, caps
     pytest.importorskip("matplotlib")
     write()
     write("new", [ABOUT])
+    write("other", [dict(ABOUT, method="udlm"), *ROWS[1:]])
+    write("later", [ABOUT, dict(step=99, loss=1.0)])
     assert says in complaint(curves, *argv, capsys=capsys)
     assert not list(Path().rglob("*.png"))
 
