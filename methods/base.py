@@ -53,6 +53,7 @@ class Method:
 
     # the network
     network = Transformer  # network(vocab_size, n_layer, ...) -> nn.Module
+    predicts = "each token in its place"  # what a row of logits is: other networks do not fit
     uses_time = False  # the network reads the time t
     mask_mod = None  # the attention pattern; None: all tokens see all
     bidirectional = True  # one call reads the whole text, masks included: neither cache nor packing

@@ -41,7 +41,8 @@ class RADD(MDLM):
         u = stratified(len(x), x.device)  # (B, 1)
         if self.radd_objective == "k-dce":
             z, k, n = any_order(self.process, x, u, frozen)  # (B, L), (B, 1), (B, 1)
-            return self.cross_entropy(denoiser, x, z, u, n / k, frozen, share=0.5)  # (B, L)
+            share = (x.shape[1] + 1) / (2 * x.shape[1])  # k is uniform in 1 .. L
+            return self.cross_entropy(denoiser, x, z, u, n / k, frozen, share)  # (B, L)
         z = corrupt(self.process, x, u, frozen)  # (B, L)
         weight = masked_weight(self.process, u)  # (B, 1)
         nats = self.cross_entropy(denoiser, x, z, u, weight, frozen, share=0.5)  # (B, L)

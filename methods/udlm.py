@@ -86,8 +86,9 @@ def draw_bound(process, denoiser, x, frozen=None):
     """One unbiased draw of (0.2) at every token. -> (B, L) nats
 
     Times are t = sin^2(pi v / 2) for uniform v, weighted by dt/dv. Near t = 0 a wrong token is as
-    rare as t (in the hybrid as sqrt(t)) and weighs 1/t: at uniform times a few draws would make up
-    the mean, and the variance would be infinite.
+    rare as t and weighs 1/t: at uniform times a few draws would make up the mean, with infinite
+    variance. In the hybrid a wrong token is as rare as sqrt(t), and the variance stays infinite:
+    the second moment at v is about log(v)^2 / v, which only the clamp at t = 1e-6 cuts off.
     """
     v = stratified(len(x), x.device)  # (B, 1)
     t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)  # (B, 1)

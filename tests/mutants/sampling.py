@@ -32,7 +32,7 @@ SAMPLERS = [
      "test_correctors", "gibbs sees the word that it redraws"),
     ("samplers/semi_ar.py", "((n + 1) * (1 - ranked) < factor)", "(n * (1 - ranked) < factor)",
      "test_semi_ar", "the factor rule counts one too few"),
-    ("samplers/semi_ar.py", "inside = (lo <= place) & (place < hi)", "inside = (lo <= place)",
+    ("samplers/semi_ar.py", "masked & (lo <= place) & (place < lo + size)", "masked & (lo <= place)",
      "test_semi_ar", "later blocks open too"),
     ("samplers/semi_ar.py", "cache.start, cache.length = lo,", "cache.start, cache.length = hi,",
      "test_semi_ar test_cache", "the cache takes masks for text"),
