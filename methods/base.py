@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import ancestral, likelihood, probabilities, supports
-from flags import flags_of
+from flags import UserError, flags_of
 from model import Cache, Transformer, kernels, select_rows, texts_with
 
 
@@ -81,8 +81,15 @@ class Method:
 
     @classmethod
     def build(cls, n_tokens, options):
-        """The method with those of the options (a dict) that are its flags."""
-        return cls(n_tokens, **{name: options[name] for name in flags_of(cls) if name in options})
+        """The method with those of the options (a dict) that are its flags; UserError for a choice
+        that it does not have."""
+        own = {name: options[name] for name in flags_of(cls) if name in options}
+        for name, value in own.items():
+            choices = flags_of(cls)[name].metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"--{name} {value} is not one of {', '.join(choices)}, which this "
+                                "method has")
+        return cls(n_tokens, **own)
 
     # ---- facts that follow from others
 

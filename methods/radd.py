@@ -33,6 +33,7 @@ OBJECTIVES = ["t-dse", "t-dce", "lambda-dce", "k-dce"]
 class RADD(MDLM):
     """--method radd: mdlm, trained on one of the four forms."""
     weighting: str = "bound"  # no flag here
+    complement: bool = False  # no flag here: the four forms are about single draws
     radd_objective: str = flag("k-dce", "form of the bound", OBJECTIVES)
     distilled_by = ()
 

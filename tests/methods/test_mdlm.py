@@ -5,9 +5,10 @@ import torch
 from references import LOG_P, X_THETA, S, T, V, X, Z, figure, same
 
 from diffusion import Absorbing, bound, reverse
-from flags import flags_of, load_row
+from flags import UserError, flags_of, load_row, parse
 from methods import METHODS, make_method
 from methods.mdlm import MDLM, any_order, masked_bound
+from train import Config
 from world import TEXTS, N
 
 MASKED = [name for name in METHODS if issubclass(load_row(METHODS, name), MDLM)]
@@ -77,6 +78,37 @@ def test_text_is_never_scored_and_the_mask_is_never_predicted():
     assert torch.equal(at, z == 10) and (nats[~at] == 0).all() and nats.isfinite().all()
     torch.testing.assert_close(nats[at] * at.sum(-1, keepdim=True).expand_as(z)[at] / 20,
                                torch.full((int(at.sum()),), 10.0).log())
+
+
+WEIGHTED = [name for name in METHODS if "weighting" in flags_of(load_row(METHODS, name))]
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_each_weighting_of_a_method_is_another_loss(name):
+    """On the same noise: none is another one under a new name."""
+    method = load_row(METHODS, name)
+    choices, losses = flags_of(method)["weighting"].metadata["choices"], []
+    for weighting in choices:
+        torch.manual_seed(0)
+        flat = lambda z, t, at, **layout: torch.zeros(int(at.sum()), 8)
+        losses.append(make_method(name, 7, weighting=weighting).loss(flat, torch.zeros(9, 12).long()))
+    assert len({loss.sum().item() for loss in losses}) == len(choices) >= 2
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if name != "mdlm"])
+def test_a_weighting_that_mdlm_learns_is_refused_by_methods_that_do_not_know_it(name, capsys):
+    """Each class declares its own: a new row of mdlm's would else train the bound in silence."""
+    choices = flags_of(MDLM)["weighting"].metadata["choices"]
+    choices.append("root")
+    try:
+        assert parse(Config, ["--method=mdlm", "--weighting=root"])[0].weighting == "root"
+        with pytest.raises(SystemExit):
+            parse(Config, [f"--method={name}", "--weighting=root"])
+        assert "--weighting 'root' is not one of simple, bound" in capsys.readouterr().err
+        with pytest.raises(UserError, match="--weighting root is not one of simple, bound"):
+            make_method(name, 7, weighting="root")
+    finally:
+        choices.remove("root")
 
 
 @pytest.mark.parametrize("B, length", [(512, 8), (64, 32), (40, 4)])
