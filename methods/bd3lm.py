@@ -119,8 +119,8 @@ class BD3LM(MDLM):
         super().__post_init__()
         self.block_length, self.interval = self.diffusion_block, parse_interval(self.clip)
         if self.complement and (self.interval or self.clip_search):
-            raise UserError("--clip trains at some rates, and complementary masks have others: leave "
-                            "out --complement, or --clip and --clip_search")
+            raise UserError("--clip trains at some rates, and complementary masks have others: "
+                            "leave out --complement, or --clip and --clip_search")
 
     def check(self, config):
         if config.block_size % self.block_length:
@@ -221,7 +221,7 @@ class BD3LM(MDLM):
         z = torch.where(k > 0, z, x_b)  # (B K, L')
         denoiser, nats = self.given_before(denoiser, x), 0.0
         for z, k in ((z, k), (complement(self.process, x_b, z, given), n - k)):
-            weight = torch.ones_like(k) if self.weighting == "simple" else (n + 1) / k / 2  # (B K, 1)
+            weight = (n + 1) / k / 2 if self.weighting == "bound" else torch.ones_like(k)
             z, weight = z.reshape(x.shape), weight.expand_as(z).reshape(x.shape)  # (B, L) each
             nats = nats + self.cross_entropy(denoiser, x, z, None, weight, frozen, 0.5)  # (B, L)
         return nats

@@ -8,16 +8,16 @@ Noise turns tokens into one extra symbol, the mask m. With alpha_t = 1 - t, (0.1
     (0.3) for masks    a mask opens with probability (alpha_s - alpha_t) / (1 - alpha_t): it becomes
                        a draw from x_theta. Text stays text
 
-with CE = -log x_theta(x), the cross-entropy. A mask says nothing about its own token, so the
-leave-one-out distribution is p(x | z), and the network needs no time: z shows which tokens are
-masked. Drawing the number of masks first gives the same bound in any-order form:
+with CE = -log x_theta(x), the cross-entropy. A masked token carries no information about itself, so
+the output is already p(x | z), and the network needs no time: z shows which tokens are masked.
+Drawing the number of masks first gives the same bound in any-order form:
 
     -log p(x) <= E_k E_z sum_l [z_l = m] (L/k) CE,   k ~ Uniform{1..L} masks anywhere          (3.1)
 
 Its weights are at most L, while 1/t is unbounded and has infinite variance.
 
 Complementary masks (PGM, arXiv:2505.18883; LaViDa, 2505.16839): train on z and on z', which hides
-what z shows. A token is a mask with probability r = 1 - alpha_t in z, and 1 - r in z'. Each token is
+what z shows. A token is a mask with probability r = 1 - alpha_t in z, and 1 - r in z'. Each is
 scored once, and the mean stays that of (0.2):
 
     l = 1/2 (-alpha'/r) CE(z) where z has a mask,  1/2 (-alpha'/(1 - r)) CE(z') elsewhere      (3.9)

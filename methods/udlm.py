@@ -12,8 +12,8 @@ rest (methods/gidd.py), and kappa = alpha / u. Then (0.2) is
                             + log(1 + kappa) - sum_v log(1 + kappa x_theta(v))  =  KL(q || p) / u
                        IS = e^d - 1 - d,   d = log(1 + kappa [z = x]) - log(1 + kappa x_theta(z))
 
-in log1p and expm1: near t = 1, where kappa -> 0, it is a small difference of large logarithms, and
-float32 would lose its digits.
+in log1p and expm1. Evaluated literally, (0.2) is a small difference of large logarithms near t = 1,
+where kappa -> 0, and in float32 it cancels catastrophically.
 """
 import math
 from dataclasses import dataclass

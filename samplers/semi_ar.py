@@ -129,7 +129,7 @@ class SemiAR(Sampler):
         if not self.uses_cache:
             yield from self.write(process, denoiser, z, steps, to_probs)
             return
-        first = (z == process.mask).int().argmax(-1)  # (B,) a cache holds one block of all its texts
+        first = (z == process.mask).int().argmax(-1)  # (B,) a cache holds a block of all texts
         groups = [(first == lo).nonzero()[:, 0] for lo in first.unique()]  # (b,) each
         walks = [self.write(process, denoiser, z[rows], steps, to_probs) for rows in groups]
         for parts in zip_longest(*walks):

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a text and not to its batch: is a text the same alone as in a batch?
+"""Random numbers that belong to a text, not to its batch: is a text the same alone as in a batch?
 
 A sampler draws for all texts at once, so a seed gives a text other numbers in another batch. Here
 each number depends on the seed, the step, the line of code that draws, and the place of the text
@@ -77,6 +77,7 @@ def knows_its_own_text(z, t, at=None, **layout):
     """A denoiser of 5 symbols, of the network's shape for any method, that depends on all it is
     given for a text, and on no other text."""
     place = torch.arange(z.shape[1])  # (L,)
-    seen = 1.3 * z + 0.7 * z.roll(1, -1) + 2 * place + (0 if t is None else 3 * t.double())  # (B, L)
+    time = 0 if t is None else 3 * t.double()
+    seen = 1.3 * z + 0.7 * z.roll(1, -1) + 2 * place + time  # (B, L)
     logits = 3 * torch.sin(seen[..., None].double() + 1.7 * torch.arange(6))  # (B, L, 6)
     return logits if at is None else logits[at]

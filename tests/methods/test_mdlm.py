@@ -91,7 +91,8 @@ def test_each_weighting_of_a_method_is_another_loss(name):
     for weighting in choices:
         torch.manual_seed(0)
         flat = lambda z, t, at, **layout: torch.zeros(int(at.sum()), 8)
-        losses.append(make_method(name, 7, weighting=weighting).loss(flat, torch.zeros(9, 12).long()))
+        made = make_method(name, 7, weighting=weighting)
+        losses.append(made.loss(flat, torch.zeros(9, 12).long()))
     assert len({loss.sum().item() for loss in losses}) == len(choices) >= 2
 
 

@@ -112,7 +112,8 @@ def test_temperature_and_top_p_change_x_theta_inside_of_a_guided_step(process, m
     """Both of its terms, before they are mixed, and nothing else of the step."""
     z, s, t = everywhere(process, 0.3, 0.6)
     to_probs = partial(probabilities, temperature=0.5, top_p=0.8)
-    exact, judge, at = world.oracle(process), world.classifier(process), changeable(process, z, None)
+    exact, judge = world.oracle(process), world.classifier(process)
+    at = changeable(process, z, None)  # (S, L)
 
     def stepped(y, to_probs):
         x_theta = to_probs(exact(z, t.float(), label=torch.tensor([y])))  # (S, L, N)
