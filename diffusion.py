@@ -16,9 +16,9 @@ Notation, as in README.md and tests/: B texts of L tokens over V symbols; nats p
     posterior  p(x | z) ~ x_theta * q(z | x)                                                   (0.4)
 
 (0.2) is the bound of GIDD (arXiv:2503.04482), and at once that of MDLM, MD4, RADD, UDLM and Duo.
-Each method's file holds the closed form of its own case, and a test compares the two. What
-minimizes (0.2) is the leave-one-out distribution p(x_l | all of z but z_l), not p(x_l | z). They
-are equal at a mask, which says nothing about its own token. (0.4) gets the second from the first.
+Each method's file has a cheaper formula for its own case; a test checks that they agree. What
+minimizes (0.2) is the leave-one-out distribution p(x_l | all of z but z_l), arXiv:2605.22765.
+Times the token's own evidence it is p(x_l | z), (0.4). A mask has none: there they are equal.
 
 A process has alpha(t), b(t, v), their derivatives dalpha and db, draw_noise(t, z), and these facts:
     V, n_tokens   symbols, and how many are text: ids from n_tokens on are special
@@ -290,7 +290,8 @@ def reverse_step(process, denoiser, z, frozen, s, t, to_probs=probabilities):
     """
     coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)  # (B, L)
     alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)  # (B, 1|L) each
-    beta = b_z - alpha_t / alpha_s * process.b(s, z)  # (B, L)
+    since_s = b_z - alpha_t / alpha_s.clamp(min=1e-300) * process.b(s, z)  # (B, L)
+    beta = torch.where(alpha_s > 0, since_s, 0.0)  # (B, L) s = t = 1: from noise to noise
     moves = (coin() * b_z < beta) & ~frozen  # (B, L)
     to_text = coin() < alpha_s  # (B, L)
     new = torch.where(to_text, z, process.draw_noise(s, z))  # (B, L)

@@ -14,6 +14,8 @@ the teacher, and the step doubles. D compares two predictions of the clean text,
     dcd    (arXiv:2506.10892, section 4.2) two points of one path of noise, t and s = t - dt:
            loss = mean over tokens of D(student(z_t), teacher(z_s))                           (10.1)
 
+Both are means over the tokens of a batch, so a long answer counts for more than a short one.
+
 The path is the Gaussian's, w = a x + s eps with a fixed eps. Its argmax is the clean word, and from
 some moment on the wrong word with the largest eps. Drawn without Gaussians: u and a wrong word j,
 once for each token; then z_t = x if u < alpha_t + (1 - alpha_t) / V, else j, at every t.
@@ -32,8 +34,8 @@ from flags import flag
 from gaussian import GaussianUniform
 from methods.base import to_float32
 from runtime.run import Run
-from runtime.teacher import (Student, StudentFlags, make_student, plan_rounds, print_commands,
-                             print_round, student_flags)
+from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, plan_rounds,
+                             print_commands, print_round, student_flags)
 
 
 @dataclass
@@ -98,16 +100,13 @@ def coupled(process, x, s, t):
 
 class SDTT(Student):
     def loss(self, denoiser, x, frozen=None):
-        """The mean over masks; (B, L) with that mean over all free positions."""
+        """Its loss_per_token is the mean over masks. -> (B, L)"""
         t = stratified(len(x), x.device)  # (B, 1)
         z = corrupt(self.process, x, t, frozen)  # (B, L)
         at, k = z == self.process.mask, self.settings.substeps  # (B, L)
         target = sdtt_targets(self.process, self.teacher, z, t, self.dt, k)  # (N, n_tokens)
         guess = log_probs(denoiser(z, t, at=at), self.process.n_tokens)  # (N, n_tokens)
-        d = divergence(self.settings.divergence, guess, target)  # (N,)
-        free = x.numel() if frozen is None else (~frozen).sum()
-        d = d * free / max(1, len(d))  # (N,)
-        return torch.zeros(x.shape, device=x.device).masked_scatter(at, d)  # (B, L)
+        return batch_mean(divergence(self.settings.divergence, guess, target), at, frozen)  # (B, L)
 
 
 class DCD(Student):
@@ -116,7 +115,7 @@ class DCD(Student):
         self.process = GaussianUniform(method.n_tokens, first=0.9987, last=0.0062)
 
     def loss(self, denoiser, x, frozen=None):
-        """(10.1) -> (B, L)"""
+        """Its loss_per_token is (10.1). -> (B, L)"""
         t = (stratified(len(x), x.device) + self.dt).clamp(max=1)  # (B, 1)
         s, n = (t - self.dt).clamp(min=0), self.process.n_tokens  # (B, 1)
         z_s, z_t = coupled(self.process, x, s, t)  # (B, L) each
@@ -126,7 +125,7 @@ class DCD(Student):
         with torch.no_grad():
             target = log_probs(self.teacher(z_s, 1 - self.process.alpha(s)), n)  # (B, L, V)
         d = divergence(self.settings.divergence, guess, target)  # (B, L)
-        return d if frozen is None else d.masked_fill(frozen, 0.0)  # (B, L)
+        return d if frozen is None else batch_mean(d[~frozen], ~frozen, frozen)  # (B, L)
 
 
 def main(settings, given=()):

@@ -94,8 +94,9 @@ def weights_for(option, where, encoding, data):
 
 def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
     """The averaged weights of another run, to start from; UserError if its network or its tokens
-    are not those of the flags. Methods may differ if their networks do not: mdlm, bd3lm and ar have
-    the same parts.
+    are not those of the flags. Methods may differ if their networks have the same parts and predict
+    the same (Method.predicts): mdlm and bd3lm do; ar has the same parts, but predicts the next
+    token, so that each row would be one place off.
     """
     other, refused = load_model(where, device), f"--init_from {where} does not fit: it has"
     for name in NETWORK:
@@ -104,11 +105,16 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
             raise UserError(f"{refused} --{name} {theirs}, not {ours}")
     if to_json(other.encoding) != to_json(encoding):
         raise UserError(f"{refused} other tokens than {config.data}")
-    ours = build_network(config, build_method(config, encoding), n_classes).state_dict()
+    method = build_method(config, encoding)
+    ours = build_network(config, method, n_classes).state_dict()
     theirs = other.denoiser.state_dict()
     if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
         raise UserError(f"{refused} a network of {other.config.method}, and {config.method} needs "
                         f"another")
+    if other.method.predicts != method.predicts:
+        raise UserError(f"{refused} a network of {other.config.method}, which predicts "
+                        f"{other.method.predicts}, and {config.method} predicts "
+                        f"{method.predicts}: leave --init_from out")
     return theirs
 
 

@@ -1,11 +1,15 @@
 """
-Chapter 3. Masks: what caching saves, and what it costs or gains to mask words again.
+Chapter 3. Masks: what caching saves, what it costs or gains to mask words again, and whether
+complementary masks vary less.
 
     python -m experiments.mdlm calls     network calls of the ancestral steps under masks, counted;
                                          no network is needed
     python -m experiments.mdlm samplers  all samplers on one mdlm and one gidd of the toy language:
                                          exact -log p of their samples, and the entropy of the words
                                          within a text
+    python -m experiments.mdlm complement    variance of the loss and of its gradient with (3.9) and
+                                         with other uses of as many network calls, through the exact
+                                         denoiser and a network of the toy language
 
 calls: RADD (arXiv:2406.03736) keeps the network's output while no mask opens, and counts
 N (1 - (1 - 1/N)^(B L)) calls for B texts of L tokens in N equal steps. diffusion.reverse_step calls
@@ -29,13 +33,15 @@ from samplers.generate import CallCounter, generate
 
 @dataclass
 class Config:
-    command: str = flag("", "what to measure; also the first word", ["calls", "samplers"])
+    command: str = flag("", "what to measure; also the first word", ["calls", "samplers",
+                                                                         "complement"])
     length: int = flag(64, "calls: tokens per text", least=1)
     steps: str = flag("", "with commas between; empty means 16,64,256,1024,4096 for calls, "
                       "8,16,32,128 for samplers", each=int, least=1)
     num_samples: int = flag(256, "samplers: texts", least=2)
-    share: float = flag(1.0, "samplers: share of the full number of training steps", least=0.0001,
-                        most=100)
+    batches: int = flag(400, "complement: batches that a variance is measured from", least=2)
+    share: float = flag(1.0, "samplers, complement: share of the full number of training steps",
+                        least=0.0001, most=100)
     out_dir: str = flag("out/experiments-mdlm", "where the checkpoints go")
 
 
@@ -98,8 +104,79 @@ def compare_samplers(config):
             print(f"  {what:<28}" + "".join(cells), flush=True)
 
 
+# ---- complementary masks
+
+CALLS = 64  # texts that the network reads in a batch
+PAIRS = {"64 texts, one draw each": None, "32 texts, two draws": "independent",
+         "32 texts, two draws at times t and 1 - t": "antithetic",
+         "32 texts, complementary masks": "complementary"}
+LOSSES = {"simple": ("mdlm", {}), "bound, any order": ("bd3lm", dict(weighting="bound"))}
+
+
+def batch_loss(pair, single, paired, denoiser, x):
+    """The mean loss of a batch of as many network calls as x (CALLS, L) has texts. -> ()
+
+    Times of a batch are stratified in its order, which so decides how those of a text differ.
+    """
+    half = x[:len(x) // 2][torch.randperm(len(x) // 2)]  # (CALLS / 2, L)
+    if pair == "complementary":
+        return paired.loss(denoiser, half).mean()
+    rows = {None: x, "independent": torch.cat([half, half]),
+            "antithetic": torch.cat([half, half.flip(0)])}[pair]  # (CALLS, L)
+    rows = rows if pair == "antithetic" else rows[torch.randperm(len(rows))]  # (CALLS, L)
+    return single.loss(denoiser, rows).mean()
+
+
+def variances(draw, batches, parameters):
+    """The variance of draw() -> (), the loss of a batch; then that of its gradient, summed over the
+    parameters, if there are any. -> a list of one or two numbers"""
+    losses, total, squares = [], 0.0, 0.0
+    for _ in range(batches):
+        loss = draw()
+        losses.append(loss.detach().double())
+        if parameters:
+            gradient = torch.autograd.grad(loss, parameters)
+            gradient = torch.cat([g.flatten() for g in gradient]).double()  # (P,)
+            total, squares = total + gradient, squares + gradient.square()  # (P,) each
+    of_losses = torch.stack(losses).var().item()
+    if not parameters:
+        return [of_losses]
+    spread = squares / batches - (total / batches).square()  # (P,)
+    return [of_losses, spread.sum().item() * batches / (batches - 1)]
+
+
+def compare_pairs(config):
+    data, L = load_data("toy", 32), 32
+    model, *_ = train_model(f"{config.out_dir}/complement", config.share, method="mdlm", **TOY)
+    weights = [p.requires_grad_() for p in model.denoiser.parameters()]
+    fixed = data.examples("train", CALLS, torch.Generator().manual_seed(1))[0]  # (CALLS, L)
+    batch = {"same": lambda: fixed, "any": lambda: data.examples("train", CALLS)[0]}
+    print(f"{hardware()}\nvariance of the loss of a batch, and of its gradient, relative to the "
+          f"first row: {CALLS} texts read by the network.\nFrom {config.batches} batches each, so "
+          f"a ratio of losses is off by {2 / config.batches**0.5:.0%}, one standard error\n"
+          f"{'':<44}{'exact denoiser':>22}{'network':>22}{'its gradient':>22}\n{'':<44}"
+          + f"{'same texts':>11}{'any texts':>11}" * 3)
+    for loss, (name, flags) in LOSSES.items():
+        single, paired = (make_method(name, data.encoding.n_vocab, diffusion_block=L,
+                                      complement=both, **flags) for both in (False, True))
+        exact, first = single.oracle(data.language), None
+        print(loss)
+        for what, pair in PAIRS.items():
+            row = []
+            for denoiser, parameters in ((exact, []), (model.denoiser, weights)):
+                torch.manual_seed(0)
+                draws = (lambda: batch_loss(pair, single, paired, denoiser, batch["same"]()),
+                         lambda: batch_loss(pair, single, paired, denoiser, batch["any"]()))
+                found = [variances(draw, config.batches, parameters) for draw in draws]
+                row += [variance for of in zip(*found) for variance in of]
+            first = first or row
+            print(f"  {what:<42}" + "".join(f"{a / b:>11.2f}" for a, b in zip(row, first)),
+                  flush=True)
+
+
 def main(config, given=()):
-    choose_command(config, {"calls": count_calls, "samplers": compare_samplers})(config)
+    choose_command(config, {"calls": count_calls, "samplers": compare_samplers,
+                            "complement": compare_pairs})(config)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from model import block_causal, causal, select_rows
 @dataclass(eq=False)
 class AR(Method):
     """--method ar. `loss` and `nelbo` are the exact negative log-likelihood."""
+    predicts = "the next token"  # the input is shifted, and the special id is no mask
     mask_mod = staticmethod(causal)
     bidirectional, exact, block_length = False, True, 1
     samplers = ("ancestral",)

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import ancestral, likelihood, probabilities, supports
-from flags import flags_of
+from flags import UserError, flags_of
 from model import Cache, Transformer, kernels, select_rows, texts_with
 
 
@@ -53,6 +53,7 @@ class Method:
 
     # the network
     network = Transformer  # network(vocab_size, n_layer, ...) -> nn.Module
+    predicts = "each token in its place"  # what a row of logits is: other networks do not fit
     uses_time = False  # the network reads the time t
     mask_mod = None  # the attention pattern; None: all tokens see all
     bidirectional = True  # one call reads the whole text, masks included: neither cache nor packing
@@ -80,8 +81,15 @@ class Method:
 
     @classmethod
     def build(cls, n_tokens, options):
-        """The method with those of the options (a dict) that are its flags."""
-        return cls(n_tokens, **{name: options[name] for name in flags_of(cls) if name in options})
+        """The method with those of the options (a dict) that are its flags; UserError for a choice
+        that it does not have."""
+        own = {name: options[name] for name in flags_of(cls) if name in options}
+        for name, value in own.items():
+            choices = flags_of(cls)[name].metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"--{name} {value} is not one of {', '.join(choices)}, which this "
+                                "method has")
+        return cls(n_tokens, **own)
 
     # ---- facts that follow from others
 

@@ -18,6 +18,10 @@ of the block, or in which the loss varies least. It is a bound only for low, hig
 never uses it. The paper's code also redraws blocks whose share of masks is outside the interval, so
 it never trains on a block that is all masks, which is how every block is sampled at first. Ours
 draws each block once: at rates of .45 to .95, three in ten blocks of four are all masks.
+
+Complementary masks, (3.9), are drawn by their number here, too: k ~ Uniform{0..L'} in z and L' - k
+in z'. A mask weighs (L' + 1)/k in z, (L' + 1)/(L' - k) in z'; without these weights, each token
+counts once.
 """
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,7 +39,7 @@ from methods.base import (
     read_with_cache,
     skip_texts,
 )
-from methods.mdlm import MDLM, any_order, masked_weight
+from methods.mdlm import MDLM, any_order, complement, masked_weight
 from model import block_causal, select_rows
 
 
@@ -103,6 +107,8 @@ class BD3LM(MDLM):
     """
     diffusion_block: int = flag(4, "tokens per block; 1 is ar, --block_size (a text's length) is "
                                 "mdlm", least=1, fixed=True)
+    weighting: str = flag("simple", "train on equal weights or on the bound itself",
+                          ["simple", "bound"])
     clip: str = flag("", "train at mask rates from LOW,HIGH only, as in 0.45,0.95; empty: any "
                      "number of masks")
     clip_search: bool = flag(False, "look for the clip of least variance at every evaluation")
@@ -112,6 +118,9 @@ class BD3LM(MDLM):
     def __post_init__(self):
         super().__post_init__()
         self.block_length, self.interval = self.diffusion_block, parse_interval(self.clip)
+        if self.complement and (self.interval or self.clip_search):
+            raise UserError("--clip trains at some rates, and complementary masks have others: "
+                            "leave out --complement, or --clip and --clip_search")
 
     def check(self, config):
         if config.block_size % self.block_length:
@@ -180,6 +189,8 @@ class BD3LM(MDLM):
         """(8.2); without its weights for `simple`; (8.4) with --clip. -> (B, L) nats"""
         if self.interval:
             return self.clipped(denoiser, x, frozen)[0]  # (B, L)
+        if self.complement:
+            return self.complementary_loss(denoiser, x, frozen)  # (B, L)
         z, k, n = self.any_order(x, frozen)  # (B, L) each
         weight = 2 * n / (n + 1) if self.weighting == "simple" else n / k  # both 1 for L' = 1
         share = (self.block_length + 1) / (2 * self.block_length)  # k is uniform in 1 .. L'
@@ -198,6 +209,22 @@ class BD3LM(MDLM):
         u = stratified_times(len(x), K, x.device).reshape(-1, 1)  # (B K, 1)
         drawn = any_order(self.process, blocks(x), u, blocks(frozen))  # (B K, L'|1) each
         return (a.expand(-1, self.block_length).reshape(x.shape) for a in drawn)
+
+    def complementary_loss(self, denoiser, x, frozen=None):
+        """(3.9), by the number of masks in each block. -> (B, L) nats"""
+        blocks = lambda a: a.reshape(-1, self.block_length)  # (B K, L')
+        x_b, given = blocks(x), blocks(torch.zeros_like(x).bool() if frozen is None else frozen)
+        n = (~given).sum(-1, keepdim=True)  # (B K, 1)
+        u = stratified_times(len(x), x.shape[1] // self.block_length, x.device).reshape(-1, 1)
+        k = (u * (n + 1)).floor()  # (B K, 1) of 0 .. n
+        z, _, _ = any_order(self.process, x_b, (k - 0.5) / n.clamp(min=1), given)  # (B K, L')
+        z = torch.where(k > 0, z, x_b)  # (B K, L')
+        denoiser, nats = self.given_before(denoiser, x), 0.0
+        for z, k in ((z, k), (complement(self.process, x_b, z, given), n - k)):
+            weight = (n + 1) / k / 2 if self.weighting == "bound" else torch.ones_like(k)
+            z, weight = z.reshape(x.shape), weight.expand_as(z).reshape(x.shape)  # (B, L) each
+            nats = nats + self.cross_entropy(denoiser, x, z, None, weight, frozen, 0.5)  # (B, L)
+        return nats
 
     def clipped(self, denoiser, x, frozen=None, low_high=None):
         """(8.4) for --clip, or for `low_high`; `simple` as in mdlm. -> nats, t (B, L) each"""

@@ -40,6 +40,7 @@ class Classifier(Method):
     noise_of: str = flag("mdlm", "the method whose noise it reads; mdlm serves radd, pgm and ar, "
                          "udlm duo", table=METHODS, fixed=True)
     noise: object = None  # that method, with flags of its own
+    predicts = "the class of a text"
     uses_time, classifies = True, True
     network = ClassifierNetwork
     defaults = {"labels": True, "label_dropout": 0.0}  # the class is the target

@@ -13,7 +13,8 @@ where q(z_k-1 | z_k, x) is (2.2) with x known. At k = 1 all of it is on x, and t
 -log p(x | z_1), which others call the reconstruction. There are four families of matrices:
 
     uniform, absorbing   Qbar_k = alpha I + 1 b of diffusion.py at t = k / T. (2.2) is (0.3), no
-                         matrix is stored, and as T grows (2.3) falls to the bounds of udlm and mdlm
+                         matrix is stored, and as T grows (2.3) tends to the bounds of udlm and
+                         mdlm: from above with the exact denoiser, from either side with others
     gaussian             for ordered symbols such as gray levels; off the diagonal             (2.4)
                          Q_k[v, w] = g(v - w) / sum_n g(n),
                          g(n) = exp( -4 n^2 / ((V - 1)^2 beta_k) )

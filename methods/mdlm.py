@@ -8,13 +8,19 @@ Noise turns tokens into one extra symbol, the mask m. With alpha_t = 1 - t, (0.1
     (0.3) for masks    a mask opens with probability (alpha_s - alpha_t) / (1 - alpha_t): it becomes
                        a draw from x_theta. Text stays text
 
-with CE = -log x_theta(x), the cross-entropy. A mask says nothing about its own token, so the
-leave-one-out distribution is p(x | z), and the network needs no time: z shows which tokens are
-masked. Drawing the number of masks first gives the same bound in any-order form:
+with CE = -log x_theta(x), the cross-entropy. A masked token carries no information about itself, so
+the output is already p(x | z), and the network needs no time: z shows which tokens are masked.
+Drawing the number of masks first gives the same bound in any-order form:
 
     -log p(x) <= E_k E_z sum_l [z_l = m] (L/k) CE,   k ~ Uniform{1..L} masks anywhere          (3.1)
 
 Its weights are at most L, while 1/t is unbounded and has infinite variance.
+
+Complementary masks (PGM, arXiv:2505.18883; LaViDa, 2505.16839): train on z and on z', which hides
+what z shows. A token is a mask with probability r = 1 - alpha_t in z, and 1 - r in z'. Each is
+scored once, and the mean stays that of (0.2):
+
+    l = 1/2 (-alpha'/r) CE(z) where z has a mask,  1/2 (-alpha'/(1 - r)) CE(z') elsewhere      (3.9)
 """
 from dataclasses import dataclass
 
@@ -53,12 +59,20 @@ def any_order(process, x, u, frozen=None):
     # end
 
 
+def complement(process, x, z, frozen=None):
+    """z' of (3.9): masks where z shows text, and text where z has masks. -> (B, L)"""
+    shown = z == process.mask if frozen is None else (z == process.mask) | frozen  # (B, L)
+    return torch.where(shown, x, process.mask)  # (B, L)
+
+
 @dataclass(eq=False)
 class MDLM(Method):
     """--method mdlm. `simple` trains on the cross-entropy of masked tokens, whose gradient varies
     less than that of (0.2); `bound` trains on (0.2). In both cases `nelbo` is the bound."""
     weighting: str = flag("simple", "train on bounded weights or on the bound itself",
                           ["simple", "bound"])
+    complement: bool = flag(False, "train on complementary masks: each text twice in a step, each "
+                                   "token masked once")
     opens_masks = True
     distilled_by, public_layout = ("sdtt",), "mdlm"
 
@@ -79,12 +93,25 @@ class MDLM(Method):
         `simple` is a surrogate: 3 CE, about the size of the bound, at times of density 2 (1 - t).
         Texts that keep most of their words teach most (measured).
         """
+        if self.complement:
+            return self.complementary_loss(denoiser, x, frozen)  # (B, L)
         simple, t = self.weighting == "simple", stratified(len(x), x.device)  # (B, 1)
         t = 1 - (1 - t).sqrt() if simple else t  # (B, 1)
         z = corrupt(self.process, x, t, frozen)  # (B, L)
         weight = 3.0 if simple else masked_weight(self.process, t)  # (B, 1)
         share = self.share_masked(simple)
         return self.cross_entropy(denoiser, x, z, t, weight, frozen, share)  # (B, L)
+
+    def complementary_loss(self, denoiser, x, frozen=None):
+        """(3.9). For `simple` the weights are 6 (1 - r) and 6 r: those of `loss` times the density
+        of its times. -> (B, L)"""
+        t, share = stratified(len(x), x.device), self.share_masked(simple=False)  # (B, 1)
+        z, r = corrupt(self.process, x, t, frozen), self.process.b(t, self.process.mask)  # (B, L)
+        other, nats = complement(self.process, x, z, frozen), 0.0  # (B, L)
+        for z, r, share in ((z, r, share), (other, self.process.alpha(t), 1 - share)):
+            weight = 6 * (1 - r) if self.weighting == "simple" else -self.process.dalpha(t) / r
+            nats = nats + self.cross_entropy(denoiser, x, z, r, weight / 2, frozen, share)  # (B, L)
+        return nats
 
     def share_masked(self, simple):
         """The share of masks that `loss` expects: the mean of 1 - alpha over its times."""

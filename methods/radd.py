@@ -33,6 +33,7 @@ OBJECTIVES = ["t-dse", "t-dce", "lambda-dce", "k-dce"]
 class RADD(MDLM):
     """--method radd: mdlm, trained on one of the four forms."""
     weighting: str = "bound"  # no flag here
+    complement: bool = False  # no flag here: the four forms are about single draws
     radd_objective: str = flag("k-dce", "form of the bound", OBJECTIVES)
     distilled_by = ()
 
@@ -41,7 +42,8 @@ class RADD(MDLM):
         u = stratified(len(x), x.device)  # (B, 1)
         if self.radd_objective == "k-dce":
             z, k, n = any_order(self.process, x, u, frozen)  # (B, L), (B, 1), (B, 1)
-            return self.cross_entropy(denoiser, x, z, u, n / k, frozen, share=0.5)  # (B, L)
+            share = (x.shape[1] + 1) / (2 * x.shape[1])  # k is uniform in 1 .. L
+            return self.cross_entropy(denoiser, x, z, u, n / k, frozen, share)  # (B, L)
         z = corrupt(self.process, x, u, frozen)  # (B, L)
         weight = masked_weight(self.process, u)  # (B, 1)
         nats = self.cross_entropy(denoiser, x, z, u, weight, frozen, share=0.5)  # (B, L)

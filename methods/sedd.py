@@ -144,6 +144,7 @@ class SEDD(Method):
     log s + log( n (1 - alpha) / alpha ) = log(n m), which has the same size at every time."""
     transition: str = flag("absorbing", "what noise does", [*GRAPHS], fixed=True)
     noise_schedule: str = flag("loglinear", "how fast the noise grows", [*LAST], fixed=True)
+    predicts = "ratios of probabilities"
     uses_time, scores_ratios, fixed_positions = True, True, False
     samplers, classifier_process = ("ancestral", "analytic", "euler"), None
     public_layout = "sedd"

@@ -12,8 +12,8 @@ rest (methods/gidd.py), and kappa = alpha / u. Then (0.2) is
                             + log(1 + kappa) - sum_v log(1 + kappa x_theta(v))  =  KL(q || p) / u
                        IS = e^d - 1 - d,   d = log(1 + kappa [z = x]) - log(1 + kappa x_theta(z))
 
-in log1p and expm1: near t = 1, where kappa -> 0, it is a small difference of large logarithms, and
-float32 would lose its digits.
+in log1p and expm1. Evaluated literally, (0.2) is a small difference of large logarithms near t = 1,
+where kappa -> 0, and in float32 it cancels catastrophically.
 """
 import math
 from dataclasses import dataclass
@@ -86,8 +86,9 @@ def draw_bound(process, denoiser, x, frozen=None):
     """One unbiased draw of (0.2) at every token. -> (B, L) nats
 
     Times are t = sin^2(pi v / 2) for uniform v, weighted by dt/dv. Near t = 0 a wrong token is as
-    rare as t (in the hybrid as sqrt(t)) and weighs 1/t: at uniform times a few draws would make up
-    the mean, and the variance would be infinite.
+    rare as t and weighs 1/t: at uniform times a few draws would make up the mean, with infinite
+    variance. In the hybrid a wrong token is as rare as sqrt(t), and the variance stays infinite:
+    the second moment at v is about log(v)^2 / v, which only the clamp at t = 1e-6 cuts off.
     """
     v = stratified(len(x), x.device)  # (B, 1)
     t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)  # (B, 1)

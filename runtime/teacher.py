@@ -78,6 +78,17 @@ class Student:
         self.teacher.load_state_dict(state["teacher"])
 
 
+def batch_mean(d, at, frozen=None):
+    """d (N,) of the tokens `at` (B, L), scaled so that train.loss_per_token of the result is their
+    mean. -> (B, L)
+
+    loss_per_token divides each text by its own number of tokens that are not given.
+    """
+    free = torch.ones_like(at) if frozen is None else ~frozen  # (B, L)
+    scale = len(at) * free.sum(-1, keepdim=True) / max(1, len(d))  # (B, 1)
+    return scale * d.new_zeros(at.shape).masked_scatter(at, d)  # (B, L)
+
+
 def make_student(cls, settings, state, method, config, data, device):
     """The objective of class `cls`; its first teacher is the model of a checkpoint's state."""
     if state["encoding"] != to_json(data.encoding):

@@ -54,8 +54,8 @@ class SamplingFlags:
                            "data, more is stronger", least=0, most=100)
     classifier: str = flag("", "folder of a classifier that guides a model without labels; exact: "
                            "that of the toy language")
-    classifier_order: str = flag("first", "call the classifier once a step, or for each change",
-                                 ["first", "exact"])
+    classifier_order: str = flag("first", "exact: a call for each candidate; first: a call per "
+                                          "step and its gradient", ["first", "exact"])
     candidates: int = flag(200, "guidance from left to right: words that the classifier rates",
                            least=1)
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small "

@@ -23,9 +23,9 @@ y. With gamma > 1 neither samples (11.1) over whole texts, in however many steps
 know how the rest of the text will count.
 
 Under masks, (11.1) is applied to x_theta in place of the step, so a guided network is a network,
-and works with every sampler. It gives the words of (11.2); only the probability that a mask opens
-differs, by the factor sum_v x_theta(v | y)^gamma x_theta(v)^(1 - gamma), and not at s = 0. Under
-other noise, mixing x_theta is (11.2) at s = 0 only. Ratios of probabilities can be mixed too.
+and works with every sampler. It gives the words of (11.2); only the odds that a mask opens differ,
+by the factor sum_v x_theta(v | y)^gamma x_theta(v)^(1 - gamma), and not at s = 0, where all open.
+Under other noise, mixing x_theta is (11.2) at s = 0 only. Ratios of probabilities can be mixed too.
 
 In (11.3) one token has time s and the others time t, so the classifier takes a time per token. (The
 public code gives it t only, which is the same under masks.) A step of first order costs one forward

@@ -5,8 +5,9 @@ Chapter 7. Psi-samplers: predict or correct. ReMDM (arXiv:2503.00307) under mask
 Steps of (0.3) never change a word under masks, and rarely do in many small steps under other noise.
 A Psi step does one of two things to each token, by a coin of probability kappa:
 
-    predict    z_s ~ p(z_s | z_t)                                 the step of (0.3)
-    correct    x ~ p(x | z_t), (0.4);  z_s ~ alpha_s x + b_s      predict the text, add noise again
+    predict    z_s ~ p(z_s | z_t)                               the step of (0.3)
+    correct    x ~ p(x | z_t), (0.4);  z_s ~ alpha_s x + b_s    predict the clean token, then
+                                                                re-noise it to time s
 
     Psi(z_s | z_t) = kappa p(z_s | z_t) + (1 - kappa) [ alpha_s p(x | z_t) + b_s ]             (7.3)
 

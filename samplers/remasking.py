@@ -7,15 +7,21 @@ the network gave to it when it was drawn, before --temperature and --top_p (arXi
     remdm-conf   while masks open, word l is masked again with probability, over the words so far,
                  sigma_l = min(1, (1 - alpha_s) / alpha_t) softmax_l(-c_l)                     (3.7)
     top-k        draw all masks in each step; of all words, new and old, the k with the largest c_l
-                 stay (arXiv:2302.05737)
+                 stay (after RDM, arXiv:2302.05737)
 
 Neither draws from the model. Both prefer what is easy to predict: texts look better, and vary less.
+
+RDM does not remember c_l. Every step draws a word at all places, also where a word stands, and c_l
+is the probability of that draw; a word that stands there stays the same, or is masked. `--rescore`
+does this. (In MGDM, arXiv:2410.14157, the draw also replaces the word.) A masked network gets no
+loss at words that it sees, so what it says there is untrained.
 """
 from dataclasses import dataclass
 
 import torch
 
 from diffusion import draw_at, probabilities
+from flags import flag
 from samplers.base import MaskSampler, highest
 
 
@@ -57,7 +63,12 @@ class ReMDMConf(MaskSampler):
 
 @dataclass(eq=False)
 class TopK(MaskSampler):
-    """--sampler top-k: draws all masks, and keeps the most confident of all words so far."""
+    """--sampler top-k: draws all masks, and keeps the most confident of all words so far.
+
+    A word keeps the confidence that it was drawn with. That is not RDM's rule: see `rescore`.
+    """
+    rescore: bool = flag(False, "as in RDM: each step scores all places anew by what the network "
+                                "draws there now; else a word keeps its confidence")
     draws_from_model, rewrites = False, True
 
     @torch.no_grad()
@@ -70,8 +81,9 @@ class TopK(MaskSampler):
             if not masked.any():
                 return
             t = masked.sum(-1, keepdim=True) / L  # (B, 1)
-            z, new = fill_from_model(denoiser, process, z, t, masked, to_probs)  # (B, L), (N,)
-            confidence = confidence.masked_scatter(masked, new)  # (B, L)
+            at = ~frozen if self.rescore else masked  # (B, L)
+            drawn, new = fill_from_model(denoiser, process, z, t, at, to_probs)  # (B, L), (N,)
+            z, confidence = torch.where(masked, drawn, z), confidence.masked_scatter(at, new)
             stays = highest(confidence, L - n * left // steps)  # (B, L)
             z = z.masked_fill(~stays, process.mask)  # (B, L)
             yield z

@@ -24,6 +24,7 @@ They are exact in the first step of a block only: `python -m experiments.bd3lm c
 far off the later steps are.
 """
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
@@ -125,20 +126,44 @@ class SemiAR(Sampler):
         if self.uses_cache and not supports(denoiser, "supports_cache"):
             raise UserError(f"this denoiser keeps no keys and values: --cache {self.cache} needs "
                             "a network")
-        L, place = z.shape[1], torch.arange(z.shape[1], device=z.device)  # (L,)
-        first = int((z == process.mask).any(0).int().argmax())  # the first block follows the prompt
-        blocks = range(first, L, self.decode_block)
-        for lo in blocks:
-            hi, left, cache = min(lo + self.decode_block, L), max(1, steps // len(blocks)), None
-            inside = (lo <= place) & (place < hi)  # (L,)
-            while (at := (z == process.mask) & inside).any():  # (B, L)
-                t = (z == process.mask).sum(-1, keepdim=True) / L  # (B, 1)
-                logits, cache = forward_with_cache(denoiser, z, t, at, lo, hi, self.cache, cache)
-                drawn, c = draw_from(to_probs, logits[:, :process.n_tokens])  # (N,) each
-                drawn = z.masked_scatter(at, drawn)  # (B, L)
-                confidence = c.new_full(z.shape, -1.0).masked_scatter(at, c)  # (B, L)
-                if self.eos is not None:
-                    confidence = demote_eos(confidence, drawn, self.eos)  # (B, L)
-                z = torch.where(self.opens(confidence, left) & at, drawn, z)  # (B, L)
-                left = max(1, left - 1)
-                yield z
+        if not self.uses_cache:
+            yield from self.write(process, denoiser, z, steps, to_probs)
+            return
+        first = (z == process.mask).int().argmax(-1)  # (B,) a cache holds a block of all texts
+        groups = [(first == lo).nonzero()[:, 0] for lo in first.unique()]  # (b,) each
+        walks = [self.write(process, denoiser, z[rows], steps, to_probs) for rows in groups]
+        for parts in zip_longest(*walks):
+            for rows, part in zip(groups, parts):
+                z = z if part is None else z.index_put((rows,), part)  # (B, L)
+            yield z
+
+    def write(self, process, denoiser, z, steps, to_probs):
+        """Yields z (B, L) after each step. The blocks of a text follow its own prompt, so that a
+        text does not depend on the others of the batch. Texts with prompts of one length wait for
+        each other after each block.
+        """
+        L, size = z.shape[1], self.decode_block
+        place = torch.arange(L, device=z.device)  # (L,)
+        next_mask = lambda z: (z == process.mask).int().argmax(-1, keepdim=True)  # (B, 1)
+        first = next_mask(z)  # (B, 1)
+        budget = (steps // -((first - L) // size)).clamp(min=1)  # (B, 1) steps for each block
+        block, left, cache = torch.full_like(first, -1), budget, None  # (B, 1) each
+        while (masked := z == process.mask).any():  # (B, L)
+            number = ((next_mask(z) - first) // size).masked_fill(~masked.any(-1, True), L)
+            number = number.new_full((L,), L).scatter_reduce(
+                0, first[:, 0], number[:, 0], "amin")[first]  # (B, 1) of the slowest text
+            left = torch.where(number == block, (left - 1).clamp(min=1), budget)  # (B, 1)
+            cache, block = cache if torch.equal(number, block) else None, number
+            lo = first + number * size  # (B, 1)
+            at = masked & (lo <= place) & (place < lo + size)  # (B, L)
+            t = masked.sum(-1, keepdim=True) / L  # (B, 1)
+            lo = int(lo.min())
+            logits, cache = forward_with_cache(denoiser, z, t, at, lo, min(lo + size, L),
+                                               self.cache, cache)
+            drawn, c = draw_from(to_probs, logits[:, :process.n_tokens])  # (N,) each
+            drawn = z.masked_scatter(at, drawn)  # (B, L)
+            confidence = c.new_full(z.shape, -1.0).masked_scatter(at, c)  # (B, L)
+            if self.eos is not None:
+                confidence = demote_eos(confidence, drawn, self.eos)  # (B, L)
+            z = torch.where(self.opens(confidence, left) & at, drawn, z)  # (B, L)
+            yield z

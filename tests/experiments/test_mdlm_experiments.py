@@ -21,3 +21,17 @@ def test_every_sampler_of_the_table_runs(tmp_path, capsys, monkeypatch):
                         out_dir=str(tmp_path)))
     shown = capsys.readouterr().out
     assert all(f"  {what} " in shown for rows in mdlm.SAMPLERS.values() for what in rows)
+
+
+def test_variances_of_all_uses_of_as_many_calls_are_shown_relative_to_the_first(
+        tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mdlm, "TOY", {**TINY, "block_size": 32})
+    mdlm.main(configure(mdlm.Config, command="complement", batches=3, out_dir=str(tmp_path)))
+    lines = capsys.readouterr().out.splitlines()
+    for what in mdlm.PAIRS:
+        rows = [line for line in lines if line.startswith(f"  {what:<42}")]
+        assert len(rows) == len(mdlm.LOSSES)
+        for row in rows:
+            ratios = list(map(float, row[44:].split()))
+            assert len(ratios) == 6 and min(ratios) > 0
+            assert set(ratios) == {1.0} or not what.startswith("64")

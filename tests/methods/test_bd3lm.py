@@ -114,6 +114,17 @@ def test_the_loss_is_a_bound_for_the_bound_weights_and_a_surrogate_for_the_other
         assert (abs(draws.mean() - target) < 4.5 * error) == is_bound
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_complementary_masks_have_the_mean_of_the_bound_in_each_block(size):
+    """Each token is scored once: k masks of a block, k in 0 .. L', and the L' - k others."""
+    method = made(N, size, complement=True, weighting="bound")
+    torch.manual_seed(0)
+    for x in TEXTS[[7, 50]]:
+        draw = lambda: method.loss(vandal(size), x.expand(500, -1)).sum(-1)
+        target = exact_bound(size, vandal(size), x)
+        close(draw(), target.expand(500)) if size == 1 else close_in_the_mean(draw, target)
+
+
 def drawn(size, steps, sampler=ancestral, n=8_000):
     """Texts through the oracle, as numbers of the 81. -> (n,)"""
     torch.manual_seed(0)

@@ -65,6 +65,13 @@ def test_the_continuous_bounds_are_what_the_bound_tends_to(transition):
     close(2 * more - few, limit, 3e-3)
 
 
+def test_for_a_wrong_denoiser_few_steps_may_be_above_the_limit_or_below_it():
+    """T = 1 and 4 under uniform noise; with the exact one they are above it."""
+    limit = (P * exact_bound(made("uniform", 1).process, world.vandal, nodes=60)).sum()  # ()
+    one, four = ((P * enumerated(made("uniform", T), world.vandal)).sum() for T in (1, 4))
+    assert one > limit + 0.1 and four < limit - 0.003
+
+
 @pytest.mark.parametrize("transition", ["uniform", "nearest"])
 def test_the_posterior_in_place_of_the_leave_one_out_distribution_is_not_tight(transition):
     method = made(transition, 16)

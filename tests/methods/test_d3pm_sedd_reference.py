@@ -58,12 +58,20 @@ def test_d3pm_with_uniform_noise(steps):
 
 @pytest.mark.parametrize("steps", [8, 1000])
 def test_the_public_total_counts_the_text_once_more_than_the_bound_does(steps):
-    """It adds -log x_theta(x) of clean text to the terms k = 1 .. T, as if z_0 were not x. Ours end
-    with k = 1."""
-    for name, log_p, x in ((f"abs_T{steps}_submask1", LOG_P, X), (f"uni_T{steps}", LOG_P_U, X_U)):
-        recon = figure(f"d3pm/{name}_recon")  # (B, L)
-        same(-log_p.gather(-1, x[..., None])[..., 0], recon)
-        same(figure(f"d3pm/{name}_diff") + recon, figure(f"d3pm/{name}_total"))
+    """It is our term of (2.3) and -log x_theta(x) of clean text, as if z_0 were not x. Ours end
+    with k = 1, whose term is -log p(x | z_1) with the evidence of z_1 in it."""
+    cases = ((f"abs_T{steps}_submask1", Absorbing(11), LOG_P, X, Z),
+             (f"uni_T{steps}", Uniform(V), LOG_P_U, X_U, Z_U))
+    for name, process, log_p, x, z in cases:
+        chain, recon = ClosedChain(process, steps), -log_p.gather(-1, x[..., None])[..., 0]
+        ours = terms(chain, log_p.exp(), x, z, steps)  # (B, L)
+        same(ours + recon, figure(f"d3pm/{name}_total"), 1e-10 * steps)
+        first = torch.full(z.shape, 1 / steps, dtype=torch.float64).flatten()  # (B L,)
+        at = z.flatten() == (11 if process.mask else x.flatten())  # (B L,) possible at k = 1
+        p = log_p.exp().flatten(0, 1)[at]  # (N, n_tokens)
+        last = kl_term(chain, p, *(a.flatten()[at] for a in (x, z, first * 0, first)))  # (N,)
+        p = p * chain.likelihood(z.flatten()[at], first[at])  # (N, n_tokens)
+        same(last, p.sum(-1).log() - p.gather(-1, x.flatten()[at, None])[:, 0].log())
 
 
 # ---- SEDD

@@ -1,11 +1,24 @@
-"""MDLM: the numbers of its public code, and the any-order form of its bound."""
+"""MDLM: the numbers of its public code, the any-order form of its bound, and for all methods built
+on it: the size of their losses, and room for their masks."""
 import pytest
 import torch
 from references import LOG_P, X_THETA, S, T, V, X, Z, figure, same
 
 from diffusion import Absorbing, bound, reverse
+from flags import UserError, flags_of, load_row, parse
+from methods import METHODS, make_method
 from methods.mdlm import MDLM, any_order, masked_bound
+from train import Config
 from world import TEXTS, N
+
+MASKED = [name for name in METHODS if issubclass(load_row(METHODS, name), MDLM)]
+# each way to train: the values of flags that decide how a loss is drawn or weighted
+CHOICES = ["weighting", "mask_schedule", "radd_objective"]
+WAYS = [(name, {flag: value}) for name in MASKED for flag in CHOICES
+        if (f := flags_of(load_row(METHODS, name)).get(flag)) for value in f.metadata["choices"]]
+WAYS += [("bd3lm", dict(clip="0.3,0.8")), ("bd3lm", dict(clip="0.3,0.8", weighting="bound"))]
+BOUNDED = [(name, flags) for name, flags in WAYS if flags in (
+    dict(weighting="simple"), dict(radd_objective="k-dce"), dict(clip="0.3,0.8"))]
 
 
 def carried_over(z):
@@ -65,3 +78,70 @@ def test_text_is_never_scored_and_the_mask_is_never_predicted():
     assert torch.equal(at, z == 10) and (nats[~at] == 0).all() and nats.isfinite().all()
     torch.testing.assert_close(nats[at] * at.sum(-1, keepdim=True).expand_as(z)[at] / 20,
                                torch.full((int(at.sum()),), 10.0).log())
+
+
+WEIGHTED = [name for name in METHODS if "weighting" in flags_of(load_row(METHODS, name))]
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_each_weighting_of_a_method_is_another_loss(name):
+    """On the same noise: none is another one under a new name."""
+    method = load_row(METHODS, name)
+    choices, losses = flags_of(method)["weighting"].metadata["choices"], []
+    for weighting in choices:
+        torch.manual_seed(0)
+        flat = lambda z, t, at, **layout: torch.zeros(int(at.sum()), 8)
+        made = make_method(name, 7, weighting=weighting)
+        losses.append(made.loss(flat, torch.zeros(9, 12).long()))
+    assert len({loss.sum().item() for loss in losses}) == len(choices) >= 2
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if name != "mdlm"])
+def test_a_weighting_that_mdlm_learns_is_refused_by_methods_that_do_not_know_it(name, capsys):
+    """Each class declares its own: a new row of mdlm's would else train the bound in silence."""
+    choices = flags_of(MDLM)["weighting"].metadata["choices"]
+    choices.append("root")
+    try:
+        assert parse(Config, ["--method=mdlm", "--weighting=root"])[0].weighting == "root"
+        with pytest.raises(SystemExit):
+            parse(Config, [f"--method={name}", "--weighting=root"])
+        assert "--weighting 'root' is not one of simple, bound" in capsys.readouterr().err
+        with pytest.raises(UserError, match="--weighting root is not one of simple, bound"):
+            make_method(name, 7, weighting="root")
+    finally:
+        choices.remove("root")
+
+
+@pytest.mark.parametrize("B, length", [(512, 8), (64, 32), (40, 4)])
+@pytest.mark.parametrize("name, flags", WAYS, ids=str)
+def test_a_fixed_selection_has_room_for_all_masks(name, flags, B, length):
+    """Of clean texts and of some with prompts, in each of 5 draws: RADD's k-dce has a share of
+    (L + 1) / 2L of masks in every draw, and not of 1/2."""
+    method, x, rooms = make_method(name, 7, **flags), torch.zeros(B, length).long(), []
+    frozen = torch.arange(length) < torch.arange(B)[:, None] % length  # (B, L)
+
+    def spy(z, t, at, group=None, **layout):
+        masks = z == 7 if group is None else torch.ones_like(z)
+        rooms.append(len(at) - int(masks[:, :length].sum()))
+        return torch.zeros(len(at), 8)
+    spy.fixed_shapes = True
+    for seed in range(5):
+        torch.manual_seed(seed)
+        method.loss(spy, x)
+        method.loss(spy, x, frozen)
+    assert min(rooms) >= 0
+
+
+@pytest.mark.parametrize("name, flags", BOUNDED, ids=str)
+@pytest.mark.parametrize("given", [False, True])
+def test_losses_with_bounded_weights_are_about_as_large_as_the_bound(name, flags, given):
+    """Where the cross-entropy is the same everywhere, they are in the mean that cross-entropy: per
+    token that is not given, within 4.5 standard errors of at most 1 %."""
+    method, x = make_method(name, 7, **flags), torch.zeros(12_000, 12).long()  # (B, L)
+    frozen = torch.arange(12).expand(12_000, -1) < 6 if given else None  # (B, L)
+    flat = lambda z, t, at, **layout: torch.zeros(int(at.sum()), 8)
+    torch.manual_seed(0)
+    nats = method.loss(flat, x, frozen).sum(-1) / (6 if given else 12)  # (B,)
+    error = nats.std() / 12_000**0.5
+    assert error < 0.01 * nats.mean() and abs(nats.mean() / torch.tensor(7.0).log() - 1) < 4.5 * (
+        error / nats.mean()) + 1e-6

@@ -1,8 +1,12 @@
 """UDLM: the numbers of its public code, and the times at which it draws its bound."""
+import math
+
+import pytest
 import torch
 from references import LOG_P_U, X_U, Z_U, T, V, figure, same
 
 from diffusion import Uniform, bound
+from methods import make_method
 from methods.udlm import UDLM, jump_weight, mixture_bound
 from world import TEXTS, N
 
@@ -12,6 +16,25 @@ def test_the_bound_is_that_of_the_public_code():
     same(LOG_P_U, figure("udlm/log_x"))
     same(mixture_bound(process, LOG_P_U, X_U, Z_U, T), figure("udlm/nelbo_ct"))
     same(bound(process, LOG_P_U.exp(), X_U, Z_U, T), figure("udlm/nelbo_ct"))
+
+
+@pytest.mark.parametrize("name, grows", [("udlm", 0), ("gidd", 1)])
+def test_draws_have_a_variance_under_words_and_under_hybrid_noise_only_by_the_clamp(name, grows):
+    """The second moment at v, summed over z, grows as log(v)^2 for words, and for the hybrid as
+    log(v)^2 / v, whose integral over v diverges at 0."""
+    process = make_method(name, N).process
+    x_theta = torch.tensor([0.5, 0.3, 0.2]).double().log()  # (N,)
+    v = torch.tensor([1e-4, 1e-6]).double()[:, None]  # (2, 1)
+    t = (math.pi / 2 * v).sin().square()  # (2, 1)
+    moment = 0.0
+    for symbol in range(process.V):
+        x, z = torch.zeros(2, 1, dtype=torch.long), torch.full((2, 1), symbol)  # (2, 1) each
+        weight = math.pi * (t * (1 - t)).sqrt() * jump_weight(process, x, z, t)  # (2, 1)
+        nats = mixture_bound(process, x_theta.expand(2, 1, N), x, z, t, weight)  # (2, 1)
+        q = process.b(t, z) + process.alpha(t) * (z == x)  # (2, 1)
+        moment = moment + q * nats.square()  # (2, 1)
+    ratio = (moment * v**grows / v.log().square()).flatten()  # (2,)
+    assert 0.6 < ratio[1] / ratio[0] < 1.2
 
 
 def test_a_network_that_knows_nothing_pays_log_n_for_every_token():

@@ -44,6 +44,8 @@ TRAINING = [
     ("runtime/start.py", "if name in fixed and getattr(config, name) != getattr(old, name",
      "if False and getattr(config, name) != getattr(old, name", "test_bad_input",
      "a run continues with another network"),
+    ("checkpoints/load.py", "if other.method.predicts != method.predicts:", "if False:",
+     "test_train_runs", "weights of ar start a masked network"),
     ("checkpoints/load.py", 'load_state_dict(state["ema"])', 'load_state_dict(state["model"])',
      "test_file test_train_runs test_resume", "raw weights are evaluated"),
     ("checkpoints/file.py", "map_location=device, weights_only=True)",

@@ -138,10 +138,16 @@ def test_greedy_repairs_the_word_that_all_others_contradict_and_the_posterior_wo
 
 @pytest.mark.parametrize("name", ["ancestral", "psi"])
 def test_greedy_is_the_last_of_the_steps(name):
-    """As many network calls as steps, and as many states."""
+    """As many network calls as steps, and as many states. The network is told that what it reads
+    is clean; a single step begins with noise, and is told so."""
     torch.manual_seed(0)
-    method, z = make_method("udlm", N), torch.randint(N, (300, 5))  # (300, 5)
+    method, z, times = make_method("udlm", N), torch.randint(N, (300, 5)), []  # (300, 5)
+
+    def told(z, t, at):
+        times.append(t)
+        return chorus(method.process)(z, t, at)
     for steps in (1, 2, 5):
-        spy, sampler = CallCounter(chorus(method.process)), make_sampler(name, method, "greedy")
+        spy, sampler = CallCounter(told), make_sampler(name, method, "greedy")
         states = list(method.sample(spy, z, NOTHING(z), steps, sampler))
         assert len(states) == spy.calls == steps
+        assert (times[-1] == (1 if steps == 1 else 0)).all()

@@ -34,12 +34,12 @@ def close(ours, exact, tolerance=1e-10):
     torch.testing.assert_close(ours, exact, atol=tolerance, rtol=tolerance)
 
 
-def probs_of(step, process, denoiser, z, s, t, monkeypatch):
+def probs_of(step, process, denoiser, z, s, t, monkeypatch, to_probs=probabilities):
     """What a step draws from, as it hands it to `categorical`; one-hot elsewhere. -> (B, L, V)"""
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(guidance, "categorical", lambda p: seen.append(p) or p.argmax(-1))
-        step(process, denoiser, z, NOTHING(z), s, t)
+        step(process, denoiser, z, NOTHING(z), s, t, to_probs)
     at = changeable(process, z, NOTHING(z))  # (B, L)
     stays = F.one_hot(z, process.V).double()  # (B, L, V)
     return stays.index_put((at,), seen[0])  # (B, L, V)
@@ -105,6 +105,47 @@ def test_the_classifier_free_step_draws_from_the_two_reverse_laws_mixed(process,
         c, u = bayes(process, z, s, t, 1), bayes(process, z, s, t, K)  # (S, L, V) each
         mixed = torch.where((c > 0) & (u > 0), c ** gamma * u ** (1 - gamma), 0.0)  # (S, L, V)
         close(ours, mixed / mixed.sum(-1, keepdim=True), 1e-6)
+
+
+@each_process
+def test_temperature_and_top_p_change_x_theta_inside_of_a_guided_step(process, monkeypatch):
+    """Both of its terms, before they are mixed, and nothing else of the step."""
+    z, s, t = everywhere(process, 0.3, 0.6)
+    to_probs = partial(probabilities, temperature=0.5, top_p=0.8)
+    exact, judge = world.oracle(process), world.classifier(process)
+    at = changeable(process, z, None)  # (S, L)
+
+    def stepped(y, to_probs):
+        x_theta = to_probs(exact(z, t.float(), label=torch.tensor([y])))  # (S, L, N)
+        return reverse(process, world.carried_over(process, x_theta, z), z, s, t)[at]  # (n, V)
+    free = partial(classifier_free_step, label=ONE, none=K, gamma=2.5)
+    by_classifier = partial(classifier_step, classifier=judge, label=ONE, gamma=2.5)
+    c, u, plain = stepped(1, to_probs), stepped(K, to_probs), stepped(K, probabilities)  # (n, V)
+    assert (u - plain).abs().max() > 0.05
+    mixed = torch.where((c > 0) & (u > 0), c ** 2.5 * u ** -1.5, 0.0)  # (n, V)
+    mixed = torch.where(mixed.sum(-1, keepdim=True) > 0, mixed, c)  # (n, V)
+    ours = probs_of(free, process, exact, z, s, t, monkeypatch, to_probs)[at]  # (n, V)
+    close(ours, mixed / mixed.sum(-1, keepdim=True), 1e-6)
+    first = first_order_scores(judge, z, t, ONE.expand(len(z)), process.V)[at]  # (n, V)
+    weighed = u * (2.5 * (first - first.amax(-1, keepdim=True))).exp()  # (n, V)
+    ours = probs_of(by_classifier, process, exact, z, s, t, monkeypatch, to_probs)[at]  # (n, V)
+    close(ours, weighed / weighed.sum(-1, keepdim=True), 1e-6)
+
+
+@each_process
+def test_a_classifier_rates_each_text_for_its_own_class(process):
+    """Exact and first-order scores of a batch in which labels differ are those of single texts."""
+    z, s, t = (a[:12] for a in everywhere(process, 0.3, 0.6))
+    judge, label, at = world.classifier(process), torch.arange(12) % 2, ~NOTHING(z)
+    every = exact_scores(judge, z, s, t, at, label, process.V).view(12, L, -1)  # (12, L, V)
+    slopes = first_order_scores(judge, z, t, label, process.V)  # (12, L, V)
+    for i in range(12):
+        one = slice(i, i + 1)
+        alone = exact_scores(judge, z[one], s[one], t[one], at[one], label[one], process.V)
+        close(every[i], alone)
+        close(slopes[i], first_order_scores(judge, z[one], t[one], label[one], process.V)[0])
+    assert (every[0] - exact_scores(judge, z, s, t, at, 1 - label, process.V).view(12, L, -1)[
+        0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("name", PROCESSES)

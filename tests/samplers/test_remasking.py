@@ -137,7 +137,29 @@ def test_top_k_keeps_the_surest_of_all_words_and_takes_back_what_it_doubts():
     assert [sum(words) for words in shown] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("sampler", [TopK(), ReMDMConf()], ids=["top-k", "remdm-conf"])
+def test_with_rescore_top_k_is_rdms_rule_and_without_it_a_word_keeps_its_confidence():
+    """Three words at temperature 0, three steps. Word 0 is drawn with .9; in the second step, which
+    sees it, the network has .55 there, for another word. RDM masks the place again, since that is
+    the lowest score of all; here it keeps .9 and its word. What RDM does not mask stays as it is.
+    """
+    first, second = [[0.9, 0.8, 0.6]], [[0.55, 0.95, 0.7]]  # of the word that is likeliest
+
+    def denoiser(z, t, at):
+        fresh = (z == 2).all(-1, keepdim=True)  # (1, 1)
+        p = torch.where(fresh, torch.tensor(first), torch.tensor(second))  # (1, 3)
+        rows = torch.stack([1 - p, p], -1)  # (1, 3, 2)
+        return torch.where(fresh[..., None], rows, rows.flip(-1)).log()[at]  # (n, 2) then word 0
+    z, shown = torch.full((1, 3), 2), {}  # (1, 3)
+    for rescore in (False, True):
+        states = TopK(rescore=rescore)(Absorbing(2), denoiser, z, NOTHING(z), 3,
+                                       partial(probabilities, temperature=0))
+        shown[rescore] = [state[0].tolist() for state in states]
+    assert shown[False] == [[1, 2, 2], [1, 0, 2], [1, 0, 0]]
+    assert shown[True] == [[1, 2, 2], [2, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("sampler", [TopK(), TopK(rescore=True), ReMDMConf()],
+                         ids=["top-k", "rescore", "remdm-conf"])
 def test_given_words_are_never_taken_back(sampler):
     torch.manual_seed(0)
     given, frozen = torch.randint(5, (50, 12)), torch.rand(50, 12) < 0.4  # (50, 12) each

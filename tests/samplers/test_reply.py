@@ -10,6 +10,7 @@ from diffusion import probabilities
 from flags import UserError, configure
 from methods import METHODS, load_row, make_method
 from methods.mdlm import MDLM
+from own_chance import OwnChance, knows_its_own_text
 from samplers import SAMPLERS, SamplingFlags, make_sampler
 from samplers.generate import Writer
 from samplers.reply import answer, chat_template, default_sampler, finished, reply
@@ -61,6 +62,36 @@ def test_an_end_ends_a_reply_only_where_no_word_is_rewritten(name, corrector):
     z = reply(writer, given, frozen, 9, lambda step, z: seen.append(step))
     stays = corrector == "draw" and name not in ("psi", "remdm-conf", "top-k")
     assert torch.equal(z, states[0 if stays else 1]) and seen == ([1] if stays else [1, 2])
+
+
+@pytest.mark.parametrize("name, options", [
+    ("mdlm", dict(name="semi-ar", decode_block=4, threshold=0.9)),
+    ("mdlm", dict(name="semi-ar", decode_block=3, eos_last=True)),
+    ("mdlm", dict(name="confidence")), ("mdlm", dict(name="psi", eta=0.3)),
+    ("mdlm", dict(name="ancestral", corrector="gibbs")), ("udlm", dict(name="ancestral")),
+    ("bd3lm", dict(name="first-hitting")), ("ar", dict(name="ancestral"))], ids=str)
+def test_an_answer_does_not_depend_on_the_other_prompts_of_its_batch_nor_on_its_size(name, options):
+    """Five prompts of different lengths, one of them a whole text: with random numbers of its own,
+    each answer, up to its first end, is the same alone and beside any others."""
+    method, early = make_method(name, 5, diffusion_block=4), False
+    given = torch.arange(60).view(5, 12) * 7 % 5  # (5, 12)
+    starts = [2, 3, 4, 7, 12]
+    frozen = torch.arange(12) < torch.tensor(starts)[:, None]  # (5, 12)
+    sampler = make_sampler(method=method, **options)
+
+    def answers(end, *rows):
+        sampler.eos = end
+        writer = Writer(method, knows_its_own_text, sampler, probabilities, steps=6, end=end)
+        with OwnChance(end, steps=False):
+            z = reply(writer, given[list(rows)], frozen[list(rows)], end)  # (b, 12)
+        words = {i: row.tolist()[starts[i]:] for i, row in zip(rows, z)}
+        return {i: row[:row.index(end)] if end in row else row for i, row in words.items()}
+    for end in range(5):
+        together = answers(end, 0, 1, 2, 3, 4)
+        early |= any(0 < len(together[i]) < 12 - starts[i] for i in range(4))
+        for rows in ((0,), (1,), (2,), (3,), (3, 1), (4, 2, 0)):
+            assert all(words == together[i] for i, words in answers(end, *rows).items())
+    assert early
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "classifier"])

@@ -5,12 +5,15 @@ It runs for every method that it fits, and refuses the others in one line. Given
 mask is left, and there are no more states than it says. If it says that it draws from the model,
 it does, through the exact denoiser of a world of 27 texts.
 """
+import contextlib
+
 import pytest
 import torch
 
 import world
 from flags import UserError, configure, flags_of, load_row, parse
 from methods import METHODS, make_method
+from own_chance import OwnChance, knows_its_own_text
 from samplers import CORRECTORS, SAMPLERS, SamplingFlags, make_sampler, sampler_of, samplers_for
 from samplers.generate import CallCounter
 from world import L, N, P, distance, numbers
@@ -83,6 +86,59 @@ def test_texts_are_the_same_again_from_one_seed_and_others_from_another(name, sa
         *_, z = METHOD[name].sample(rough, z, nothing, 5, make_sampler(sampler, METHOD[name]))
         return z
     assert torch.equal(write(1), write(1)) and not torch.equal(write(1), write(2))
+
+
+# ---- a text is the same alone and in a batch
+
+# Given tokens of five texts: none, all, a prompt, a gap, and padding behind a short text.
+GIVEN = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0],
+                      [0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]).bool()  # (5, L)
+ONE_TEXT = dict(decode_block=3, rounds=3)  # values for texts of 8 tokens
+NETWORK_ONLY = ["cache"]  # flags for networks: test_semi_ar.py
+
+
+def variants(name, sampler, corrector):
+    """The flags as they are by default, and with another value of each in turn."""
+    fields = flags_of(load_row(SAMPLERS, sampler)) | flags_of(load_row(CORRECTORS, corrector))
+    small = {flag: value for flag, value in ONE_TEXT.items() if flag in fields}
+    others = []
+    for flag in fields.keys() - small.keys() - set(NETWORK_ONLY):
+        default, choices = fields[flag].default, fields[flag].metadata["choices"]
+        if choices:
+            other = choices[-1]
+        elif isinstance(default, bool):
+            other = not default
+        else:
+            other = default + 1 if isinstance(default, int) else default / 2 or 0.5
+        others.append({**small, flag: other})
+    return [small, *(options for options in others if accepts(name, sampler, corrector, options))]
+
+
+def accepts(name, sampler, corrector, options):
+    with contextlib.suppress(UserError):
+        return make_sampler(sampler, METHOD[name], corrector, **options)
+
+
+@pytest.mark.parametrize("name, sampler, corrector", [
+    case for case in TRIPLES if case[0] in DIFFERENT and (
+        case[1] == "ancestral" or case[2] == "draw")])
+def test_a_text_depends_neither_on_the_batch_nor_on_prompts_and_padding_of_others(
+        name, sampler, corrector):
+    """Bit by bit, with random numbers of its own: so its distribution is the same, too. In batches
+    of 1, 2 and 5, with any flag, and where a text of others ends early."""
+    method, given = METHOD[name], torch.arange(40).view(5, 8) * 3 % 5  # (5, 8)
+
+    def write(rows, sampler, steps, end):
+        with OwnChance(steps, rows.start, steps=not method.left_to_right) as chance:
+            z = torch.where(GIVEN[rows], given[rows], method.prior(given[rows].shape))  # (b, 8)
+            return chance.last(method.sample(knows_its_own_text, z, GIVEN[rows], steps, sampler,
+                                             end=end))  # (b, 8)
+    for options in variants(name, sampler, corrector):
+        made = make_sampler(sampler, method, corrector, **options)
+        for steps, end in ((1, None), (4, 2 if method.left_to_right else None)):
+            together = write(slice(0, 5), made, steps, end)  # (5, 8)
+            for rows in (slice(0, 1), slice(2, 3), slice(3, 5)):
+                assert torch.equal(write(rows, made, steps, end), together[rows]), options
 
 
 # ---- every row draws from the model, or says that it does not

@@ -1,6 +1,7 @@
 """Samplers draw what the theory says: single draws and steps, trajectories through an oracle."""
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import world
 from diffusion import Ancestral, categorical, probabilities, reverse, reverse_step
@@ -44,6 +45,26 @@ def test_the_lazy_step_draws_exactly_the_reverse_law(name, s, t):
         z, s_, t_ = (a.expand(n, -1) for a in (z, s_, t_))  # (n, L|1)
         new = reverse_step(process, denoiser, z, NOTHING(z), s_, t_)  # (n, L)
         assert surprise(numbers(new, process.V), p) < 4.5
+
+
+class NoNaN(TorchDispatchMode):
+    """Fails as soon as a number is nan."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if torch.is_tensor(result) and result.is_floating_point():
+            assert not result.isnan().any(), func
+        return result
+
+
+@each_process
+def test_from_noise_to_noise_nothing_moves_and_no_ratio_of_zeros_decides_it(name):
+    """s = t = 1, where alpha_t / alpha_s is 0 / 0."""
+    z = world.states(PROCESSES[name])  # (V^3, L)
+    one = torch.ones(len(z), 1, dtype=torch.float64)  # (V^3, 1)
+    with NoNaN():
+        new = reverse_step(PROCESSES[name], None, z, NOTHING(z), one, one)  # (V^3, L)
+    assert torch.equal(new, z)
 
 
 @each_process

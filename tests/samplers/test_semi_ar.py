@@ -191,6 +191,21 @@ def test_a_cache_is_exact_in_the_first_step_of_a_block_and_off_after_it_by_what_
         assert len([first for first, _ in errors if first]) == 3  # blocks
 
 
+@pytest.mark.parametrize("options", [dict(), dict(threshold=0.3), dict(factor=1.5)])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_text_with_another_prompt_beside_it_is_what_it_is_alone(cache, options):
+    """Blocks follow the prompt of each text; a cache holds those that begin at the same place."""
+    place, net = torch.arange(24), random_net().double()  # (24,)
+    frozen = place < torch.tensor([5, 2, 9, 5])[:, None]  # (4, 24)
+    z = torch.where(frozen, (place + torch.arange(4)[:, None]) % 10, 10)  # (4, 24)
+    sampler = SemiAR(decode_block=8, cache=cache, **options)
+    write = lambda rows: list(sampler(Absorbing(10), net, z[rows], frozen[rows], 9, GREEDY))
+    states = write(slice(0, 4))
+    assert len(states) <= sampler.count_states(24, 9)
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4), slice(1, 3)):
+        assert torch.equal(write(rows)[-1], states[-1][rows])
+
+
 def test_a_cached_step_reads_the_block_and_prefix_also_what_follows():
     sizes, net = [], random_net()
 

@@ -212,6 +212,35 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(words, says, capsys):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("source, method", [("ar", "mdlm"), ("mdlm", "ar"), ("ar", "bd3lm"),
+                                            ("bd3lm", "ar"), ("ar", "radd")])
+def test_next_token_networks_and_others_do_not_start_from_each_other(source, method, capsys):
+    """They have the same parts, but each row would be one place off, and the id of `start` is that
+    of the mask."""
+    random_checkpoint(source, method=source)
+    words = tiny(init_from=source, method=method, out_dir="out")
+    said = complaint(train, *words, capsys=capsys)
+    assert f"a network of {source}, which predicts" in said and f"and {method} predicts" in said
+    assert "the next token" in said and "leave --init_from out" in said
+    assert not Path("out").exists()
+
+
+def test_ratios_and_distributions_do_not_start_from_each_other(capsys):
+    random_checkpoint("udlm", method="udlm")
+    words = tiny(init_from="udlm", method="sedd", out_dir="out")
+    assert "ratios of probabilities" in complaint(train, *words, "--transition", "uniform",
+                                                  capsys=capsys)
+
+
+@pytest.mark.parametrize("method", ["mdlm", "bd3lm"])
+def test_masks_in_blocks_and_in_whole_texts_start_from_each_other(method):
+    source = "bd3lm" if method == "mdlm" else "mdlm"
+    random_checkpoint(source, method=source)
+    before = read_state(source)["ema"]["embed"]
+    state = fit("out", method=method, init_from=source, max_iters=1, learning_rate=0.0, muon_lr=0.0)
+    torch.testing.assert_close(state["model"]["embed"], before, rtol=0, atol=0)
+
+
 def test_nearest_neighbors_stay_those_of_the_run_that_they_came_from():
     """Its embedding is in the checkpoint, so that run may be trained on, or deleted."""
     random_checkpoint("other")

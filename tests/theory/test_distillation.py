@@ -12,7 +12,9 @@ from distill import DCD, SDTT, coupled, divergence, sdtt_targets
 from flags import configure
 from gaussian import GaussianUniform
 from methods import make_method
+from methods.duo import dense_relaxation
 from runs import ROOT
+from train import loss_per_token
 from world import N
 
 FIGURES = numpy.load(ROOT / "tests" / "reference" / "distill_reference.npz")
@@ -103,12 +105,47 @@ def test_the_losses_of_consistency_distillation_are_the_reference_figures():
         same(divergence(name, *laws), f"dcd/nll_{name}")
 
 
-def test_the_argmax_of_the_gaussian_is_the_reference_path():
-    eps, x = figure("dcd/eps").double(), torch.nn.functional.one_hot(figure("dcd/x0"), 20)
+def test_the_argmax_of_the_gaussian_is_the_reference_path(monkeypatch):
+    """(7.1) of both points, with the eps of the public code; and what networks are told there."""
+    process, eps = GaussianUniform(20), figure("dcd/eps")  # (B, L, V)
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: eps)
     for point in "ts":
-        gamma = figure(f"dcd/gamma_{point}").double()[:, None, None]
-        w = (-gamma).sigmoid().sqrt() * x + gamma.sigmoid().sqrt() * eps  # (B, L, V)
-        assert torch.equal(w.argmax(-1), figure(f"dcd/z_{point}"))
+        gamma = figure(f"dcd/gamma_{point}")[:, None]  # (B, 1)
+        monkeypatch.setattr(process, "gamma", lambda t: gamma)
+        z, _ = dense_relaxation(process, figure("dcd/x0"), None, 0)  # (B, L)
+        assert torch.equal(z, figure(f"dcd/z_{point}"))
+
+
+def times_of(process, noise):
+    """The times at which a network is told this noise, 1 - alpha. (B, 1) -> (B,)"""
+    first, last = process.ends
+    return (process.operator.gamma(1 - noise[:, 0].double()) - first) / (last - first)
+
+
+@pytest.mark.parametrize("dt", [1 / 64, 0.25])
+def test_the_teacher_is_told_its_own_noise_one_step_before_that_of_the_student(dt):
+    """t is spread evenly over (dt, 1 + dt), and cut off at 1; s = t - dt, in all texts. At s = 0
+    one word in 800 is wrong, at t = 1 nearly all: the ends of the path."""
+    torch.manual_seed(0)
+    n, length, V = 64, 2000, 7
+    x, calls = torch.randint(V, (n, length)), []
+
+    def network(z, noise):
+        calls.append((z, noise))
+        return torch.zeros(*z.shape, V)
+    objective = DCD(make_method("duo", V), network, settings(method="dcd"))
+    objective.dt = dt
+    objective.loss(network, x)
+    (z_t, noise_t), (z_s, noise_s) = calls
+    t, s = (times_of(objective.process, noise) for noise in (noise_t, noise_s))  # (n,) each
+    torch.testing.assert_close(t - s, torch.full((n,), dt).double(), atol=2e-3, rtol=0)
+    strata = ((s + 1e-4) * n).long()[t < 0.999]  # (m,) one text in each
+    assert strata.tolist() == list(range(len(strata))) and len(strata) >= (1 - dt) * n - 2
+    for z, noise in ((z_t, noise_t), (z_s, noise_s)):
+        wrong, due = (z != x).double().mean(-1), noise[:, 0] * (V - 1) / V  # (n,) each
+        assert ((wrong - due).abs() < 4.5 * (due * (1 - due) / length).sqrt() + 1e-4).all()
+    ends = objective.process.alpha(torch.tensor([0.0, 1.0]).double())  # (2,)
+    torch.testing.assert_close(ends, torch.tensor([0.9987, 0.0062]).double(), atol=1e-6, rtol=0)
 
 
 # ---- through time: the targets
@@ -151,10 +188,8 @@ def test_the_losses_through_time_are_the_reference_figures():
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_targets_of_an_exact_teacher_are_its_own_law_in_the_mean(k):
-    """What a walk of exact steps will believe is on average what is believed now, within 4.5
-    standard errors.
-
-    A mask that opens to the wrong law, or a target that is taken too late, would move it.
+    """What exact steps will predict is on average what is predicted now, within 4.5 standard
+    errors, whatever their times are. A mask that opens to the wrong word would move it.
     """
     torch.manual_seed(0)
     process, n = Absorbing(N), 40_000
@@ -185,6 +220,42 @@ def test_a_mask_that_opens_keeps_the_belief_of_then_and_others_that_of_the_end()
     assert abs(late - 0.5) < 4.5 * (0.25 / 4000) ** 0.5
 
 
+@pytest.mark.parametrize("name", ["k1_dt0.05", "k2_dt0.05", "k4_dt0.05", "k2_dt0.25"])
+def test_each_step_of_the_teacher_starts_where_the_last_one_ended(name, monkeypatch):
+    """At t, t - dt, t - 2 dt, .., not below 0: the times of the paper, which its code misses."""
+    told, taken, k, dt = [], [], int(name[1]), float(name.split("dt")[1])
+
+    def teacher(z, t, at):
+        told.append(t[:, 0])
+        return torch.zeros(int(at.sum()), 9)
+
+    def step(process, known, z, frozen, s, t, to_probs):
+        taken.append(torch.cat([t, s], -1))
+        return z
+    monkeypatch.setattr(distill, "reverse_step", step)
+    z, t = figure("sdtt_targets/xt"), figure("sdtt_targets/t")[:, None]  # (B, L), (B, 1)
+    sdtt_targets(Absorbing(9), teacher, z, t, dt, k)
+    due = figure(f"sdtt_targets/{name}/times_intended").clamp(min=0)  # (k, B)
+    torch.testing.assert_close(torch.stack(told), due, atol=1e-6, rtol=0)
+    for j, times in enumerate(taken):
+        both = torch.stack([due[j], due[j + 1]], -1).double()  # (B, 2)
+        torch.testing.assert_close(times, both, atol=1e-6, rtol=0)
+    assert len(taken) == k - 1
+
+
+def test_the_teacher_sees_as_many_masks_as_there_are_at_its_times():
+    """t - j dt of all tokens, in the mean of 40,000: within 4.5 standard errors."""
+    torch.manual_seed(0)
+    shares, z, t = [], torch.full((400, 100), 4), torch.full((400, 1), 1.0)
+
+    def teacher(z, t, at):
+        shares.append(at.double().mean())
+        return torch.zeros(int(at.sum()), 4)
+    sdtt_targets(Absorbing(4), teacher, z, t, 0.25, 4)
+    due = torch.tensor([1.0, 0.75, 0.5, 0.25]).double()
+    assert ((torch.stack(shares) - due).abs() <= 4.5 * (due * (1 - due) / 40_000).sqrt()).all()
+
+
 def test_the_loss_is_a_mean_over_masks_and_only_over_them():
     method, x, sure = (
         make_method("mdlm", 5),
@@ -202,3 +273,30 @@ def test_the_loss_is_a_mean_over_masks_and_only_over_them():
     torch.testing.assert_close(loss.mean(), one[0])
     torch.manual_seed(0)
     assert torch.equal(loss == 0, corrupt(method.process, x, stratified(len(x))) != 5)
+
+
+@pytest.mark.parametrize("method", ["sdtt", "dcd"])
+def test_with_prompts_the_loss_is_a_mean_over_the_tokens_of_the_batch_not_over_texts(method):
+    """Half of the answers have 32 tokens, half 4, and the student is wrong in the short ones alone:
+    by d there, so by 4/36 d in the mean over tokens, and not by d/2."""
+    torch.manual_seed(0)
+    V, B, scored = 5, 400, []
+    x, short = torch.randint(V, (B, 36)), torch.arange(B)[:, None] % 2 == 1  # (B, 36), (B, 1)
+    frozen = torch.arange(36) < torch.where(short, 32, 4)  # (B, 36)
+    flat, other = torch.zeros(V), torch.tensor([3.0, 0, 0, 0, 0])  # (V,) each
+    d = divergence("kl-fwd", other.log_softmax(-1), flat.log_softmax(-1))  # ()
+
+    def student(z, t, at=None):
+        scored.append(~frozen if at is None else at)  # (B, 36)
+        logits = torch.where(short[..., None], other, flat).expand(B, 36, V)  # (B, 36, V)
+        return logits if at is None else logits[at]  # (N, V)
+
+    def teacher(z, t, at=None):
+        return flat.expand(*z.shape, V) if at is None else flat.expand(int(at.sum()), V)  # (N, V)
+    made = {"sdtt": (SDTT, "mdlm"), "dcd": (DCD, "duo")}[method]
+    objective = made[0](make_method(made[1], V), teacher,
+                        settings(method=method, divergence="kl-fwd", substeps=1))
+    nats = objective.loss(student, x, frozen)  # (B, 36)
+    due = (scored[0] & short).sum() / scored[0].sum()  # () .11
+    torch.testing.assert_close(loss_per_token(nats, frozen), d * due, atol=1e-4, rtol=0)
+    assert (nats[frozen] == 0).all() and abs(due - 4 / 36) < 0.01

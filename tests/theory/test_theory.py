@@ -176,15 +176,3 @@ def test_the_bound_weighting_of_a_loss_is_the_bound_too():
         torch.manual_seed(0)
         draws.append(score(world.vandal, x))
     assert torch.equal(*draws)
-
-
-def test_what_is_not_given_bounds_the_conditional():
-    """Through the oracle the tokens that are not frozen give -log p(x | given), in the mean."""
-    torch.manual_seed(0)
-    method = MDLM(N)
-    exact, given = world.oracle(method.process), torch.tensor([True, False, False]).expand(400, -1)
-    nats = torch.stack([method.nelbo(exact, x.expand(400, -1), given).sum(-1) for x in TEXTS])
-    first = torch.stack([P[TEXTS[:, 0] == v].sum() for v in range(N)])[TEXTS[:, 0]]  # (27,)
-    error = (P ** 2 * nats.var(-1) / 400).sum() ** 0.5
-    conditional = (P * (P / first).log()).sum()
-    assert abs((P * nats.mean(-1)).sum() + conditional) < 4.5 * error

@@ -1,0 +1,83 @@
+"""Random numbers that belong to a text, not to its batch: is a text the same alone as in a batch?
+
+A sampler draws for all texts at once, so a seed gives a text other numbers in another batch. Here
+each number depends on the seed, the step, the line of code that draws, and the place of the text
+and of the token. What a sampler makes of them then depends on the text alone, bit for bit, or it
+depends on the rest of the batch.
+"""
+import sys
+import zlib
+from collections import Counter
+
+import pytest
+import torch
+
+
+class OwnChance:
+    """torch.rand and the like, for texts that are number `first`, `first` + 1, .. of a whole batch.
+
+    Numbers for some of the tokens, (N,) or (N, 1), are the same for all of them, since nobody knows
+    whose they are. steps=False, where texts leave the batch: and so are all numbers of one line.
+    """
+
+    def __init__(self, seed, first=0, steps=True):
+        self.seed, self.first, self.steps = seed, first, steps
+        self.step, self.drawn = 0, Counter()
+
+    def last(self, states):
+        """The last of the states, which are steps. -> (B, L)"""
+        for z in states:
+            self.step, self.drawn = self.step + 1, Counter()
+        return z
+
+    def line(self):
+        """The line of code that draws, and the one that has called it."""
+        frame = sys._getframe(2)
+        while frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        return frame.f_code.co_filename, frame.f_lineno, frame.f_back.f_lineno
+
+    def uniform(self, shape, dtype=None, device=None):
+        """In place of torch.rand. -> shape"""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        line, dtype = self.line(), dtype or torch.get_default_dtype()
+        number = lambda *key: zlib.crc32(repr((self.seed, line, *key)).encode()) / 2**32
+        if len(shape) < 2 or shape[1] == 1 or not self.steps:
+            row = [number(l) for l in range(shape[-1] if len(shape) > 1 else 1)]  # (L,) or (1,)
+            return torch.tensor(row, dtype=torch.float64).expand(shape).to(dtype)  # shape
+        self.drawn[line] += 1
+        time = self.step, self.drawn[line]
+        rows = [[number(time, self.first + b, l) for l in range(shape[1])]
+                for b in range(shape[0])]
+        return torch.tensor(rows, dtype=torch.float64).to(dtype)  # (B, L)
+
+    def integers(self, like, low, high=None):
+        """In place of torch.randint_like. -> shape of `like`"""
+        low, high = (0, low) if high is None else (low, high)
+        u = self.uniform(like.shape, torch.float64)  # (B, L)
+        return (low + u * (high - low)).long()  # (B, L)
+
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(torch, "rand", self.uniform)
+        self.patch.setattr(torch, "randint_like", self.integers)
+        self.patch.setattr(torch, "randint", lambda high, shape, device=None: self.integers(
+            torch.empty(shape), high))
+        self.patch.setattr(torch.distributions.Beta, "sample", lambda beta: beta.mean)
+        self.before = torch.get_rng_state()
+        return self
+
+    def __exit__(self, *error):
+        self.patch.undo()
+        assert error[0] or torch.equal(self.before, torch.get_rng_state()), (
+            "somebody draws by a function that OwnChance does not replace")
+
+
+def knows_its_own_text(z, t, at=None, **layout):
+    """A denoiser of 5 symbols, of the network's shape for any method, that depends on all it is
+    given for a text, and on no other text."""
+    place = torch.arange(z.shape[1])  # (L,)
+    time = 0 if t is None else 3 * t.double()
+    seen = 1.3 * z + 0.7 * z.roll(1, -1) + 2 * place + time  # (B, L)
+    logits = 3 * torch.sin(seen[..., None].double() + 1.7 * torch.arange(6))  # (B, L, 6)
+    return logits if at is None else logits[at]
