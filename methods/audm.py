@@ -7,14 +7,14 @@ word u once, for the whole way from noise to text, and let the network see the c
     forward    m_l = 1 with probability 1 - alpha_t,   u_l ~ Uniform(N)                        (4.2)
                z_l = x_l where m_l = 0, u_l where m_l = 1
     bound      -log p(x) <= E_u E_t E_m sum_l m_l -alpha'/(1 - alpha) (-log x_theta(x_l))      (4.3)
-               with x_theta(z, m) = p(x_l | z, m)
+               with x_theta = p(x_l | z, m) where m_l = 1
 
 (x, z_t) has udlm's distribution at every t. (z, m) is masked diffusion with N masks in place of
 one: word w is the id w as text and N + 1 + w as noise. So text is carried over, the bound is a
 cross-entropy at the noise, (4.3) is also the mean of the any-order form (3.1), no time is needed,
-and every sampler of masks serves. u depends neither on x nor on m. Hence the exact
-x_theta does not look at it, and is mdlm's: the bound is as tight, and what a network loses to mdlm
-is what it takes to learn that the words of noise say nothing. What udlm's network lacks is m:
+and every sampler of masks serves. u depends neither on x nor on m, so the exact x_theta does not
+look at it: it is mdlm's, and the bound is as tight. A network has to learn that the words of noise
+say nothing. What udlm's network does not see is m:
 
     noise?     p(m_l = 0 | z, other m) = alpha x_theta(z_l) / (alpha x_theta(z_l) + (1 - alpha)/N)
                                                                                                (4.4)
@@ -116,8 +116,8 @@ class OwnEvidence(ShowWords):
 @dataclass(eq=False)
 class AUDM(MDLM):
     """--method audm: mdlm whose masks show random words; its bound is (4.3), or (4.6)."""
-    told: str = flag("noise", "what the network sees beside z: which words are noise, or (the paper) "
-                     "u of every place", ["noise", "words"], fixed=True)
+    told: str = flag("noise", "what the network sees beside z: which words are noise, or u of all "
+                     "tokens (the paper)", ["noise", "words"], fixed=True)
     network = TwoVectors
     public_layout = None
 

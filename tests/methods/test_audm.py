@@ -326,6 +326,20 @@ def test_its_samples_in_many_steps_are_texts_of_the_language_and_given_tokens_st
         assert (z == given)[frozen].all()
 
 
+def test_given_tokens_are_text_even_if_they_equal_their_u():
+    torch.manual_seed(0)
+    x, frozen, seen = torch.randint(N, (40, 8)), torch.rand(40, 8) < 0.5, []
+
+    def spy(z, t, at):
+        seen.append(z)
+        return torch.zeros(int(at.sum()), N)
+    for method in (METHOD, TOLD):
+        for score in (method.loss, method.nelbo):
+            nats = score(spy, x, frozen)
+            assert (nats[frozen] == 0).all() and (nats[~frozen] != 0).any()
+    assert len(seen) == 4 and all((z == x)[frozen].all() for z in seen)
+
+
 def test_the_papers_network_reads_the_time_and_takes_its_own_steps():
     assert TOLD.uses_time and not METHOD.uses_time and "sdtt" not in TOLD.distilled_by
     with pytest.raises(UserError, match="takes steps of its own: take ancestral"):

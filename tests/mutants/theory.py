@@ -130,8 +130,14 @@ WORDS = [
 ]
 
 MARKED = [
-    ("methods/audm.py", "torch.randint_like(x, self.n_tokens))\n        return super().cross",
-     "x)\n        return super().cross", "test_audm", "noise shows the word that it hides"),
+    ("methods/audm.py", "words = torch.randint_like(x, self.n_tokens)", "words = x",
+     "test_audm", "noise shows the word that it hides"),
+    ("methods/audm.py", "torch.where(x != u, 1 + at_x, 0.0)", "1 - at_x.neg()", "test_audm",
+     "text that equals its u is scored"),
+    ("methods/audm.py", "closed = (z == words) & ~frozen & (s > 0)",
+     "closed = torch.zeros_like(frozen)", "test_audm", "text that equals its u is known as text"),
+    ("methods/audm.py", "like if frozen is None else like & ~frozen", "like",
+     "test_audm", "given tokens that equal their u are scored"),
     ("methods/audm.py", "super().likelihood(z.clamp(max=self.process.mask), t)",
      "super().likelihood(z % (self.process.mask + 1), t)",
      "test_audm test_methods", "the word that noise shows is taken for text"),
