@@ -9,6 +9,7 @@ import torch
 from bounds import close, close_in_the_mean, quadrature
 
 import world
+from data.tokenizer import words
 from diffusion import Uniform
 from distill import SDTT, Config
 from flags import UserError, configure
@@ -17,7 +18,7 @@ from methods.audm import ShowWords, TwoVectors, told_bound, told_cross_entropy
 from samplers import make_sampler
 from samplers.generate import generate
 from samplers.reply import finished
-from viewer.terminal import shown_words
+from viewer.terminal import Terminal
 from world import TEXTS, L, N, P
 
 METHOD = make_method("audm", N)
@@ -223,8 +224,8 @@ def test_a_mask_without_a_word_shows_the_network_a_random_one():
 
 
 def test_words_are_shown_at_their_places_in_a_cache_too():
-    words, seen = torch.arange(8)[None], []
-    shown = ShowWords(lambda z, t, at, **layout: seen.append(z), 9, words)
+    u, seen = torch.arange(8)[None], []  # (1, 8)
+    shown = ShowWords(lambda z, t, at, **layout: seen.append(z), 9, u)
     shown(torch.tensor([[9, 3, 9]]), None, cache=SimpleNamespace(start=4))
     shown(torch.tensor([[3, 9]]), None)
     assert [z.tolist() for z in seen] == [[[14, 3, 16]], [[3, 11]]]
@@ -233,10 +234,17 @@ def test_words_are_shown_at_their_places_in_a_cache_too():
     assert (generate(method, network, 3, 8, 8, sampler) < 5).all()
 
 
-def test_noise_that_shows_a_word_is_no_answer_yet_and_is_printed_as_the_word():
+def test_noise_that_shows_a_word_is_no_answer_yet():
     z, frozen = torch.tensor([[1, 2, 4, 0], [1, 2, 0, 4]]), torch.zeros(2, 4, dtype=torch.bool)
     assert finished(z, frozen, N, 0).tolist() == [False, True]
-    assert shown_words([2, N, N + 1, N + 3], N) == [2, N, 0, 2]
+
+
+@pytest.mark.parametrize("live, seen", [(True, "old \x1b[2megg\x1b[0m"), (False, "'old egg _'")])
+def test_noise_is_printed_as_the_word_that_it_shows_and_dim_if_the_terminal_can(live, seen, capsys):
+    terminal = Terminal(words(["old", "dog", "egg"]), torch.zeros(3, dtype=torch.bool), 4)
+    terminal.live = live
+    terminal.show(0, torch.tensor([[0, 6, 3]]))
+    assert seen in capsys.readouterr().out
 
 
 # ---- --told words: the paper's network, which sees z and all of u

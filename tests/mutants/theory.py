@@ -148,6 +148,8 @@ MARKED = [
     ("methods/audm.py", "yield shown.show(z)", "yield z", "test_audm", "noise forgets its words"),
     ("samplers/reply.py", "(z >= mask) & before", "(z == mask) & before",
      "test_audm", "noise that shows a word is taken for an answer"),
+    ("viewer/terminal.py", "pieces(self.encoding, shown_words(z, n_vocab))",
+     "pieces(self.encoding, z)", "test_audm", "--watch hides the words that noise shows"),
 ]
 
 STEPS_AND_RATIOS = [
