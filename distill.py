@@ -41,7 +41,7 @@ from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, pl
 @dataclass
 class Config(StudentFlags):
     teacher: str = flag("", "folder of the checkpoint to distill, or the file")
-    method: str = flag("sdtt", "sdtt for mdlm and pgm, dcd for udlm and duo", ["sdtt", "dcd"])
+    method: str = flag("sdtt", "sdtt for mdlm, audm and pgm, dcd for udlm and duo", ["sdtt", "dcd"])
     first_steps: int = flag(64, "the teacher's steps from noise to text in round 1", least=1)
     substeps: int = flag(2, "sdtt: teacher's steps that the student does in one", least=1)
     divergence: str = flag("kl-bwd", "of student and teacher", ["kl-bwd", "kl-fwd", "mse", "tvd"])

@@ -16,6 +16,7 @@ METHODS = {
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
 
     "udlm": "methods.udlm:UDLM",  # random words
+    "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
 

@@ -44,7 +44,7 @@ def answer(row, start, encoding):
 def finished(z, frozen, mask, end):
     """Texts without a mask before their first [end] that was not given. z, frozen (B, L) -> (B,)"""
     before = ((z == end) & ~frozen).cumsum(-1) == 0  # (B, L)
-    return ~((z == mask) & before).any(-1)  # (B,)
+    return ~((z >= mask) & before).any(-1)  # (B,)
 
 
 def reply(writer, given, frozen, end, show=None):

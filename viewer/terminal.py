@@ -56,6 +56,7 @@ class Terminal:
 
     def print_line(self):
         (step, z), self.skipped = self.skipped, None
+        z = shown_words(z, self.encoding.n_vocab)
         print(f"step {step:>4}: {decode(self.encoding, z)!r}", flush=True)
 
     def draw(self):
@@ -67,7 +68,7 @@ class Terminal:
         styles = [token_style(*now, n_vocab) for now in zip(z, self.last or z, self.frozen)]
         self.last = z
         cells = [(char, style * (char != " "))
-                 for piece, style in zip(pieces(self.encoding, z), styles)
+                 for piece, style in zip(pieces(self.encoding, shown_words(z, n_vocab)), styles)
                  for char in visible(piece)]
         lines = wrap_cells(cells, width)
         room = max(1, size.lines - 5)
@@ -93,6 +94,11 @@ class Terminal:
             sys.stdout.write(Controls("\x1b[0m"))  # a frame may have been interrupted
             sys.stdout.flush()
         self.last, self.drawn, self.top, self.began = None, 0, 0, 0.0
+
+
+def shown_words(z, n_vocab):
+    """The ids to print: of a mask that shows a word, which is n_vocab + 1 + the word, the word."""
+    return [id - n_vocab - 1 if id > n_vocab else id for id in z]
 
 
 def token_style(id, before, given, n_vocab):

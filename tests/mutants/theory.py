@@ -159,6 +159,29 @@ WORDS = [
      "test_ar test_oracle test_cache", "ar sees the token that it predicts"),
 ]
 
+MARKED = [
+    ("methods/audm.py", "words = torch.randint_like(x, self.n_tokens)", "words = x",
+     "test_audm", "noise shows the word that it hides"),
+    ("methods/audm.py", "torch.where(x != u, 1 + at_x, 0.0)", "1 - at_x.neg()", "test_audm",
+     "text that equals its u is scored"),
+    ("methods/audm.py", "closed = (z == words) & ~frozen & (s > 0)",
+     "closed = torch.zeros_like(frozen)", "test_audm", "text that equals its u is known as text"),
+    ("methods/audm.py", "like if frozen is None else like & ~frozen", "like",
+     "test_audm", "given tokens that equal their u are scored"),
+    ("methods/audm.py", "super().likelihood(z.clamp(max=self.process.mask), t)",
+     "super().likelihood(z % (self.process.mask + 1), t)",
+     "test_audm test_methods", "the word that noise shows is taken for text"),
+    ("methods/audm.py", "self.words[:, first:first + z.shape[1]]", "self.words[:, :z.shape[1]]",
+     "test_audm", "beside a cache, noise shows the words of the first tokens"),
+    ("methods/audm.py", "n + 1 + torch.randint_like(z, n)", "n + 1 + torch.zeros_like(z)",
+     "test_audm", "a mask without a word always shows the same one"),
+    ("methods/audm.py", "yield shown.show(z)", "yield z", "test_audm", "noise forgets its words"),
+    ("samplers/reply.py", "(z >= mask) & before", "(z == mask) & before",
+     "test_audm", "noise that shows a word is taken for an answer"),
+    ("viewer/terminal.py", "pieces(self.encoding, shown_words(z, n_vocab))",
+     "pieces(self.encoding, z)", "test_audm", "--watch hides the words that noise shows"),
+]
+
 STEPS_AND_RATIOS = [
     ("methods/d3pm.py", "p.masked_fill(q == 0, 1.0).log()", "p.log()",
      "test_d3pm test_d3pm_bound", "NaN at t = 1/T"),
@@ -224,4 +247,4 @@ DISTILLATION = [
      "test_distillation test_distill", "the average teaches by accident"),
 ]
 
-THEORY = [*CORE, *MASKS, *WORDS, *STEPS_AND_RATIOS, *SITES, *DISTILLATION]
+THEORY = [*CORE, *MASKS, *WORDS, *MARKED, *STEPS_AND_RATIOS, *SITES, *DISTILLATION]
