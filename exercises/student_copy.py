@@ -35,6 +35,7 @@ FOLDERS = ["checkpoints", "data", "docs", "evaluation", "exercises", "experiment
            "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer"]
 MARK = re.compile(r"^( *)# exercise (\d+): ([^\n]*)\n(.*?)^\1# end\n", re.M | re.S)
 UNMARKED = Path(__file__).name, "test_student_copy.py"  # they only talk about marks
+SOLVED = "answers.py", "answers_more.py", "test_graders.py"  # what no student's copy has
 BLANK = "still blank"
 
 
@@ -84,14 +85,15 @@ def remove_solutions(text, only=0):
     return MARK.sub(empty, text)
 
 
-def copy_files(out, change=lambda path, text: text):
-    """A copy of the project, with change(path, text) of each source file. UserError if `out` has
-    files already. A copy inside the project does not contain itself."""
+def copy_files(out, change=lambda path, text: text, without=()):
+    """A copy of the project, with change(path, text) of each source file, but no graders' file
+    named in `without`. UserError if `out` has files already. A copy inside the project does not
+    contain itself."""
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: name a new folder")
     for path in project_files():
-        if path.is_relative_to(out):
+        if path.is_relative_to(out) or path.parent.name == "exercises" and path.name in without:
             continue
         target = out / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def copy_files(out, change=lambda path, text: text):
 def copy_project(out, only=0):
     """The student's copy."""
     return copy_files(out, lambda path, text: text if Path(path).name in UNMARKED else
-                      remove_solutions(text, only))
+                      remove_solutions(text, only), without=SOLVED)
 
 
 # ---- grading
@@ -143,8 +145,11 @@ def grade(root, numbers=()):
 
 
 def grader_message(said):
-    """What a grader says, without the class of the exception."""
-    return re.sub(r"^[\w.]*(Failed|Error|Exception): ", "", said.strip())
+    """What a grader says, or that the code under test raised an error."""
+    kind, _, text = said.strip().partition(": ")
+    if kind in ("Failed", "AssertionError", "NotImplementedError"):
+        return text
+    return f"your code raises {said.strip()}" if re.fullmatch(r"[\w.]+", kind) else said.strip()
 
 
 def print_score_sheet(root, numbers=()):
