@@ -84,7 +84,7 @@ def print_summary(trainer):
     print(f"{'':<32}{'nats/token':>12}{'bits/byte':>12}")
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2]):
         print(f"{what:<32}{'' if per_token is None else f'{per_token:.3f}':>12}{per_byte:>12.3f}")
-    print(f"\npython sample.py --out_dir {config.out_dir}    "
+    print(f"\npython sample.py --out_dir {config.out_dir}\n"
           f"python evaluate.py --out_dir {config.out_dir}")
 
 

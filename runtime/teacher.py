@@ -204,5 +204,5 @@ def round_seconds(trainer):
 def print_commands(trainer):
     """Print the commands that sample from the student and evaluate it."""
     out_dir = trainer.config.out_dir
-    print(f"\npython sample.py --out_dir {out_dir} --steps 8    "
+    print(f"\npython sample.py --out_dir {out_dir} --steps 8\n"
           f"python evaluate.py --out_dir {out_dir} --steps 8")
