@@ -19,7 +19,6 @@ Texts are written --batch_size at a time and printed with their number as soon a
 Those that end before the rest of their batch come first. A seed fixes the texts for one
 --batch_size, since the texts of a batch share their random draws.
 """
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 import torch
 
 import chat
+from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data import DATASETS
 from data.prompt import encode_prompt, read_prompt
@@ -107,7 +107,8 @@ def print_text(number, text, ids, config, facts):
     shown = f"{'-' * 8} text {number}\n{text}\n"
     if config.json:
         flags = {key: value for key, value in vars(config).items() if key not in NOT_IN_JSON}
-        shown = json.dumps({"text": text, "ids": ids, "number": number, **flags, **facts}) + "\n"
+        about = {"text": text, "ids": ids, "number": number, **flags, **facts}
+        shown = as_json(about, sys.stdout) + "\n"
     sys.stdout.write(shown)
     sys.stdout.flush()
 
@@ -125,19 +126,23 @@ def print_texts(config, model, device):
     end, is_given = writer.end, frozen.tolist()
     read = len(given) if model.method.left_to_right else min(len(given), L)  # tokens at once
     size, viewers, recording = texts_at_once(config, model, read, device), [], None
+    if config.beside and not config.json:
+        print(f"{'=' * 8} {model_name(config)}")
     images, began = [], time.time()
     if config.html:
         size = config.num_samples  # a page plays one batch
         recording = html_player.record(config, model, writer, counter, frozen.expand(size, -1))
         viewers.append(recording)
-    if config.watch and not config.json:
-        viewers.append(Terminal(encoding, frozen, writer.count_states(len(given))))
+    terminal = Terminal(encoding, frozen, writer.count_states(len(given))) if config.watch else None
+    viewers += [terminal] if terminal and not config.json else []
     texts = generate_in_batches(writer, counter, given, frozen, config.num_samples, size,
                                 config.seed, viewers)
     half = dtype_of(config.dtype, device) == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         for number, ids, costs in texts:
-            ids = truncate_at_eos(ids, is_given, end)
+            whole, ids = ids, truncate_at_eos(ids, is_given, end)
+            if terminal in viewers and terminal.still_shows(whole) and ids == whole:
+                continue  # the last frame of --watch is the text
             facts = {"model": model_name(config), "batch_size": size, **costs}
             print_text(number, decode(encoding, ids, config.gap), ids, config, facts)
             images += [(number, ids)] if config.png else []
@@ -145,8 +150,8 @@ def print_texts(config, model, device):
         load_row(DATASETS, model.config.data).render([ids for _, ids in sorted(images)], config.png)
     if not config.json:
         print(f"{'-' * 8} {config.num_samples} x {len(given)} tokens, {size} at a time, "
-              f"{model.config.method}, {config.sampler}: {counter}, {time.time() - began:.1f} s",
-              file=sys.stderr)
+              f"{model.config.method}, {config.sampler}: {counter.explained(writer, len(given))}, "
+              f"{time.time() - began:.1f} s", file=sys.stderr)
     return recording
 
 
