@@ -16,8 +16,8 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --html out.html --beside out/toy-udlm       a page that plays two models
 
 Texts are written --batch_size at a time and printed with their number as soon as they are finished.
-Those that end before the rest of their batch come first. A seed fixes the texts for one
---batch_size, since the texts of a batch share their random draws.
+Those that end before the rest of their batch come first. A seed reproduces texts only at the same
+--batch_size, because a batch shares one random stream.
 """
 import sys
 import time
