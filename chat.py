@@ -118,7 +118,7 @@ def talk(config, model, prompt, device):
         messages, n = [*messages, question, words], n + 1
         facts = {"prompt": question, "text": words, "network_calls": denoiser.calls - calls,
                  "seconds": round(time.time() - asked, 3)}
-        print(as_json(facts) if config.json else words, flush=True)
+        print(as_json(facts, sys.stdout) if config.json else words or "(no answer)", flush=True)
     print(f"{'-' * 8} {n} answer{'s' * (n != 1)}, {model.config.method}, {config.sampler}: "
           f"{denoiser.calls} network calls, {denoiser.positions:,} positions scored, "
           f"{time.time() - began:.1f} s", file=sys.stderr)

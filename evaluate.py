@@ -21,6 +21,7 @@ negative log-likelihood (exact on the toy language, else by the judge), and the 
 tokens within a text. A sampler that repeats itself lowers both. The figures are in evaluation/, the
 conventions in docs/evaluation.md. All results are saved in evaluation.json, beside the checkpoint.
 """
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,7 +92,7 @@ def adapt_flags(config, model, device):
 def evaluate_classifier(config, model, device):
     rows = classifier_rows(model.method, model.denoiser, data_of(model, config.data),
                            config.max_texts, device, config.batch_size, config.seed, config.split)
-    print(as_json(rows)) if config.json else print_by_noise(rows)
+    print(as_json(rows, sys.stdout)) if config.json else print_by_noise(rows)
     save_evaluation(config, model.step, rows)
 
 

@@ -16,7 +16,6 @@ refused.
 A mistake is a UserError, which script.py tells in one line. Nothing here imports torch.
 """
 import argparse
-import difflib
 import importlib
 import math
 import os
@@ -24,6 +23,8 @@ import sys
 from fnmatch import fnmatchcase
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from functools import partial
+
+from suggest import suggest
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see runtime/device.py
@@ -171,12 +172,6 @@ def at_home(f, text):
         return text
     parts = text.split(",") if f.metadata["each"] else [text]
     return ",".join(map(os.path.expanduser, parts))
-
-
-def suggest(word, words):
-    """' (did you mean ...?)' where one of the words is close, else ''."""
-    near = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,10 +16,9 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --html out.html --beside out/toy-udlm       a page that plays two models
 
 Texts are written --batch_size at a time and printed with their number as soon as they are finished.
-Those that end before the rest of their batch come first. A seed fixes the texts for one
---batch_size, since the texts of a batch share their random draws.
+Those that end before the rest of their batch come first. A seed reproduces texts only at the same
+--batch_size, because a batch shares one random stream.
 """
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ from dataclasses import dataclass
 import torch
 
 import chat
+from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data import DATASETS
 from data.files import check_writable
 from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
-from flags import UserError, change, flag, load_row, suggest
+from flags import UserError, change, flag, load_row
 from methods import METHODS
 from runtime.compile import compile_for_sampling
 from runtime.device import dtype_of, start_device
@@ -46,6 +46,7 @@ from samplers.generate import (
     writer_of,
 )
 from script import run_script
+from suggest import suggest
 
 try:
     from viewer import html_player
@@ -112,7 +113,8 @@ def print_text(number, text, ids, config, facts):
     shown = f"{'-' * 8} text {number}\n{text}\n"
     if config.json:
         flags = {key: value for key, value in vars(config).items() if key not in NOT_IN_JSON}
-        shown = json.dumps({"text": text, "ids": ids, "number": number, **flags, **facts}) + "\n"
+        about = {"text": text, "ids": ids, "number": number, **flags, **facts}
+        shown = as_json(about, sys.stdout) + "\n"
     sys.stdout.write(shown)
     sys.stdout.flush()
 
@@ -131,28 +133,31 @@ def print_texts(config, model, device):
     end, is_given = writer.end, frozen.tolist()
     read = len(given) if model.method.left_to_right else min(len(given), L)  # tokens at once
     size, viewers, recording = texts_at_once(config, model, read, device), [], None
+    if config.beside and not config.json:
+        print(f"{'=' * 8} {model_name(config)}")
     images, began = [], time.time()
     if config.html:
         size = config.num_samples  # a page plays one batch
         recording = html_player.record(config, model, writer, counter, frozen.expand(size, -1))
         viewers.append(recording)
-    if config.watch and not config.json:
-        viewers.append(Terminal(encoding, frozen, writer.count_states(len(given))))
+    terminal = Terminal(encoding, frozen, writer.count_states(len(given))) if config.watch else None
+    viewers += [terminal] if terminal and not config.json else []
     texts = generate_in_batches(writer, counter, given, frozen, config.num_samples, size,
                                 config.seed, viewers)
     half = dtype_of(config.dtype, device) == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         for number, ids, costs in texts:
-            ids = truncate_at_eos(ids, is_given, end)
+            whole, ids = ids, truncate_at_eos(ids, is_given, end)
             facts = {"model": model_name(config), "batch_size": size, **costs}
-            print_text(number, decode(encoding, ids, config.gap), ids, config, facts)
+            if not (terminal in viewers and terminal.still_shows(whole) and ids == whole):
+                print_text(number, decode(encoding, ids, config.gap), ids, config, facts)
             images += [(number, ids)] if config.png else []
     if config.png:  # last, so that a failure loses no text
         load_row(DATASETS, model.config.data).render([ids for _, ids in sorted(images)], config.png)
     if not config.json:
         print(f"{'-' * 8} {config.num_samples} x {len(given)} tokens, {size} at a time, "
-              f"{model.config.method}, {config.sampler}: {counter}, {time.time() - began:.1f} s",
-              file=sys.stderr)
+              f"{model.config.method}, {config.sampler}: {counter.explained(writer, len(given))}, "
+              f"{time.time() - began:.1f} s", file=sys.stderr)
     return recording
 
 

@@ -27,7 +27,7 @@ from methods import METHODS
 from model import NetworkFlags
 from runtime.optim import OptimFlags
 from runtime.run import Run
-from runtime.start import plan_steps, rows_to_resume
+from runtime.start import plan_steps, rows_implied
 
 MODES = ["", "default", "reduce-overhead", "max-autotune"]  # of torch.compile
 
@@ -74,8 +74,8 @@ class Config(NetworkFlags, OptimFlags):
 
     @staticmethod
     def implied(given):
-        """A run that is resumed brings its own method and data."""
-        return rows_to_resume(given) if given.get("init_from") == "resume" else {}
+        """A run that is resumed brings its own method and data, one to start from its method."""
+        return rows_implied(given)
 
 
 def loss_per_token(nats, frozen=None, padding=None):

@@ -152,9 +152,18 @@ class Folder:
         write_file(self.metrics, b"".join(line + b"\n" for line in kept))
 
 
-def as_json(values):
-    """Strict JSON: null in place of NaN, which Python writes for the error of a single text."""
-    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda name: None))
+def as_json(values, stream=None):
+    """Strict JSON: null in place of NaN, which Python writes for the error of a single text.
+
+    stream: where it is going to be printed; letters beyond ASCII are escaped if it lacks them
+    """
+    values = json.loads(json.dumps(values), parse_constant=lambda name: None)
+    if stream is not None:
+        text = json.dumps(values, ensure_ascii=False)
+        with contextlib.suppress(UnicodeEncodeError):
+            text.encode(stream.encoding or "utf-8")
+            return text
+    return json.dumps(values)
 
 
 def read_checkpoint(path, device="cpu"):

@@ -104,7 +104,8 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
         if theirs != ours:
             raise UserError(f"{refused} --{name} {theirs}, not {ours}")
     if to_json(other.encoding) != to_json(encoding):
-        raise UserError(f"{refused} other tokens than {config.data}")
+        raise UserError(f"{refused} other tokens than {config.data}: --tokenizer model keeps its "
+                        "own")
     method = build_method(config, encoding)
     ours = build_network(config, method, n_classes).state_dict()
     theirs = other.denoiser.state_dict()

@@ -174,7 +174,7 @@ class Answers(Dataset):
 # ---- chats as ids
 
 def about_tokens(encoding):
-    return f"{encoding.n_vocab:,} symbols ({encoding.name} and {len(MARKS)} marks)"
+    return f"{encoding.n_vocab:,} symbols ({encoding.name} and {len(MARKS)} special tokens)"
 
 
 def encoding_for(tokenizer, vocab_size, text, alphabet):

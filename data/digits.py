@@ -102,7 +102,7 @@ class Digits(Dataset):
         write_png(path, torch.tensor(ids))
 
 
-def write_png(path, x, columns=10, scale=6):
+def write_png(path, x, columns=10, scale=20):
     """Images x (n, 64) as a grid in a PNG file. It needs a signature and three chunks, no
     library."""
     x = torch.as_tensor(x).cpu().clamp(0, len(LEVELS) - 1).view(-1, SIDE, SIDE).numpy()  # (n, 8, 8)

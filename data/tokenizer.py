@@ -183,7 +183,8 @@ def encode(encoding, text):
     if unknown := unknown_symbols(encoding, text):
         kind = "word" if encoding.name == "words" else "character"
         shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise UserError(f"the vocabulary lacks {shown}: leave out these {kind}s")
+        tip = "" if kind == "word" else ", or train with --tokenizer bytes, which has all"
+        raise UserError(f"the vocabulary lacks {shown}: leave out these {kind}s{tip}")
     return encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype)  # (n,)
 
 

@@ -3,6 +3,7 @@ What evaluate.py prints, and what it saves: evaluation.json, beside the checkpoi
 """
 import contextlib
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Report:
 
     def finish(self):
         if self.config.json:
-            print(as_json(self.figures))
+            print(as_json(self.figures, sys.stdout))
         if self.failures:
             raise UserError("; ".join(self.failures))
 

@@ -37,6 +37,7 @@ FOLDERS = ["checkpoints", "data", "docs", "evaluation", "exercises", "experiment
            "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer"]
 MARK = re.compile(r"^( *)# exercise (\d+): ([^\n]*)\n(.*?)^\1# end\n", re.M | re.S)
 UNMARKED = Path(__file__).name, "test_student_copy.py"  # they only talk about marks
+SOLVED = "answers.py", "answers_more.py", "test_graders.py"  # what no student's copy has
 BLANK = "still blank"
 
 
@@ -86,16 +87,19 @@ def remove_solutions(text, only=0):
     return MARK.sub(empty, text)
 
 
-def copy_files(out, change=lambda path, text: text):
-    """A copy of the project, with change(path, text) of each source file. UserError if `out` has
-    files already, or lies in a folder of the project, which would then contain every file twice."""
+def copy_files(out, change=lambda path, text: text, without=()):
+    """A copy of the project, with change(path, text) of each source file, but no graders' file
+    named in `without`. UserError if `out` has files already, or lies in a folder of the project,
+    which would then contain every file twice."""
     out = Path(os.path.realpath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: name a new folder")
     if room := next((name for name in FOLDERS if out.is_relative_to(ROOT / name)), None):
         raise UserError(f"{out} lies in {room}/, a folder of the project: name a new folder beside "
                         f"it, such as student")
-    files, is_new = project_files(), not out.exists()
+    files = [path for path in project_files()
+             if path.parent.name != "exercises" or path.name not in without]
+    is_new = not out.exists()
     try:
         for path in files:
             target = out / path.relative_to(ROOT)
@@ -114,7 +118,7 @@ def copy_files(out, change=lambda path, text: text):
 def copy_project(out, only=0):
     """The student's copy."""
     return copy_files(out, lambda path, text: text if Path(path).name in UNMARKED else
-                      remove_solutions(text, only))
+                      remove_solutions(text, only), without=SOLVED)
 
 
 # ---- grading
@@ -151,8 +155,11 @@ def grade(root, numbers=()):
 
 
 def grader_message(said):
-    """What a grader says, without the class of the exception."""
-    return re.sub(r"^[\w.]*(Failed|Error|Exception): ", "", said.strip())
+    """What a grader says, or that the code under test raised an error."""
+    kind, _, text = said.strip().partition(": ")
+    if kind in ("Failed", "AssertionError", "NotImplementedError"):
+        return text
+    return f"your code raises {said.strip()}" if re.fullmatch(r"[\w.]+", kind) else said.strip()
 
 
 def print_score_sheet(root, numbers=()):

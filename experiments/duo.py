@@ -231,26 +231,31 @@ def steps(config):
 
 
 def draw_steps(rows, held_out, path):
-    """The curves: rows of (model, sampler, steps, nats, its error, entropy, its error)."""
-    figure, (left, right) = load_pyplot().subplots(1, 2, figsize=(11, 4.2))
-    colors = dict(zip(dict.fromkeys(row[0] for row in rows), COLORS))
-    styles = dict(zip(SAMPLERS, ("-", "--", "-.", ":")))
-    for model, sampler in dict.fromkeys((row[0], row[1]) for row in rows):
-        n, nats, error, inside, inside_error = zip(*(row[2:] for row in rows
-                                                     if row[:2] == [model, sampler]))
-        look = dict(color=colors[model], linestyle=styles[sampler], label=f"{model}, {sampler}")
-        left.errorbar(n, nats, error, **look)
-        right.errorbar(n, inside, inside_error, **look)
-    left.axhline(0, color="black", linewidth=0.8)
-    right.axhline(held_out, color="black", linewidth=0.8)
-    left.set(xlabel="steps for 32 words", ylabel="-log p above the entropy, nats/word")
-    right.set(xlabel="steps for 32 words", ylabel="entropy of the words within a text, nats")
-    left.set_yscale("symlog", linthresh=0.5)
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.grid(alpha=0.3)
-    right.legend(fontsize=7)
-    figure.tight_layout()
+    """The curves, a column for each sampler: rows of (model, sampler, steps, nats, its error,
+    entropy, its error)."""
+    samplers = list(dict.fromkeys(row[1] for row in rows))
+    figure, panels = load_pyplot().subplots(2, len(samplers), figsize=(3 * len(samplers), 5.6),
+                                            sharex=True, sharey="row", squeeze=False)
+    colors, lines = dict(zip(dict.fromkeys(row[0] for row in rows), COLORS)), {}
+    for (above, below), sampler in zip(panels.T, samplers):
+        for model in dict.fromkeys(row[0] for row in rows if row[1] == sampler):
+            n, nats, error, inside, inside_error = zip(*(row[2:] for row in rows
+                                                         if row[:2] == [model, sampler]))
+            lines[model] = above.errorbar(n, nats, error, color=colors[model])
+            below.errorbar(n, inside, inside_error, color=colors[model])
+        above.axhline(0, color="black", linewidth=0.8)
+        below.axhline(held_out, color="black", linewidth=0.8)
+        above.set_yscale("symlog", linthresh=0.5)
+        above.axhspan(-0.5, 0.5, color="black", alpha=0.05, linewidth=0)
+        above.set_title(sampler, fontsize=10)
+        below.set(xlabel="steps for 32 words")
+        for axes in (above, below):
+            axes.set_xscale("log", base=2)
+            axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("-log p above the entropy, nats/word\n(shaded: linear, else log)")
+    panels[1, 0].set_ylabel("entropy of the words\nwithin a text, nats (line: held-out)")
+    figure.legend(lines.values(), lines, loc="lower center", ncol=len(lines), frameon=False)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     save_figure(figure, path, dpi=110)
 
 

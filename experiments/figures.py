@@ -19,18 +19,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import model
 import train
 from data import load_data
 from data.files import write_file
 from diffusion import Absorbing, Hybrid, Uniform
+from experiments.attention_maps import attention_maps
 from experiments.command import choose_command, run_experiment
 from experiments.plotting import load_pyplot, save_figure
 from experiments.timing import hardware
 from experiments.training import language_models, method_names, run_to_end
 from flags import UserError, configure, flag
 from gaussian import GaussianUniform
-from methods import make_method, pgm
+from methods import make_method
 from oracle import exact
 from samplers import make_sampler
 from samplers.generate import trajectory
@@ -81,25 +81,15 @@ def measure_forward(config, length=40, times=64):
 
 def measure_attention(config, L=12, block=4):
     """Which key each query sees, by each network's own calls, as rows of 0 and 1 per query."""
-    masks, plain = [], model.attention
-
-    def spy(q, k, v, mask_mod=None, *args, **options):
-        everything = lambda b, h, query, key: (query >= 0) & (key >= 0)
-        masks.append(model.dense_mask(mask_mod or everything, q, k)[0, 0])  # (Lq, Lk)
-        return plain(q, k, v, mask_mod, *args, **options)
-
     result = {}
     for name in ("ar", "mdlm", "bd3lm", "pgm"):
         torch.manual_seed(5)
         method = make_method(name, 9, diffusion_block=block)
         net = method.network(method.vocab_size, n_layer=2, n_head=1, n_embd=8, cond_dim=0,
                              mask_mod=method.mask_mod)
-        masks.clear()
-        model.attention = pgm.attention = spy
-        try:
+        with attention_maps() as maps:
             method.loss(net, torch.randint(9, (1, L)))
-        finally:
-            model.attention = pgm.attention = plain
+        masks = [weights[0, 0] > 0 for weights in maps]  # (Lq, Lk) each
         patterns = {name: masks[0]}
         if name == "pgm":
             patterns = {"pgm, within a group": masks[0], "pgm, across, with 2 starts": masks[-1]}
@@ -181,10 +171,19 @@ def draw_attention(measured, plot):
     for (name, rows), axes in zip(measured.items(), panels):
         axes.imshow([[int(c) for c in row] for row in rows], cmap="Purples", vmin=0, vmax=1.3,
                     interpolation="nearest")
-        axes.set(title=name, xticks=[], yticks=[], xlabel=f"{len(rows[0])} keys",
-                 ylabel=f"{len(rows)} queries")
+        keys, queries = f"{len(rows[0])} keys", f"{len(rows)} queries"
+        if len(rows) > 12:  # [z ; x]: its last block of x is not read
+            keys, queries = "keys: 12 noisy, 8 clean", "queries: 12 noisy, 8 clean"
+            axes.axhline(11.5, color=INK, linewidth=0.8)
+            axes.axvline(11.5, color=INK, linewidth=0.8)
+        axes.set(title=name, xticks=[], yticks=[], xlabel=keys, ylabel=queries)
         axes.title.set_fontsize(9)
-    figure.tight_layout()
+    shades = [plot.cm.Purples(share / 1.3) for share in (1, 0)]
+    patches = [plot.Rectangle((0, 0), 1, 1, facecolor=shade, edgecolor=INK, linewidth=0.5)
+               for shade in shades]
+    figure.legend(patches, ["the query (row) sees the key (column)", "it does not"],
+                  loc="lower center", ncol=2, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     return figure
 
 
@@ -192,14 +191,16 @@ def draw_orders(measured, plot):
     figure, panels = plot.subplots(2, 3, figsize=(10, 4.8), sharex=True, sharey=True)
     for (name, rows), axes in zip(measured.items(), panels.flat):
         image = list(zip(*rows))  # time upwards, positions to the right
-        axes.imshow(image, origin="lower", cmap="magma", aspect="auto", interpolation="nearest",
+        shown = axes.imshow(image, origin="lower", cmap="magma", aspect="auto", interpolation="nearest",
                     norm=plot.matplotlib.colors.PowerNorm(0.5, 0, 1), extent=(0, len(rows), 0, 1))
         axes.set_title(name, fontsize=10)
     for axes in panels[:, 0]:
-        axes.set_ylabel("share of the steps")
+        axes.set_ylabel("time: 0 first step, 1 last")
     for axes in panels[-1]:
         axes.set_xlabel("position in the text")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 0.91, 1))
+    bar = figure.colorbar(shown, cax=figure.add_axes((0.925, 0.12, 0.015, 0.8)))
+    bar.set_label("share of the texts whose position got its last word then")
     return figure
 
 
@@ -216,7 +217,7 @@ def draw_learning(measured, plot):
              ylabel="held-out bound above the entropy, nats/word")
     axes.set_ylim(-0.12, 2)
     axes.grid(alpha=0.3)
-    axes.legend(ncol=2)
+    axes.legend(ncol=2, title="one seed each; bars: 1 standard error")
     figure.tight_layout()
     return figure
 

@@ -111,6 +111,9 @@ def toy(config):
     draw_control(rows, config.figure)
 
 
+MOST = 0.9995  # of p(topic | text), on an axis that spreads what is near 1
+
+
 def draw_control(rows, path):
     """Control against quality: (kind, method, steps, strength, control, error, nats, error, ..)."""
     kinds, steps = (list(dict.fromkeys(row[i] for row in rows)) for i in (0, 2))
@@ -121,17 +124,19 @@ def draw_control(rows, path):
                                           sharey="row", squeeze=False)
     for (i, kind), (j, n), name in product(enumerate(kinds), enumerate(steps), names):
         mine = [row for row in rows if row[:3] == [kind, name, n]]
-        gamma, x, x_error, y, y_error = zip(*(row[3:8] for row in mine))
-        axes[i, j].errorbar(x, y, y_error, x_error, color=colors[name], marker="o", markersize=3,
-                            label=name)
-        for strength, at in zip(gamma, zip(x, y)):
-            axes[i, j].annotate(f"{strength:g}", at, textcoords="offset points", xytext=(3, 4),
-                                fontsize=7)
+        gamma, x, _, y, y_error = zip(*(row[3:8] for row in mine))
+        x = [min(p, MOST) for p in x]
+        axes[i, j].errorbar(x, y, y_error, color=colors[name], marker="o", markersize=3, label=name)
+        for number, (strength, at) in enumerate(zip(gamma, zip(x, y))):
+            offset = (4, 4) if number % 2 else (4, -9)  # neighbors on different sides
+            axes[i, j].annotate(f"{strength:g}", at, textcoords="offset points", xytext=offset,
+                                fontsize=7, color=colors[name])
         axes[i, j].set_title(f"{kind} denoiser, {n} steps", fontsize=9)
         axes[i, j].axhline(0, color="black", linewidth=0.8)
         axes[i, j].grid(alpha=0.3)
     for axis in axes[-1]:
-        axis.set_xlabel("exact p(topic | text); numbers: strength", fontsize=8)
+        axis.set_xscale("logit")
+        axis.set_xlabel(f"exact p(topic | text), at most {MOST}; numbers: strength", fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("-log p(text | topic), nats/word\nabove the language's own", fontsize=8)
     axes[0, 0].legend(fontsize=8)

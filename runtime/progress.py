@@ -92,7 +92,7 @@ def print_summary(trainer):
         print(f"{what:<32}{cell(per_token):>12}" + f"{cell(per_byte):>12}" * bool(size)
               + f"  {less.get(what.split(',')[0], ''):>20}".rstrip())
     model = spell({"out_dir": config.out_dir})
-    print(f"\npython sample.py {model}    python evaluate.py {model}")
+    print(f"\npython sample.py {model}\npython evaluate.py {model}")
 
 
 def compare_with_ngrams(data, x, nats):

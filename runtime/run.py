@@ -26,9 +26,12 @@ from runtime import distributed, progress
 from runtime.device import device_of, dtype_of, keep_memory
 from runtime.optim import learning_rate
 from runtime.signals import GracefulStop, mean_finite_loss
-from runtime.start import adopt_published, check_flags, resume_flags, run_folder
+from runtime.start import adopt, check_flags, resume_flags, run_folder
 from runtime.trainer import Trainer
 from script import comes_from_compiler, spell, tell
+
+
+SLOW_STEP = 2.0  # seconds
 
 
 class Run:
@@ -76,7 +79,7 @@ class Run:
 
     def chosen(self, config, given):
         """The flags that apply, and the state of the run to resume, or None."""
-        config = adopt_published(config, given)
+        config = adopt(config, given)
         config = replace(config, out_dir=run_folder(**vars(config)))
         if config.init_from == "resume":
             return resume_flags(config, given)
@@ -133,6 +136,7 @@ class Run:
             if self.first:
                 self.folder.rewind(self.first)  # all checks have passed
         self.losses, self.stopping, self.shown, self.exit_code = [], False, 0.0, 0
+        self.evaluating, self.warned = 0.0, ""  # seconds; what was said about slow steps
         return self
 
     def steps(self):
@@ -155,9 +159,11 @@ class Run:
     def evaluate(self, step):
         """Print and log the bound of the averaged network, and a sample."""
         self.stop.unsaved = step > self.stop.saved  # if all is saved, Ctrl-C may stop at once
+        began = time.time()
         self.trainer.gather_average()
         if self.folder:
             self.report(self.trainer, step, self.folder)
+        self.evaluating += time.time() - began
         self.stop.unsaved = True
 
     def log(self, step, values):
@@ -177,9 +183,14 @@ class Run:
             rate = learning_rate(step, config) * config.learning_rate
             self.folder.log(step=done, loss=loss, lr=rate, seconds=round(seconds, 3))
         if self.folder and self.bar.disable and time.time() - self.shown > 10:  # in place of a bar
-            print(f"step {done:>5} of {config.max_iters}  loss {loss:.3f}  {seconds:.0f} s",
+            left = time_left(seconds, done - self.first, config.max_iters - done)
+            print(f"step {done:>5} of {config.max_iters}  loss {loss:.3f}  {seconds:.0f} s{left}",
                   flush=True)
             self.shown = time.time()
+        if self.folder and not self.warned and self.trainer.device.type == "cpu":
+            self.warned = slow_steps(seconds - self.evaluating, done - self.first)
+            if self.warned:
+                tqdm.write(self.warned)
 
     def save(self, done):
         """Save a checkpoint after `done` steps."""
@@ -189,7 +200,13 @@ class Run:
         self.stop.saved, self.stop.unsaved = done, False
 
     def summarize(self):
-        """Print the last evaluation and the summary, unless the run was stopped."""
+        """Print the last evaluation and the summary, unless the run was stopped or had been
+        finished before."""
+        if self.resumed and self.first >= self.config.max_iters:
+            if self.folder:
+                more = "" if self.objective else "; --max_iters N goes on"
+                print(f"finished at step {self.first}{more}")
+            return
         self.trainer.gather_average()
         if self.folder and not self.stop.asked:
             self.report(self.trainer, self.stop.saved, self.folder)
@@ -213,6 +230,23 @@ class Run:
         if self.stop.loss:
             raise UserError(f"{self.stop.loss}; {hint}")
         return True
+
+
+def time_left(seconds, done, left):
+    """The end of a line of progress: how long `left` steps take if `done` took `seconds`."""
+    rest = seconds / done * left
+    minutes = f"{rest / 60:.0f} min" if rest > 90 else f"{rest:.0f} s"
+    return f", about {minutes} left" if left else ""
+
+
+def slow_steps(seconds, done):
+    """What to do about slow steps on a CPU, in one line; "" if they are fast, or few so far."""
+    if done < 3 or seconds / done < SLOW_STEP:
+        return ""
+    n = torch.get_num_threads()
+    return (f"a step takes {seconds / done:.1f} s on {n} thread{'s' * (n > 1)}: if other programs "
+            "run, OMP_NUM_THREADS=1 may be faster; so are a smaller --batch_size, --n_layer and "
+            "--n_embd")
 
 
 def failure_message(error, saved, out_dir):

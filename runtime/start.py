@@ -1,6 +1,6 @@
 """
-How a run gets its flags: they are checked, adopted from a published model, or taken from the run to
-resume; and the number of steps is planned to fit the time.
+How a run gets its flags: they are checked, adopted from the model that it starts from, or taken
+from the run to resume; and the number of steps is planned to fit the time.
 """
 import copy
 import statistics
@@ -64,14 +64,21 @@ def run_folder(data="python", method="mdlm", sft=False, labels=False, out_dir=""
     return f"out/{name}" + "-labels" * conditioned + "-sft" * sft
 
 
-def rows_to_resume(given):
-    """The method and the data of the run that flags resume; {} if there is none."""
-    try:
-        saved = read_state(run_folder(**given))["config"]
-    except UserError:  # `resume_flags` says what is wrong
+def rows_implied(given):
+    """The method and the data of the run that flags resume, the method of the run that they start
+    from; {} if there is none."""
+    start = given.get("init_from", "scratch")
+    if start == "scratch" or start != "resume" and is_published(start):
         return {}
-    rows = {name: saved[name] for name in ("method", "data", "noise_of") if name in saved}
-    return rows if rows.get("method") in METHODS else {}
+    try:
+        saved = read_state(run_folder(**given) if start == "resume" else start)["config"]
+    except UserError:  # `resume_flags` or `adopt` says what is wrong
+        return {}
+    if saved.get("method") not in METHODS:
+        return {}
+    if start != "resume":
+        return {} if load_row(METHODS, saved["method"]).classifies else {"method": saved["method"]}
+    return {name: saved[name] for name in ("method", "data", "noise_of") if name in saved}
 
 
 def resume_flags(config, given):
@@ -108,25 +115,33 @@ def refuse_changes(config, given, old, fixed):
                             "leave the flag out, or start anew with another --out_dir")
 
 
-def adopt_published(config, given):
-    """The flags to fine-tune a published model; other runs keep their flags.
+def adopt(config, given):
+    """The flags to start from another model: where they are not given, its network, its method
+    with what is fixed there, and its length of texts; on the same text its tokens as well.
 
-    The network and the tokens are the model's, and so are method and length unless they are given.
-    UserError if another network or other tokens are given.
+    A published model always brings network and tokens: UserError if others are given. In a run of
+    ours, `initial_weights` sees whether what was given fits.
     """
-    if not is_published(config.init_from):
+    if config.init_from in ("scratch", "resume"):
         return config
-    theirs = read_state(config.init_from)["config"]
+    theirs, published = read_state(config.init_from)["config"], is_published(config.init_from)
     network = flags_of(NetworkFlags).keys() & theirs.keys() - {"dropout"}
-    fixed = {name: theirs[name] for name in [*network, "tokenizer"]}
-    for name in given:
-        if name in fixed and getattr(config, name) not in (fixed[name], "auto", "model"):
-            raise UserError(f"--{name} {getattr(config, name)} does not fit {config.init_from}, "
-                            f"which has {fixed[name]}: leave the flag out")
-    method = config.method if "method" in given else theirs["method"]
-    own = flags_of(method_class(config, method)).keys() | {"block_size", "labels"}
-    free = {name: theirs[name] for name in own if name in theirs and name not in given}
-    return change(config, **{**fixed, **free, "method": method, "tokenizer": "model"})
+    chosen = "method" in given or method_class(config, theirs["method"]).classifies
+    method = config.method if chosen else theirs["method"]
+    own = {name for name, f in flags_of(method_class(config, method)).items()
+           if f.metadata["fixed"] and method == theirs["method"]}
+    tokens = {"tokenizer", "vocab_size"} if config.data == theirs.get("data") else set()
+    tokens = tokens if not tokens & {*given} else set()
+    free = network | own | tokens | {"block_size"} | ({"labels"} if theirs.get("labels") else set())
+    adopted = {name: theirs[name] for name in free - {*given} if name in theirs}
+    if published:
+        fixed = {name: theirs[name] for name in [*network, "tokenizer"]}
+        for name in given:
+            if name in fixed and getattr(config, name) not in (fixed[name], "auto", "model"):
+                raise UserError(f"--{name} {getattr(config, name)} does not fit "
+                                f"{config.init_from}, which has {fixed[name]}: leave the flag out")
+        adopted |= {**fixed, "tokenizer": "model"}
+    return change(config, **{**adopted, "method": method})
 
 
 # ---- how many steps fit the time

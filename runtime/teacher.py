@@ -219,4 +219,4 @@ def round_seconds(trainer):
 def print_commands(trainer):
     """Print the commands that sample from the student and evaluate it."""
     model = spell({"out_dir": trainer.config.out_dir, "steps": 8})
-    print(f"\npython sample.py {model}    python evaluate.py {model}")
+    print(f"\npython sample.py {model}\npython evaluate.py {model}")

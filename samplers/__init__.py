@@ -38,7 +38,8 @@ class SamplingFlags:
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file",
                         chat="out/chat-mdlm-sft")
     init_from: str = flag("", "instead of --out_dir: a published model, by its name or its files")
-    oracle: str = flag("", "no checkpoint, but the exact denoiser of the toy language",
+    oracle: str = flag("", "no checkpoint: the exact denoiser of the toy language under the noise "
+                       "of this method",
                        table=METHODS)
     steps: int = flag(128, "steps from noise to text, or of each block for methods with blocks",
                       least=1, chat=64)

@@ -75,9 +75,16 @@ class CallCounter(Wrapper):
         self.positions += z.numel() if at is None else int(at.sum())
         return self.denoiser(z, t, at=at, **layout)  # (N, V)
 
+    def explained(self, writer, length):
+        """What texts of `length` tokens cost, and why calls may be fewer than steps."""
+        process = writer.method.process
+        if process is None:
+            return str(self)
+        what = "mask opens" if process.text_stays else "word changes"
+        return f"{self} ({length} tokens in {writer.steps} steps; no call where no {what})"
+
     def __str__(self):
-        return (f"{self.calls} network calls, {self.texts:,} texts read, "
-                f"{self.positions:,} positions scored")
+        return f"{self.calls} network calls, {self.positions:,} positions scored"
 
 
 @dataclass

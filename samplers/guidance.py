@@ -47,8 +47,9 @@ from diffusion import (
     probabilities,
     reverse,
 )
-from flags import UserError, load_row, suggest
+from flags import UserError, load_row
 from methods import METHODS
+from suggest import suggest
 
 TEXTS_AT_ONCE = 4096  # how many a classifier reads in one call
 

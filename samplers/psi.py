@@ -86,7 +86,8 @@ def psi_step(process, denoiser, z, frozen, s, t, kappa, to_probs=probabilities):
 @dataclass(eq=False)
 class Psi(Sampler):
     """--sampler psi: steps of (7.3) from t = 1 to 0; --eta 0 makes them those of (0.3)."""
-    kappa: str = flag("cap", "when to correct", SCHEDULES)
+    kappa: str = flag("cap", "schedule of kappa, the probability that a token is not noised again",
+                      SCHEDULES)
     eta: float = flag(0.02, "how much is noised again; 0 is ancestral", least=0, most=1)
     rewrites = True
 

@@ -1,14 +1,18 @@
 """What the graders of the exercises share: comparisons that name the mistake behind a number."""
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from exercises.student_copy import ROOT, copy_files, run_in_fork
+from exercises.student_copy import MARK, ROOT, copy_files, run_in_fork
 
 DOUBLE = torch.float64
 
@@ -17,28 +21,60 @@ def fail(message):
     pytest.fail(message, pytrace=False)
 
 
+def check(right, message):
+    if not right:
+        fail(message)
+
+
+@contextlib.contextmanager
+def hint(sentence):
+    """What to think of if the answer raises an error here."""
+    try:
+        yield
+    except NotImplementedError:  # still blank
+        raise
+    except Exception as error:
+        fail(f"your code raises {type(error).__name__}: {error}. {sentence}")
+
+
 def format_numbers(value):
     """The first few numbers of a tensor."""
     flat = torch.as_tensor(value).double().flatten()  # (n,)
     return ", ".join(f"{v:.4g}" for v in flat[:6].tolist()) + (", ..." if len(flat) > 6 else "")
 
 
-def check_equal(what, got, exact, mistakes=(), tolerance=1e-6):
+def to_double(what, got):
+    """A number of any kind, or a tensor, in float64."""
+    try:
+        got = got if torch.is_tensor(got) else torch.as_tensor(got)  # (...)
+    except (TypeError, ValueError, RuntimeError):
+        with contextlib.suppress(TypeError, ValueError):  # fractions and the like
+            return torch.tensor(float(got), dtype=DOUBLE)  # ()
+        fail(f"{what}: got {got!r}, which is not a number" + (": return it" * (got is None)))
+    return got.detach().double()  # (...)
+
+
+def check_shape(what, got, shape):
+    """A tensor of this shape; or a failure that says what came out."""
+    check(torch.is_tensor(got), f"{what}: got {got!r}, which is not a tensor")
+    check(got.shape == torch.Size(shape), f"{what}: got the shape {tuple(got.shape)}, which must "
+                                          f"be {tuple(shape)}")
+
+
+def check_equal(what, got, exact, mistakes=(), tolerance=1e-6, not_finite=""):
     """A tensor of the right shape and value; or a failure that says what came out and what is
-    exact. mistakes: {"what was done": its result}"""
-    if not torch.is_tensor(got):
-        fail(f"{what}: got {got!r}, which is not a tensor")
-    if got.shape != exact.shape:
-        fail(f"{what}: got the shape {tuple(got.shape)}, which must be {tuple(exact.shape)}")
-    check_close(what, got, exact, tolerance, mistakes)
+    exact. mistakes: {"what was done": its result}; not_finite: why it may not be finite"""
+    check_shape(what, got, exact.shape)
+    check_close(what, got, exact, tolerance, mistakes, not_finite)
 
 
-def check_close(what, got, exact, tolerance, mistakes=()):
+def check_close(what, got, exact, tolerance, mistakes=(), not_finite=""):
     """The same for numbers that are measured: within `tolerance`."""
-    got, exact = torch.as_tensor(got).double(), torch.as_tensor(exact).double()
+    got, exact = to_double(what, got), torch.as_tensor(exact).double()
     close = lambda a, b: bool(((a - b).abs() <= tolerance).all())
     if not got.isfinite().all():
-        fail(f"{what}: got {format_numbers(got)}, which is not finite: 0/0, or a logarithm of 0?")
+        fail(f"{what}: got {format_numbers(got)}, which is not finite: "
+             + (not_finite or "0/0, or a logarithm of 0?"))
     if close(got, exact):
         return
     for mistake, value in dict(mistakes).items():
@@ -51,31 +87,61 @@ def check_close(what, got, exact, tolerance, mistakes=()):
     fail(f"{what}: got {format_numbers(got)}, exact is {format_numbers(exact)}{reason}")
 
 
-def check_detects(name, file, right, wrong):
-    """The test `name` exists, and fails once `right` in `file` is replaced by `wrong`."""
-    match = re.fullmatch(r"(tests/(?:\w+/)?\w+\.py)::(test_\w+)(\[.*\])?", str(name))
+class Draws(TorchDispatchMode):
+    """Watches how a draw comes about, from whatever source.
+
+    coarse: numbers of less than 64 bits that are not whole took part; uniform: how many uniform
+    numbers each call of torch drew. forced: what all of these are
+    """
+
+    def __init__(self, forced=None):
+        super().__init__()
+        self.forced, self.coarse, self.uniform = forced, False, []
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        out = call(*args, **(kwargs or {}))
+        name = call._schema.name
+        if name in ("aten::rand", "aten::rand_like", "aten::uniform_"):
+            self.uniform.append(out.numel())
+            low, high = [*args[1:3], 0.0, 1.0][:2] if name == "aten::uniform_" else (0.0, 1.0)
+            if self.forced is not None:
+                out.fill_(low + (high - low) * self.forced)
+        for a in tree_leaves((args, out)):
+            if torch.is_tensor(a) and a.is_floating_point() and a.dtype != DOUBLE:
+                self.coarse |= bool((a != a.round()).any())
+        return out
+
+
+def check_detects(name, file, number, wrong):
+    """The test `name` exists, and fails once the last solution of exercise `number` in `file` is
+    replaced by the lines `wrong`, whatever the student wrote there."""
+    name = str(name).strip().removeprefix("./")
+    match = re.fullmatch(r"(tests/(?:\w+/)?\w+\.py)::(test_\w+)(\[.*\])?", name)
     source = ROOT / match[1] if match else ROOT / "missing"
-    if not source.exists() or f"def {match[2]}(" not in source.read_text("utf-8"):
-        fail(f"{name!r} is not a test: give tests/FOLDER/FILE.py::test_NAME")
-    if "exercises" in match[1]:
-        fail(f"{name} grades an exercise: find a test of the theory")
+    check(source.exists() and f"def {match[2]}(" in source.read_text("utf-8"),
+          f"{name!r} is not a test: give tests/FOLDER/FILE.py::test_NAME")
+    check("exercises" not in match[1] and "mutants" not in match[1],
+          f"{name} reads the source: find a test of the theory")
 
     def change(path, text):
         if path != file:
             return text
-        assert text.count(right) == 1, f"the grader is out of date: {file} has no {right!r}"
-        return text.replace(right, wrong)
+        mark = [mark for mark in MARK.finditer(text) if int(mark[2]) == number][-1]
+        lines = "".join(f"{mark[1]}{line}\n" for line in wrong)
+        return text[:mark.start(4)] + lines + text[mark.end(4):]
     with tempfile.TemporaryDirectory() as folder:
-        passed, failed = run_test(copy_files(folder, change), name)
-    if not passed and not failed:
-        fail(f"{name} did not run")
-    if not failed:
-        fail(f"{name} passes even though {file} has the fault: it tests something else")
+        before, failed = run_test(copy_files(Path(folder, "before")), name)
+        check(before or failed, f"{name} did not run")
+        check(before, f"{name} fails without the fault as well: does it need a blank that is "
+                      "still open?")
+        passed, _ = run_test(copy_files(Path(folder, "after"), change), name)
+    check(passed < before, f"{name} passes even though {file} has the fault: it tests something "
+                           "else")
 
 
 def run_test(root, name):
-    """pytest on a copy of the project, up to the first failure. -> tests that passed, failed"""
-    words = ["-x", "--no-header", "-o", "addopts=", name]
+    """pytest on a copy of the project. -> tests that passed, failed"""
+    words = ["--no-header", "-o", "addopts=", name]
     if hasattr(os, "fork"):
         return run_in_fork(root, words)
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
+    ["suggest"],
     ["flags"],
     ["script"],
     ["data", "kernels_triton"],

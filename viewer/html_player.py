@@ -12,7 +12,8 @@ This takes no extra network calls: a Recorder keeps the logits that the sampler 
 with the number of changes, not with steps times tokens. player.html shows these data:
 
     {"title": str, "recordings": [{                        a model
-        "name": str, "about": str, "calls": [int]          network calls up to each step
+        "name": str, "what": str, "about": str             the heading, what the name stands for
+        "calls": [int]                                     network calls up to each step
         "tokens": [bytes as Latin-1, or null for a mask]   of the ids below
         "end": id or null, "unwritten": bool, "spaced": bool, "columns": int
         "texts": [{"start": [id], "given": [position],
@@ -22,6 +23,7 @@ p in thousandths. An entry that writes the token that stands there already means
 was called for this position once more, and the token stayed.
 """
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,10 +96,13 @@ class Recording:
 
     name, about: the heading; counter: a CallCounter; frozen (B, L): given tokens
     end: the id that ends a text; unwritten: a position without a token is empty, not a mask
+    what: a line that says what the name stands for
     """
 
-    def __init__(self, name, about, recorder, counter, encoding, frozen, end=None, unwritten=False):
+    def __init__(self, name, about, recorder, counter, encoding, frozen, end=None, unwritten=False,
+                 what=""):
         self.name, self.about, self.end, self.unwritten = name, about, end, unwritten
+        self.what = what
         self.recorder, self.counter, self.encoding, self.given = recorder, counter, encoding, frozen
         self.last, self.calls, self.steps = None, [], [[] for _ in frozen]
         self.unchanged = {}  # (text, position) -> step, entry of the last call that changed nothing
@@ -135,7 +140,8 @@ class Recording:
         texts = [{"start": list(map(short, start)), "given": given.nonzero()[:, 0].tolist(),
                   "steps": [list(map(renumbered, step)) for step in steps]}
                  for start, given, steps in zip(self.start, self.given, self.steps)]
-        return {"name": self.name, "about": self.about, "calls": self.calls, "texts": texts,
+        return {"name": self.name, "what": self.what, "about": self.about, "calls": self.calls,
+                "texts": texts,
                 "end": number.get(self.end), "unwritten": self.unwritten,
                 "tokens": [as_latin1(self.encoding, id) for id in number],
                 **spelling(self.encoding)}
@@ -176,9 +182,17 @@ def record(config, model, writer, counter, frozen):
     writer.denoiser = Recorder(writer.denoiser, model.encoding.n_vocab, len(frozen))
     end, writer.end = writer.end, None
     source = "the exact denoiser of the toy language" if config.oracle else model_name(config)
-    how = f"{config.sampler}, {config.steps} steps" if method.process else "left to right"
+    each = " for each block" if method.left_to_right else ""
+    how = f"{config.sampler}, {config.steps} steps{each}" if method.process else "left to right"
     return Recording(model.config.method, f"{source}; {how}", writer.denoiser, counter,
-                     model.encoding, frozen, end, unwritten=method.process is None)
+                     model.encoding, frozen, end, unwritten=method.process is None,
+                     what=meaning_of(method))
+
+
+def meaning_of(method):
+    """What the name of a method stands for: the first line of its file, without references."""
+    first = sys.modules[type(method).__module__].__doc__.strip().splitlines()[0]
+    return re.sub(r"^Chapter \d+\. | \((arXiv:)?\d+\.\d+\)", "", first).rstrip(".")
 
 
 def render_page(title, recordings):
@@ -190,9 +204,22 @@ def render_page(title, recordings):
 
 def write_page(path, prompt, recordings):
     """Write the page of texts after a prompt, and say where it is."""
+    if note := same_texts(recordings):
+        print(note, file=sys.stderr)
     page = render_page(f"“{prompt}”" if prompt else "from nothing", recordings).encode()
     write_file(path, page)
     print(f"{'-' * 8} {path}, {len(page) / 1000:.0f} kB: open it in a browser", file=sys.stderr)
+
+
+def same_texts(recordings):
+    """A line about models that wrote the same texts, word for word; "" if there are none."""
+    for i, one in enumerate(recordings):
+        same = [one.name, *(other.name for other in recordings[i + 1:]
+                            if torch.equal(other.last, one.last))]
+        if len(same) > 1:
+            return (f"{' and '.join(same)} wrote the same texts, and should: they take the same "
+                    "steps with the same predictions, from the same --seed")
+    return ""
 
 
 def compared_models(config):

@@ -39,6 +39,7 @@ class Terminal:
         self.encoding, self.frozen, self.steps = encoding, frozen.tolist(), steps
         self.last = self.skipped = self.size = None  # ids of the last frame, a skipped state
         self.drawn, self.top, self.began = 0, 0, 0.0  # the last frame: lines, first line, time
+        self.whole = False  # the last frame shows the whole text
 
     def show(self, step, z):
         """z (B, L): the texts after `step` steps."""
@@ -72,6 +73,7 @@ class Terminal:
                  for char in visible(piece)]
         lines = wrap_cells(cells, width)
         room = max(1, size.lines - 5)
+        self.whole = len(lines) <= room
         changes = [i for i, line in enumerate(lines) if has_changes(line)]
         if changes and not any(self.top <= i < self.top + room for i in changes):
             self.top = changes[0] - room // 2  # scroll a tall text to where it changes
@@ -85,6 +87,12 @@ class Terminal:
         sys.stdout.write(Controls(up + "\x1b[J" + "\n".join(frame) + "\n"))
         sys.stdout.flush()
         self.drawn = len(frame)
+
+    def still_shows(self, ids):
+        """Whether the last frame is the whole text of these ids, so that it need not be printed."""
+        if self.live and self.skipped:
+            self.draw()
+        return self.live and self.whole and self.last == ids
 
     def close(self):
         """Show the last state if it was skipped, and reset styles. The next text begins below."""

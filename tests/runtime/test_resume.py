@@ -256,12 +256,12 @@ def test_a_second_run_from_scratch_keeps_the_first_result_once_it_saves_itself(m
     assert_same(second, read_state("out/ckpt.previous-2.pt"))
 
 
-def test_a_finished_run_just_reports_when_resumed_and_goes_on_with_more_steps(capsys):
+def test_a_finished_run_says_so_when_resumed_and_goes_on_with_more_steps(capsys):
     flags = dict(lr_schedule="constant", log_interval=1)
     finished = fit("out", max_iters=3, **flags)
     capsys.readouterr()
     assert_same(finished, fit("out", init_from="resume"))
-    assert "step     3  bound" in capsys.readouterr().out
+    assert "finished at step 3; --max_iters N goes on" in capsys.readouterr().out
     assert_same(
         finished, fit("out", init_from="resume", max_iters=2)
     )  # fewer: nothing to do, nothing undone

@@ -148,7 +148,7 @@ def test_calls_texts_and_positions_are_counted():
     counter(at.long(), None, at)
     counter(at.long(), None, torch.ones_like(at))
     assert (counter.calls, counter.texts, counter.positions) == (2, 3, 8)
-    assert str(counter) == "2 network calls, 3 texts read, 8 positions scored"
+    assert str(counter) == "2 network calls, 8 positions scored"
 
 
 def test_the_first_token_of_a_published_network_is_given_unless_the_prompt_begins_elsewhere():
