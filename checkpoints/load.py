@@ -32,7 +32,7 @@ def read_state(where, device="cpu"):
         return hub.read_published(str(where))
     path = Path(where)
     path = path if path.suffix == ".pt" and not path.is_dir() else path / "ckpt.pt"
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         near = difflib.get_close_matches(str(where), hub.PUBLISHED, 1, 0.75)
         default = path.parent == Path("out/python-mdlm")
         how = "" if default else ", with its --out_dir, --data and --method"

@@ -94,6 +94,13 @@ def test_what_is_measured_of_an_earlier_run_is_not_saved_beside_the_new_one():
         == ["step 3"]  # which says its step
 
 
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(capsys):
+    Path("run").mkdir()
+    os.mkfifo("run/ckpt.pt")
+    assert "there is no checkpoint run/ckpt.pt" in complaint(sample, "--out_dir", "run",
+                                                             capsys=capsys)
+
+
 @pytest.mark.parametrize("where, name", [
     ("run", "run/evaluation.json"), ("run/ckpt.pt", "run/evaluation.json"),
     ("run/ckpt.previous-2.pt", "run/evaluation.previous-2.json"),
