@@ -252,8 +252,8 @@ def draw_steps(rows, held_out, path):
         for axes in (above, below):
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("-log p above the entropy, nats/word\n(shaded: linear, else log)")
-    panels[1, 0].set_ylabel("entropy of the words\nwithin a text, nats (line: held-out)")
+    panels[0, 0].set_ylabel("-log p above the entropy,\nnats/word (linear where shaded)")
+    panels[1, 0].set_ylabel("entropy within a text,\nnats (line: held-out text)")
     figure.legend(lines.values(), lines, loc="lower center", ncol=len(lines), frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     save_figure(figure, path, dpi=110)

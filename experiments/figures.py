@@ -191,8 +191,9 @@ def draw_orders(measured, plot):
     figure, panels = plot.subplots(2, 3, figsize=(10, 4.8), sharex=True, sharey=True)
     for (name, rows), axes in zip(measured.items(), panels.flat):
         image = list(zip(*rows))  # time upwards, positions to the right
-        shown = axes.imshow(image, origin="lower", cmap="magma", aspect="auto", interpolation="nearest",
-                    norm=plot.matplotlib.colors.PowerNorm(0.5, 0, 1), extent=(0, len(rows), 0, 1))
+        shown = axes.imshow(image, origin="lower", cmap="magma", aspect="auto",
+                            interpolation="nearest", extent=(0, len(rows), 0, 1),
+                            norm=plot.matplotlib.colors.PowerNorm(0.5, 0, 1))
         axes.set_title(name, fontsize=10)
     for axes in panels[:, 0]:
         axes.set_ylabel("time: 0 first step, 1 last")

@@ -21,7 +21,8 @@ def test_the_maps_are_those_of_every_call_and_change_nothing(name):
         watched = method.loss(net, x)  # (B, L)
     assert torch.equal(plain, watched) and len(maps) >= 2
     for weights in maps:
-        assert weights.shape[:2] == (3, 2) and not weights.requires_grad
+        assert weights.shape[0] <= 3 and weights.shape[1] == 2  # texts without masks are skipped
+        assert not weights.requires_grad
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     if name == "ar":
         assert (maps[0].triu(1) == 0).all()

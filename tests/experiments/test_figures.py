@@ -10,7 +10,7 @@ from experiments import figures
 from flags import configure
 from methods import pgm
 from methods.bd3lm import block_diffusion_mask
-from model import block_causal, causal
+from model import attention, block_causal, causal
 from runs import cache, complaint, elsewhere  # noqa: F401
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,7 +59,7 @@ def test_the_patterns_that_are_drawn_are_the_predicates_of_the_code():
     assert (rows("bd3lm")[12:, 12:] == block_causal(4, 12)(0, 0, *index(8))).all()
     within, across = rows("pgm, within a group"), rows("pgm, across, with 2 starts")
     assert (across[:, 2:] == ~within).all() and across[:, :2].all() and within.diagonal().all()
-    assert measured == saved("attention") and pgm.attention is figures.model.attention
+    assert measured == saved("attention") and pgm.attention is attention
 
 
 def test_the_orders_are_those_of_the_samplers():

@@ -109,6 +109,7 @@ def test_watching_redraws_each_frame_in_place_and_leaves_the_terminal_clean(term
     assert "\x1b[?25l" not in seen  # the cursor is never hidden
     glass = Glass(40).feed(seen.split("--------")[0]).text()  # one batch leaves one frame
     assert glass.count("step") == 1 and "step 6 of 6 [" in glass and glass.count("_ mask") == 1
+    assert "-------- text 2" in seen and "-------- text 1" not in seen  # its last frame is the text
 
 
 def test_ctrl_c_while_watching_leaves_no_color_and_no_traceback(terminal):  # noqa: F811
