@@ -97,7 +97,8 @@ def config_json(state, method, name, tensors):
         about["block_size"] = method.block_length
     if classes:
         about |= {"cfg": True, "cfg_num_classes": len(classes)}
-    ours = {"format": state["format"], "config": config, "classes": classes, "step": state["step"]}
+    ours = {"format": state["format"], "config": config, "classes": classes, "step": state["step"],
+            "text": state.get("text")}
     return json.dumps(about | {"palimpsest": ours}, indent=1, sort_keys=True) + "\n"
 
 

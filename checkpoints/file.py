@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.base import atomic_write
+from data.reading import parse_json
 from flags import OLD_FLAGS, UserError
 
 FORMAT = "palimpsest 1"
@@ -115,7 +116,7 @@ class Folder:
         later ones, and the evaluation at `step` itself."""
         def stays(line):
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 return values["step"] < step or values["step"] == step and "loss" in values
             except (ValueError, KeyError, TypeError):  # cut short when the run was killed
                 return False

@@ -100,7 +100,7 @@ class Digits(Dataset):
 
 
 def write_png(path, x, columns=10, scale=6):
-    """Images x (n, 64) as a grid in a PNG file. It needs a signature and three chunks, no
+    """Images x (n, 64) as a grid in a PNG file. It needs a signature and four chunks, no
     library."""
     x = torch.as_tensor(x).cpu().clamp(0, len(LEVELS) - 1).view(-1, SIDE, SIDE).numpy()  # (n, 8, 8)
     columns, cell = min(columns, len(x)), (SIDE + 1) * scale
@@ -115,6 +115,7 @@ def write_png(path, x, columns=10, scale=6):
     lines = b"".join(b"\0" + line.tobytes() for line in grid)  # \0: without a filter
     with atomic_write(path) as file:
         file.write(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) +
+                   png_chunk(b"tEXt", b"Software\0palimpsest") +  # see data/folders.py
                    png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b""))
 
 

@@ -237,6 +237,7 @@ class ToyCorpus(Dataset):
     name = "toy"
     splits = ("train", "val", "test")
     has_language = True
+    fingerprint = None
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
 
     def __init__(self, block_size=32):

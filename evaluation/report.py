@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from checkpoints.file import as_json
 from data.base import atomic_write
+from data.reading import parse_json
 from evaluation.likelihood import format_nats
 from flags import UserError
 
@@ -147,7 +148,7 @@ def save_evaluation(config, step, result):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".evaluation.lock"):
-            known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            known = parse_json(path.read_text("utf-8")) if path.exists() else {}
             with atomic_write(path) as file:
                 merged = {**known, key: json.loads(as_json(result))}
                 file.write(json.dumps(merged, indent=1).encode())

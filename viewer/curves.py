@@ -11,7 +11,6 @@ It reads metrics.jsonl of each run, also of a run that is still going on. The pa
     held-out bound    with a band of two standard errors, and the exact entropy where it is known
     bits/byte         the same, which compares runs with different tokens
 """
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from data import DATASETS, load_data
 from data.base import atomic_write
+from data.reading import parse_json
 from evaluation.held_out import entropy_of
 from flags import UserError, flag, load_row, run_script
 from methods import METHODS
@@ -48,7 +48,7 @@ def read_metrics(out_dir):
     rows = []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows += [row] if isinstance(row["step"], int) else []
         except (ValueError, KeyError, TypeError):
             continue
@@ -166,7 +166,7 @@ def main(config, given):
             raise
         raise UserError("this needs a package that is missing: pip install matplotlib") from None
     with atomic_write(config.png) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": "palimpsest"})
     print(f"{config.png}: " + ", ".join(f"{name} to step {rows[-1]['step']}"
                                         for name, rows in runs.items()))
 
