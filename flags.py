@@ -54,7 +54,7 @@ def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None
     fixed        part of what is trained: it cannot change when a run is resumed
     instead      other defaults where a flag of that name is given, as in sft=700
     unless       flags that keep the first default where they are given
-    needs        flags without all of which this one counts for nothing: to give it is refused then
+    needs        flags without all of which this one counts for nothing: to set it is refused then
     idle         flags with any of which it counts for nothing
     """
     about = {"help": help, "choices": choices, "range": (least, most), "alone": alone,
@@ -243,14 +243,14 @@ def parse(cls, argv=None):
             parser.error(f"--{name} {value!r} {fault}")
     defaults = {name: default_of(f, given) for name, f in known.items()}
     values = {**defaults, **implied, **given}
-    for name in filter(given.get, given):
-        if fault := idle_beside(known[name], values):
+    for name, value in given.items():
+        if value != defaults[name] and (fault := idle_beside(known[name], values)):
             parser.error(f"{fault}: leave out --{name}")
     return made(**values), list(given)
 
 
 def idle_beside(f, values):
-    """Why a flag that is given counts for nothing beside the values of the others, or None."""
+    """Why a flag that was set counts for nothing beside the values of the others, or None."""
     needs, idle = f.metadata["needs"], f.metadata["idle"]
     if needs and not any(map(values.get, needs)):
         return f"--{f.name} counts for nothing without --{' or --'.join(needs)}"

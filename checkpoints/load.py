@@ -74,8 +74,8 @@ def assemble(state, where, device="cpu"):
 # ---- the text of a run
 
 def relocate(state, folder):
-    """The state with the path of its text as seen from here: a run has kept it as seen from where it
-    was started, and so has its own folder."""
+    """The state with the path of its text as seen from here. A run keeps that path, and its own, as
+    seen from where it was started."""
     data, out_dir = state["config"].get("data"), state["config"].get("out_dir")
     if not (isinstance(data, str) and isinstance(out_dir, str) and is_path(data)):
         return state

@@ -116,7 +116,7 @@ def read_json_lines(path, read, what, form):
     """read(value) of each line of a .jsonl file; a ValueError of it is the reason of a UserError
     that names the line. Blank lines are skipped.
 
-    what, form: a line is and should be, for that message. -> [(number of the line, what `read` returns)]
+    what, form: what a line is and looks like, for that message. -> [(number of the line, result)]
     """
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):  # and at no other separator

@@ -283,7 +283,7 @@ def test_a_file_is_refused_if_most_answers_are_too_long_or_a_split_has_none_left
     sizes = {messages[0]: {"train": train, "val": val}[split] for split in parts
              for _, messages in parts[split]}
     write(*([q, a + "a" * sizes[q]] for q, a in chats))
-    with pytest.raises(UserError, match=r"of 40 chats.* than --block_size 24 .line \d+ has .* raise"):
+    with pytest.raises(UserError, match=r"of 40 chats.* than --block_size 24 .line \d+ has .* r"):
         load_data("mine.jsonl", 24, "bytes", sft=True)
 
 

@@ -96,4 +96,5 @@ def test_half_a_character_is_named_by_every_tokenizer(kind, text, says):
 def test_json_that_is_no_json_is_a_value_error(text):
     with pytest.raises(ValueError):
         parse_json(text)
-    assert parse_json('{"a": [1, 2.5, 1e-400, null, "\\ud83d"]}') == {"a": [1, 2.5, 0, None, "\ud83d"]}
+    sound = '{"a": [1, 2.5, 1e-400, null, "\\ud83d"]}'
+    assert parse_json(sound) == {"a": [1, 2.5, 0, None, "\ud83d"]}

@@ -163,7 +163,7 @@ def question(**other):
 
 @pytest.mark.parametrize("read, content, says", [
     (read_passages, GOOD + "[]\n", "line 2 is not a passage"),
-    (read_passages, GOOD + '\n{"text": "one"}\n', "line 3 is not a passage (there is no text of two"),
+    (read_passages, GOOD + '\n{"text": "one"}\n', "line 3 is not a passage (there is no text of"),
     (read_passages, GOOD + '{"text"', 'it should be {"text": "two words or more"}'),
     (read_passages, GOOD + '{"text": ["a b"]}', "line 2"),
     (read_passages, GOOD + '{"passage": "a b"}', "line 2"),
