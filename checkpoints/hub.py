@@ -174,7 +174,7 @@ def sibling(source, name):
 def read_json(file):
     """The object in a JSON file; {} if there is none."""
     try:
-        about = parse_json(file.read_text("utf-8")) if file.is_file() else {}
+        about = parse_json(file.read_text("utf-8-sig")) if file.is_file() else {}
         return about if isinstance(about, dict) else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): use another copy") from None

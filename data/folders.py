@@ -15,7 +15,7 @@ from data.download import cache_root
 from data.reading import parse_json
 from flags import UserError
 
-OF_RUNS = "*.pt", "metrics*.jsonl", "evaluation*.json", "tensorboard"
+OF_RUNS = "*.pt", "metrics*.jsonl", "evaluation*.json", "tensorboard*"
 OF_EXPORTS = "config.json", "encoding.json", "model.safetensors"
 MARKED = {".html": b'<meta name="generator" content="palimpsest">', ".png": b"Software\0palimpsest"}
 
