@@ -52,7 +52,8 @@ def test_another_text_in_the_place_of_the_first_is_refused_whatever_its_size_and
     assert "name it with --data, or start anew with another --out_dir" in error
     error = complaint(evaluate, "--out_dir", "out", *FEW, capsys=capsys)
     assert "poem.txt is not the text that this model was trained on" in error and "--data" in error
-    evaluate.main(*commanded(evaluate, "--out_dir", "out", *FEW, "--data", "poem.txt"))  # on purpose
+    on_purpose = ["--out_dir", "out", *FEW, "--data", "poem.txt"]
+    evaluate.main(*commanded(evaluate, *on_purpose))
     assert "poem.txt: " in capsys.readouterr().out
 
 
