@@ -79,11 +79,11 @@ def relocate(state, folder):
     data, out_dir = state["config"].get("data"), state["config"].get("out_dir")
     if not (isinstance(data, str) and isinstance(out_dir, str) and is_path(data)):
         return state
-    there = os.path.normpath(os.path.join(folder, os.path.relpath(data, out_dir)))
-    absolute = data.startswith("~") or os.path.isabs(data) or os.path.isabs(out_dir)
-    if absolute or not os.path.exists(there):
+    if data.startswith("~") or os.path.isabs(data) or os.path.isabs(out_dir):
         return state
-    return {**state, "config": {**state["config"], "data": there}}
+    there = os.path.normpath(os.path.join(folder, os.path.relpath(data, out_dir)))
+    known = there if os.path.exists(there) else data
+    return {**state, "config": {**state["config"], "data": known}}
 
 
 def is_path(data):
@@ -91,14 +91,10 @@ def is_path(data):
     return bool(data) and data not in DATASETS and load_row(DATASETS, data).is_path
 
 
-def is_missing(data):
-    return is_path(data) and not Path(data).expanduser().exists()
-
-
 def require_text(data, where, cure=""):
-    """UserError if the text of a run is not where it was. data: its --data"""
-    if is_missing(data):
-        raise UserError(f"the text of {where} is not there any more: restore {data}{cure}")
+    """UserError if the text of a run is not where --data says. cure: what else to do"""
+    if is_path(data) and not Path(data).expanduser().exists():
+        raise UserError(f"the text of {where} is not at {data}: restore it there{cure}")
 
 
 def check_text(data, name, state, where, cure=""):

@@ -64,7 +64,8 @@ class Dataset:
         code makes the text: it cannot change unnoticed."""
         digest = hashlib.sha256()
         for split in ("train", "val"):
-            digest.update(split.encode() + np.ascontiguousarray(self.ids(split)).tobytes())
+            digest.update(split.encode())
+            digest.update(np.ascontiguousarray(self.ids(split)))
         return digest.hexdigest()
 
     # ---- texts

@@ -96,14 +96,14 @@ class Run:
 
     def make_trainer(self, state, device):
         """The trainer with its text, the same in all processes."""
-        config, elsewhere = self.config, ", name it with --data"
+        config = self.config
         if state or self.teacher:
-            require_text(config.data, config.out_dir, elsewhere if state else "")
+            require_text(config.data, config.out_dir, ", or name it with --data" * bool(state))
         data = load_data(config.data, config.block_size, tokens_of(config, state or self.teacher),
                          config.vocab_size, sft=config.sft)
         if self.resumed:
             check_text(data, config.data, state, config.out_dir,
-                       elsewhere + ", or start anew with another --out_dir")
+                       ", name it with --data, or start anew with another --out_dir")
         method = build_method(config, data.encoding, state)
         if not state:
             method.on_start(lambda option, where: weights_for(
