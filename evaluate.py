@@ -112,9 +112,11 @@ def main(config, given=()):
                   if config.classifier and config.label else None)
     no_prompt = torch.zeros(model.config.block_size, dtype=torch.bool, device=device)  # (L,)
     writer = writer_of(config, model, denoiser, no_prompt, classifier)
-    judge = load_judge(config.judge, model, device, config.mauve)
     data = data_of(model, config.data)
     held = texts_of(model, data, config, device)
+    if config.judge and data.answers:
+        raise UserError("--judge rates samples, and answers to chats are compared: leave it out")
+    judge = load_judge(config.judge, model, device, config.mauve)
 
     report = Report(config, model, data)
     with report.part("bound"):

@@ -63,7 +63,7 @@ def test_the_same_text_elsewhere_is_the_same_text(poem, capsys):
     whole = fit("out", init_from="resume", max_iters=4)
     poem.rename("moved.txt")
     missing = complaint(train, "--out_dir", "half", "--init_from", "resume", capsys=capsys)
-    assert "the text of half is not at poem.txt: restore it there, or name it with --data" in missing
+    assert "the text of half is not at poem.txt: restore it there, or name it with --d" in missing
     error = complaint(evaluate, "--out_dir", "half", *FEW, capsys=capsys)
     assert "is not at poem.txt: restore it there, or name what to evaluate it on with" in error
     assert "is not at typo.txt" in complaint(train, "--data", "typo.txt", *AGAIN, capsys=capsys)
