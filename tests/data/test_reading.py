@@ -9,11 +9,17 @@ import zipfile
 import pytest
 from test_tokenizer import ENCODINGS, message_of
 
-from data import load_data, texts, tokenize_workers
+import evaluate
+from checkpoints import hub, tensor_layouts
+from data import build_shards, corpus, download, load_data, shards, texts, tokenize_workers
 from data.prompt import read_prompt
 from data.reading import decode_text, parse_json, tidy
-from data.tokenizer import encode
+from data.tokenizer import encode, from_json
 from data.wordpiece import WordPiece
+from evaluation.report import save_evaluation
+from flags import configure
+from tree import CODE
+from viewer import curves
 
 ENGLISH = "the old mill by the sea " * 40
 
@@ -98,3 +104,38 @@ def test_json_that_is_no_json_is_a_value_error(text):
         parse_json(text)
     sound = '{"a": [1, 2.5, 1e-400, null, "\\ud83d"]}'
     assert parse_json(sound) == {"a": [1, 2.5, 0, None, "\ud83d"]}
+
+
+DEEP = "[" * 50_000
+
+
+@pytest.mark.parametrize("read, says", [
+    (lambda path: hub.read_json(path), "cannot be read"),
+    (lambda path: from_json(path.read_text()), "not a tokenizer"),
+    (lambda path: tensor_layouts.read_safetensors(path), "no whole safetensors file"),
+    (lambda path: download.read_manifest(path.parent), "delete it"),
+    (lambda path: curves.read_metrics(path.parent), "holds no step yet"),
+    (lambda path: save_evaluation(configure(evaluate.Config, out_dir=str(path.parent)), 1, {}),
+     "it is no JSON object"),
+])
+def test_a_file_of_ours_that_nests_too_deep_is_one_line(read, says, tmp_path):
+    for name in ("manifest.json", "metrics.jsonl", "evaluation.json"):
+        (tmp_path / name).write_text(DEEP)
+    header = len(DEEP).to_bytes(8, "little") + DEEP.encode()
+    file = tmp_path / "config.json"
+    file.write_bytes(header if "safetensors" in says else DEEP.encode())
+    assert says in message_of(read, file)
+
+
+def test_damaged_records_of_the_cache_are_made_again(tmp_path):
+    for name in ("meta.json", "train.json"):
+        (tmp_path / name).write_text(DEEP)
+    assert corpus.open_cache(tmp_path) is None and build_shards.read_meta(tmp_path) is None
+    assert shards.read_progress(tmp_path, "train") == {"shards": [], "whole": False}
+
+
+def test_json_is_read_in_one_place():
+    """But for what was written a moment before, and experiments, which read their own files."""
+    found = {file for file, path in CODE.items() if "json.load" in path.read_text("utf-8")}
+    assert {file for file in found if not file.startswith("experiments")} == {
+        "data/reading.py", "checkpoints/file.py", "evaluation/report.py"}
