@@ -20,6 +20,7 @@ from checkpoints.file import as_json
 from checkpoints.load import load_chosen
 from data.chat import MARKS
 from data.prompt import read_prompt
+from data.reading import tidy
 from data.tokenizer import encode
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
@@ -45,8 +46,8 @@ class Config(SamplingFlags):
     window: int = flag(0, "tokens that a model sees if it writes from left to right; 0: as in "
                        "training", least=0)
     dtype: str = flag("float32", "of matrix products; auto: bfloat16 if it is faster, which rounds",
-                      ["float32", "bfloat16", "auto"])
-    watch: bool = flag(False, "show the answer while it is denoised")
+                      ["float32", "bfloat16", "auto"], idle=["oracle"])
+    watch: bool = flag(False, "show the answer while it is denoised", idle=["json"])
     json: bool = flag(False, "one JSON object per answer")
 
 
@@ -76,7 +77,7 @@ def questions(prompt, echo):
         if typed:
             print("> ", end="", flush=True)
         try:
-            line = sys.stdin.readline().strip()
+            line = tidy(sys.stdin.readline()).strip()
         except UnicodeDecodeError:
             raise UserError("the input is not UTF-8 text") from None
         if line in ("", "/quit"):

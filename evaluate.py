@@ -65,7 +65,8 @@ class Config(SamplingFlags):
                         once="name one file")
     choices: str = flag("", 'a .jsonl file of {"prompt", "choices", "answer"}',
                         once="name one file")
-    ends: bool = flag(False, "lambada, choices: put an end of text on both sides")
+    ends: bool = flag(False, "lambada, choices: put an end of text on both sides",
+                      needs=["lambada", "choices"])
     json: bool = flag(False, "one JSON object instead of the tables")
 
 
@@ -76,6 +77,8 @@ def adapt_flags(config, model, device):
                         f"--data {config.data}")
     if config.num_samples == 1:
         raise UserError("--num_samples 1 has no standard error: give 0, or at least 2")
+    if config.judge and config.num_samples == 0:
+        raise UserError("--judge rates samples: leave it out, or --num_samples 0")
     if config.batch_size == 0:
         size = 64 if config.oracle else batch_size_that_fits(
             bytes_per_text(model.denoiser, model.config.block_size), device)
@@ -113,17 +116,19 @@ def main(config, given=()):
     if model.method.classifies:
         return evaluate_classifier(config, model, device)
 
+    passages = read_passages(config.lambada, model, config.ends) if config.lambada else []
+    questions = read_questions(config.choices, model, config.ends) if config.choices else []
     denoiser = CallCounter(compile_for_sampling(config, model))
     classifier = (load_classifier(config.classifier, model, device)
                   if config.classifier and config.label else None)
     no_prompt = torch.zeros(model.config.block_size, dtype=torch.bool, device=device)  # (L,)
     writer = writer_of(config, model, denoiser, no_prompt, classifier)
-    judge = load_judge(config.judge, model, device, config.mauve)
-    passages = read_passages(config.lambada) if config.lambada else []
-    questions = read_questions(config.choices) if config.choices else []
     data = data_of(model, config.data)
     rival = load_rival(config.against, model, data, device)
     held = texts_of(model, data, config, device)
+    if config.judge and data.answers:
+        raise UserError("--judge rates samples, and answers to chats are compared: leave it out")
+    judge = load_judge(config.judge, model, device, config.mauve)
 
     report = Report(config, model, data)
     with report.part("bound"):

@@ -40,7 +40,7 @@ LARGEST = {int: 10**9, float: 1e38}  # of numbers without a limit of their own; 
 
 
 def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None, table=None,
-         fixed=False, unless=(), each=None, once=None, text=False, **instead):
+         fixed=False, unless=(), each=None, once=None, text=False, needs=(), idle=(), **instead):
     """One flag.
 
     least, most  the range of a number
@@ -53,11 +53,13 @@ def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None
     fixed        part of what is trained: it cannot change when a run is resumed
     instead      other defaults where a flag of that name is given, as in sft=700
     unless       flags that keep the first default where they are given
+    needs        flags without all of which this one counts for nothing: to set it is refused then
+    idle         flags with any of which it counts for nothing
     """
     once = once or each and "give all in one, with commas between"
     about = {"help": help, "choices": choices, "range": (least, most), "alone": alone,
              "table": table, "fixed": fixed, "instead": instead, "unless": unless, "each": each,
-             "once": once, "text": text}
+             "once": once, "text": text, "needs": needs, "idle": idle}
     return field(default=default, metadata=about)
 
 
@@ -258,7 +260,20 @@ def parse(cls, argv=None):
         if fault := wrong(known[name], value):
             parser.error(f"--{name} {value!r} {fault}")
     defaults = {name: default_of(f, given) for name, f in known.items()}
-    return made(**{**defaults, **implied, **given}), list(given)
+    values = {**defaults, **implied, **given}
+    for name, value in given.items():
+        if value != defaults[name] and (fault := idle_beside(known[name], values)):
+            parser.error(f"{fault}: leave out --{name}")
+    return made(**values), list(given)
+
+
+def idle_beside(f, values):
+    """Why a flag that was set counts for nothing beside the values of the others, or None."""
+    needs, idle = f.metadata["needs"], f.metadata["idle"]
+    if needs and not any(map(values.get, needs)):
+        return f"--{f.name} counts for nothing without --{' or --'.join(needs)}"
+    other = next(filter(values.get, idle), None)
+    return other and f"--{f.name} counts for nothing with --{other}"
 
 
 def default_of(f, given):

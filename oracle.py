@@ -27,7 +27,7 @@ def exact(method_name, **options):
         raise UserError(f"--oracle {method_name} writes no text: name a language model")
     config = SimpleNamespace(data=data.name, tokenizer="model", sft=False, method=method_name,
                              block_size=data.block_size)
-    return SimpleNamespace(config=config, encoding=data.encoding, method=method, step=0,
+    return SimpleNamespace(config=config, encoding=data.encoding, method=method, step=0, text=None,
                            classes=list(data.classes), denoiser=method.oracle(data.language))
 
 

@@ -61,20 +61,20 @@ class Config(SamplingFlags):
     prompt: str = flag("", "given text, with or without gaps; FILE:path reads it from a file",
                        text=True, once="start one command for each prompt")
     gap: str = flag("_", "the character in the prompt that stands for one token to fill in",
-                    text=True)
-    num_samples: int = flag(3, "texts", least=1)
+                    text=True, needs=["prompt"], idle=["chat"])
+    num_samples: int = flag(3, "texts", least=1, idle=["chat"])
     batch_size: int = flag(0, "texts at once; 0: what half of the free memory holds, up to 64 "
-                           "(GPU: 512)", least=0)
+                           "(GPU: 512)", least=0, idle=["chat", "html"])
     dtype: str = flag("float32", "of matrix products; auto: bfloat16 if it is faster, which rounds",
-                      ["float32", "bfloat16", "auto"])
+                      ["float32", "bfloat16", "auto"], idle=["oracle"])
     length: int = flag(0, "tokens per text; 0: as in training, or those of a prompt with gaps",
                        least=0)
     window: int = flag(0, "tokens that a model sees if it writes from left to right; 0: as in "
                        "training", least=0)
     stride: int = flag(0, "new tokens per window of other models, for long texts; 0: half a window",
-                       least=0)
-    png: str = flag("", "images: write them to this file")
-    watch: bool = flag(False, "show the text while it is denoised")
+                       least=0, idle=["chat"])
+    png: str = flag("", "images: write them to this file", idle=["chat"])
+    watch: bool = flag(False, "show the text while it is denoised", idle=["json"])
     html: str = flag("", "write a page to this file that plays how the texts come about")
     beside: str = flag("", "more models for the page: folders or oracles, with commas between",
                        each=str)

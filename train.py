@@ -48,7 +48,8 @@ class Config(NetworkFlags, OptimFlags):
                          "behind which -labels and -sft say so")
     init_from: str = flag("scratch", "scratch, resume, or whose weights to start from: a "
                           "checkpoint's folder, or a published model, by its name")
-    minutes: float = flag(5.0, "time of the whole run without --max_iters; 0: no limit", least=0)
+    minutes: float = flag(5.0, "time of the whole run without --max_iters; 0: no limit", least=0,
+                          idle=["max_iters"])
     recipe_iters: int = flag(6000, "steps of the full recipe", least=1, sft=1000)
     max_iters: int = flag(0, "training steps; 0: as many as fit in --minutes, at most the full "
                           "recipe", least=0)

@@ -31,6 +31,7 @@ from checkpoints.tensor_layouts import (
     write_safetensors,
 )
 from data.files import atomic_write, check_folder, check_writable, earlier_files
+from data.folders import is_export
 from data.tokenizer import from_json
 from flags import UserError, flag, load_row
 from methods import METHODS
@@ -95,7 +96,8 @@ def public_tensors(state, layout):
 def config_json(state, method, name, tensors):
     """config.json: the sizes under the names of the public code, and our flags."""
     config, classes = state["config"], state.get("classes", [])
-    ours = {"format": state["format"], "config": config, "classes": classes, "step": state["step"]}
+    ours = {"format": state["format"], "config": config, "classes": classes, "step": state["step"],
+            "text": state.get("text")}
     if name == OWN:
         about = {"model_type": OWN, "palimpsest": {**ours, "layout": OWN}}
         return json.dumps(about, indent=1, sort_keys=True) + "\n"
@@ -115,14 +117,13 @@ def config_json(state, method, name, tensors):
 
 # ---- the folder
 
-def is_export(folder):
+def may_replace(folder):
     """Whether an export of ours is in the folder, or what a killed one has left."""
-    about = folder / "config.json"
+    if (folder / "config.json").exists():
+        return is_export(folder)
     try:
-        if about.exists():
-            return "palimpsest" in json.loads(about.read_bytes())
         return bool(from_json((folder / "encoding.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -135,7 +136,7 @@ def check_place(to):
     if "ckpt.pt" in found:
         raise UserError(f"{to} holds a checkpoint: choose another folder with --to")
     foreign = [name for name in found if name not in FILES and not MEASURED.fullmatch(name)]
-    if foreign := foreign or ([] if is_export(to) else found):
+    if foreign := foreign or ([] if may_replace(to) else found):
         raise UserError(f"{to} holds {foreign[0]}, which is not from an export of ours: choose "
                         f"another folder with --to")
     check_folder(to)

@@ -28,6 +28,7 @@ from data.files import (
     remove_parts,
     write_file,
 )
+from data.reading import parse_json
 from flags import OLD_FLAGS, UserError
 from script import spell
 
@@ -141,9 +142,9 @@ class Folder:
         later ones, and the evaluation at `step` itself."""
         def stays(line, whole=True):
             try:
-                values = json.loads(line)
+                values = parse_json(line)
                 return values["step"] < step or values["step"] == step and "loss" in values
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError):
                 return whole  # somebody's own line; else it was cut short when the run was killed
 
         text = self.metrics.read_bytes() if self.metrics.exists() else b""

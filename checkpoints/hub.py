@@ -18,7 +18,6 @@ draws from all n, [PAD] included. SEDD's log(V - 1) is the log n of methods/sedd
 the tensors are in tensor_layouts.py.
 """
 import difflib
-import json
 import math
 import os
 import sys
@@ -42,6 +41,7 @@ from checkpoints.tensor_layouts import (
     without_condition,
 )
 from data import wordpiece
+from data.reading import parse_json
 from data.tokenizer import from_json, load_encoding, to_json
 from flags import UserError
 
@@ -162,7 +162,9 @@ def read_local(where):
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{sibling(path, 'config.json')} has changed ({error}): export the "
                             f"model again") from None
-        return as_checkpoint(config, encoding, tensors_in(path), where, classes, step, layout)
+        tensors = tensors_in(path)
+        return {**as_checkpoint(config, encoding, tensors, where, classes, step, layout),
+                "text": ours.get("text")}
     model = row_of_config(about, where)
     config = {**config_of(model), "cond_dim": about["cond_dim"]}
     return as_checkpoint(config, encoding_of(model.tokens, path), tensors_in(path), where)
@@ -176,7 +178,7 @@ def sibling(source, name):
 def read_json(file):
     """The object in a JSON file; {} if there is none."""
     try:
-        about = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        about = parse_json(file.read_text("utf-8-sig")) if file.is_file() else {}
         return about if isinstance(about, dict) else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}): use another copy") from None
@@ -221,7 +223,8 @@ def as_checkpoint(config, encoding, tensors, where, classes=(), step=0, layout="
         layout = OWN_LAYOUT if layout == OWN else LAYOUTS[method.public_layout]
         with torch.device("meta"):  # names and shapes alone
             shapes = build_network(settings, method, len(classes)).state_dict()
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError,
+            OverflowError) as error:
         raise UserError(f"{where} describes no network of ours: {error}") from None
     if "noise_mlp.0.weight" not in shapes:
         tensors = without_condition(tensors, where)

@@ -5,8 +5,10 @@ A model that is ready to use: from a run of ours, from a published model, or for
         .config       flags             .method     of methods/, whose equations use the denoiser
         .encoding     tokenizer         .denoiser   the network with the averaged weights
         .step         of training       .classes    names of the classes that it conditions on
+        .text         fingerprint of the text that it was trained on, or None
 """
 import difflib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +40,7 @@ def read_state(where, device="cpu"):
         how = "" if default else ", with its --out_dir, --data and --method"
         raise UserError(f"there is no checkpoint {path}: train one first (python train.py{how})"
                         + (f"; or did you mean the published {near[0]}?" if near else ""))
-    return read_checkpoint(path, device)
+    return relocate(read_checkpoint(path, device), path.parent)
 
 
 def load_model(where, device="cpu"):
@@ -60,12 +62,59 @@ def assemble(state, where, device="cpu"):
         method, classes = build_method(config, encoding, state), state.get("classes", [])
         denoiser = build_network(config, method, len(classes)).to(device).eval()
         denoiser.load_state_dict(state["ema"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError,
+            OverflowError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"the parts of the checkpoint {where} do not fit each other: {reason}") \
             from None
     return SimpleNamespace(config=config, encoding=encoding, method=method, denoiser=denoiser,
-                           step=state["step"], classes=classes)
+                           step=state["step"], classes=classes, text=state.get("text"))
+
+
+# ---- the text of a run
+
+def relocate(state, folder):
+    """The state with the path of its text as seen from here. A run keeps that path, and its own, as
+    seen from where it was started."""
+    data, out_dir = state["config"].get("data"), state["config"].get("out_dir")
+    if not (isinstance(data, str) and isinstance(out_dir, str) and is_path(data)):
+        return state
+    if data.startswith("~") or os.path.isabs(data) or os.path.isabs(out_dir):
+        return state
+    there = os.path.normpath(os.path.join(folder, os.path.relpath(data, out_dir)))
+    known = there if os.path.exists(there) else data
+    return {**state, "config": {**state["config"], "data": known}}
+
+
+def is_path(data):
+    """Whether --data is a path of the user's, and not a name."""
+    return bool(data) and data not in DATASETS and load_row(DATASETS, data).is_path
+
+
+def require_text(data, where, cure=""):
+    """UserError if the text of a run is not where --data says. cure: what else to do"""
+    if is_path(data) and not Path(data).expanduser().exists():
+        raise UserError(f"the text of {where} is not at {data}: restore it there{cure}")
+
+
+def check_text(data, name, state, where, cure=""):
+    """UserError unless `data` is the text that a run was trained on, in its tokens.
+
+    name: --data; where: the run; cure: what else to do, the end of the sentence
+    """
+    if state["encoding"] != to_json(data.encoding) or state.get("text") not in (
+            None, data.fingerprint):
+        raise UserError(f"{name} is not the text that {where} was trained on: restore the text (or "
+                        f"the Python) of then{cure}")
+
+
+def refuse_own_folder(option, where, out_dir):
+    """UserError if a run would replace the model that it starts from."""
+    path = Path(where) if os.path.exists(where) else Path(str(where).partition("=")[2] or where)
+    folder = path.parent if path.is_file() else path
+    if folder.exists() and os.path.exists(out_dir) and os.path.samefile(folder, out_dir):
+        raise UserError(f"--out_dir {out_dir} holds the model of {option}, which the run would "
+                        f"replace: give another --out_dir")
 
 
 # ---- to start from another run
@@ -84,8 +133,10 @@ def tokens_of(config, state):
     return from_json((state or read_state(config.init_from))["encoding"])
 
 
-def weights_for(option, where, encoding, data):
-    """The averaged weights of another run on the same tokens. option, data: flags, for messages"""
+def weights_for(option, where, encoding, data, out_dir):
+    """The averaged weights of another run on the same tokens, for a run to out_dir. option, data:
+    flags, for messages"""
+    refuse_own_folder(option, where, out_dir)
     state = read_state(where)
     if state["encoding"] != to_json(encoding):
         raise UserError(f"{option} {where} has other tokens than {data}: train it on that text")

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from data.reading import parse_json
 from flags import UserError
 
 RULES = [  # ours -> published
@@ -170,7 +171,7 @@ def read_safetensors(path):
         first = 8 + int.from_bytes(data[:8], "little")
         if first > min(len(data), LONGEST):
             raise ValueError("the header is cut short")
-        header, tensors, size = json.loads(data[8:first]), {}, 0
+        header, tensors, size = parse_json(data[8:first]), {}, 0
         header.pop("__metadata__", None)
         for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape = DTYPES[about["dtype"]], about["shape"]

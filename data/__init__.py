@@ -13,6 +13,7 @@ A row is "module:Class" and is imported when it is chosen. A name with * is a pa
     shard_dataset              texts from these tokens, each once per epoch
     tokenizer, wordpiece       text to ids and back
     files                      how files are written, here and everywhere
+    reading, folders           what users give: text, JSON, folders of files
     prompt                     the prompts of sample.py
 """
 from flags import load_row

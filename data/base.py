@@ -12,6 +12,9 @@ Its texts are ids x (n, L) int64 of L = block_size tokens. Two methods draw them
     x (n, L);  frozen (n, L), True at given tokens, or None;  the classes (n,) of the texts, or None
 """
 import hashlib
+from functools import cached_property
+
+import numpy as np
 
 from data.tokenizer import decode
 from flags import UserError
@@ -33,6 +36,7 @@ class Dataset:
 
     language = None  # the language whose probabilities are known exactly (data/toy.py)
     has_language = False  # its instances have one: for code that must not load the data
+    is_path = False  # its name is the path of a file or folder
     is_text = True  # its tokens spell text: words can be looked up and counted
     image_size = None  # tokens per image, where texts are images, which `render` draws
     answers = False  # texts are chats: their prompts are given, their answers are scored
@@ -51,6 +55,16 @@ class Dataset:
         """The same for --sft: prompts are given, answers are scored."""
         raise UserError(f"--sft learns answers to questions, and {data} has none: "
                         f"give --data chat, or a .jsonl file")
+
+    @cached_property
+    def fingerprint(self):
+        """sha256 of the tokens of both splits: a text has the same wherever it lies. None where the
+        code makes the text: it cannot change unnoticed."""
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            digest.update(split.encode())
+            digest.update(np.ascontiguousarray(self.ids(split)))
+        return digest.hexdigest()
 
     # ---- texts
 

@@ -33,6 +33,7 @@ from data import shards, wordpiece
 from data.detokenize import RULES
 from data.download import make_folder
 from data.files import write_file
+from data.reading import parse_json
 from data.shard_dataset import Sharded, Split
 from data.tokenize_workers import Job
 from data.tokenizer import (
@@ -120,7 +121,7 @@ def open_or_build(folder, streams, tokenizer, vocab_size, source, workers):
 def read_meta(folder):
     """meta.json, or None if the folder lacks something that it names."""
     try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        meta = parse_json((folder / "meta.json").read_text("utf-8"))
         for stream, parts in meta["streams"].items():
             shards.open_stream(folder, stream, parts, meta["dtype"])
         return {key: meta[key] for key in ("encoding", "dtype", "marks", "streams", "bytes")}
@@ -251,7 +252,10 @@ def make_dataset(name, meta, folder, source, layout, block_size):
     size = meta["bytes"]["val"]
     if source.held_out and encoding.name == wordpiece.NAME:
         size = math.nan  # BERT's words all begin with a space: their sizes do not count
-    return Sharded(name, about, encoding, parts, layout, marks, size, block_size)
+    data = Sharded(name, about, encoding, parts, layout, marks, size, block_size)
+    what = json.dumps([meta["streams"], source.splits, source.held_out], sort_keys=True)
+    data.fingerprint = hashlib.sha256(what.encode()).hexdigest()  # of the checksums of all shards
+    return data
 
 
 def explain_broken(documents, paths):

@@ -15,11 +15,17 @@ learns where to stop.
 
 The marks are special tokens behind the vocabulary; [end] is <|endoftext|>. What a user types never
 becomes a mark. Each message begins with a space, so that a word is the same token wherever it
-stands. The chats are split by the hash of what their first question is about
-(data/synthetic_chats.py), those of a file by the first question itself: no held-out prompt begins
-like one that is trained on.
+stands; the white space around a message is dropped. The chats are split by the hash of what their
+first question is about (data/synthetic_chats.py), those of a file by the first question itself,
+whatever its answer and the system message: no held-out prompt begins like one that is trained on.
+
+Of a file, a system message is put in front of the first question. Chats without an answer at their
+end are read up to their last answer, and for fine-tuning answers that are too long for --block_size
+are left out; how many is told. A file most of whose answers are too long is refused.
 """
+import hashlib
 import json
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +35,7 @@ import torch
 from data import wordpiece
 from data.base import HELD_OUT, Dataset, hash_fraction
 from data.corpus import Corpus
+from data.reading import read_json_lines, tidy, to_utf8
 from data.synthetic_chats import make_chats
 from data.tokenizer import (
     ASCII,
@@ -44,6 +51,8 @@ from data.tokenizer import (
 from flags import UserError
 
 MARKS = ["<|user|>", "<|assistant|>", END_OF_TEXT]
+FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+LEFT_OUT = 0.5  # share of the answers of a file, at most, that may be too long
 
 
 class Chat(Corpus):
@@ -57,40 +66,43 @@ class Chat(Corpus):
 
     @classmethod
     def chats_of(cls, data):
-        """All chats. -> [(kind, key, messages)]; the key decides the split, "" is never held out"""
-        return make_chats()
+        """All chats. -> [(kind, key, messages)]; the key decides the split, "" is never held out.
+        And a remark about them, or "" """
+        return make_chats(), ""
 
     @classmethod
     def load(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
-        parts, encoding = cls.split_and_encode(data, tokenizer, vocab_size)
+        parts, encoding, remark = cls.split_and_encode(data, tokenizer, vocab_size)
         ids = {split: np.array([i for _, messages in chats
                                 for i in [*ids_of(encoding, messages), encoding.eot_token]])
                for split, chats in parts.items()}  # (n,) each
         size = float(token_sizes(encoding)[ids["val"]].mean())  # the marks are not text: 0 bytes
         n, m = len(parts["train"]), len(parts["val"])
         about = f"{cls.name_of(data)}: {n:,} train and {m:,} val chats; {len(ids['train']):,} " \
-                f"train and {len(ids['val']):,} val tokens, {about_tokens(encoding)}"
+                f"train and {len(ids['val']):,} val tokens, {about_tokens(encoding)}" \
+                f"{remark}"
         return cls(cls.name_of(data), about, encoding, **ids, bytes_per_token=size,
                    block_size=block_size)
 
     @classmethod
     def load_answers(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
-        parts, encoding = cls.split_and_encode(data, tokenizer, vocab_size)
-        return Answers(cls.name_of(data), parts, encoding, block_size)
+        parts, encoding, remark = cls.split_and_encode(data, tokenizer, vocab_size)
+        return Answers(cls.name_of(data), parts, encoding, block_size, remark)
 
     @classmethod
     def split_and_encode(cls, data, tokenizer, vocab_size):
-        """-> {"train": [(kind, messages)], "val": ...}, the encoding"""
-        parts = split_chats(cls.chats_of(data), data)
+        """-> {"train": [(kind, messages)], "val": ...}, the encoding, a remark"""
+        chats, remark = cls.chats_of(data)
+        parts = split_chats(chats, data)
         text = "\n".join(f" {message}" for _, messages in parts["train"] for message in messages)
         rare = {c for _, messages in parts["val"] for message in messages for c in message}
         alphabet = "".join(sorted(rare)) + ASCII
-        return parts, encoding_for(tokenizer, vocab_size, text, alphabet)
+        return parts, encoding_for(tokenizer, vocab_size, text, alphabet), remark
 
 
 class ChatFile(Chat):
     """The chats of a .jsonl file, as one stream."""
-    defaults = {}
+    defaults, is_path = {}, True
 
     @classmethod
     def name_of(cls, data):
@@ -118,11 +130,15 @@ class Answers(Dataset):
     answers, counts_words = True, False
     independent_texts = True
 
-    def __init__(self, name, parts, encoding, block_size):
+    def __init__(self, name, parts, encoding, block_size, remark=""):
         self.name, self.encoding, self.block_size = name, encoding, block_size
         self.end = encoding.eot_token
-        self.chats = {split: each_answer(chats) for split, chats in parts.items()}
-        rows = {split: [self.row(*chat) for chat in chats] for split, chats in self.chats.items()}
+        chats = {split: each_answer(part) for split, part in parts.items()}
+        rows = {split: [self.row(*chat) for chat in part] for split, part in chats.items()}
+        remark += self.about_long(chats, rows)
+        fits = {split: [len(ids) == block_size for ids, _ in part] for split, part in rows.items()}
+        self.chats = {split: list(compress(chats[split], fits[split])) for split in self.splits}
+        rows = {split: list(compress(rows[split], fits[split])) for split in self.splits}
         self.texts = {split: torch.tensor([ids for ids, _ in part]) for split, part in rows.items()}
         self.starts = {split: torch.tensor([i for _, i in part]) for split, part in rows.items()}
         written = sum(len(messages[-1].encode()) + 1 for _, messages in self.chats["val"])
@@ -130,22 +146,42 @@ class Answers(Dataset):
         self.bytes_per_token = written / scored  # of the answers, per token that is not given
         n, m = len(self.texts["train"]), len(self.texts["val"])
         self.about = f"{name}: {n:,} train and {m:,} val answers, their prompts given; texts of " \
-                     f"{block_size} tokens, {about_tokens(encoding)}"
+                     f"{block_size} tokens, {about_tokens(encoding)}{remark}"
 
     train = property(lambda self: self.texts["train"].flatten().numpy())  # (n L,)
     val = property(lambda self: self.texts["val"].flatten().numpy())  # (m L,)
 
+    @property
+    def fingerprint(self):
+        """Texts may have the same tokens and other answers, as in `starts`."""
+        texts = [[messages for _, messages in self.chats[split]] for split in self.splits]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
     def row(self, kind, messages):
-        """-> ids (L,) filled up with [end], where the last answer begins"""
+        """-> ids (L,) filled up with [end], or more of them; where the last answer begins"""
         try:
             ids = ids_of(self.encoding, messages)
             start = len(ids_of(self.encoding, messages[:-1]))
         except UserError as error:
             raise UserError(f"{self.name}, {kind}: {error}") from None
-        if len(ids) >= self.block_size:
-            raise UserError(f"{self.name}, {kind} has {len(ids) + 1} tokens with its end, more "
-                            f"than --block_size {self.block_size}: raise that, or shorten the chat")
-        return ids + [self.end] * (self.block_size - len(ids)), start
+        return ids + [self.end] * max(1, self.block_size - len(ids)), start
+
+    def about_long(self, chats, rows):
+        """A remark about chats that are too long, counted up to each of their answers. UserError if
+        they are too many."""
+        every = [(len(ids), kind) for split in self.splits
+                 for (ids, _), (kind, _) in zip(rows[split], chats[split])]
+        long = [pair for pair in every if pair[0] > self.block_size]
+        if not long:
+            return ""
+        size, kind = max(long)
+        what = f"{len(long):,} of {len(every):,} chats are longer than --block_size " \
+               f"{self.block_size}"
+        fit = all(any(len(ids) == self.block_size for ids, _ in part) for part in rows.values())
+        if not fit or len(long) > LEFT_OUT * len(every):
+            raise UserError(f"{self.name}: {what} ({kind} has {size:,} tokens with its end): raise "
+                            f"that, or shorten the chats")
+        return f"; {what}: left out"
 
     def select(self, split, rows):
         """The texts number `rows` (n,): x (n, L); frozen (n, L), True at their prompts; no
@@ -206,7 +242,7 @@ def ids_of(encoding, messages):
     user, assistant, _ = (encoding.encode_single_token(mark) for mark in MARKS)
     ids = []
     for i, message in enumerate(messages):
-        said = encode(encoding, f" {message.strip()}").tolist()
+        said = encode(encoding, f" {message.strip()}").tolist()  # as `parse_chat` reads it
         ids += [assistant if i % 2 else user, *said]
     return ids + [assistant] * (len(messages) % 2)
 
@@ -243,40 +279,40 @@ def read_chats(path):
 
         {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-    -> [(kind, key, messages)]. UserError names the line that is wrong.
+    -> [(kind, key, messages)], and a remark. UserError names the line that is wrong.
     """
-    try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
-    except FileNotFoundError:
+    if not Path(path).expanduser().exists():
         raise UserError(f"there is no data {path!r}: give chat, or the path of a .jsonl file of "
-                        f"chats") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    chats = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            messages = parse_chat(line, f"{path}, line {number}")
-            chats.append((f"line {number}", messages[0], messages))
+                        f"chats")
+    rows = read_json_lines(path, parse_chat, "a chat", FORM)
+    chats = [(f"line {number}", key, messages) for number, (key, messages, _) in rows if messages]
     if not chats:
         raise UserError(f"{path} holds no chats: write one JSON object per line, with its messages")
-    return chats
+    n = sum(not whole for _, (_, _, whole) in rows)
+    remark = f"; {n:,} of {len(rows):,} chats have no answer at their end: read up to their last " \
+             f"one" if n else ""
+    return chats, remark
 
 
-def parse_chat(line, where):
-    """The messages of one line, [question, answer, ...], or UserError."""
+def parse_chat(line):
+    """One line of the file, or ValueError. -> its first question; the messages [question, answer,
+    ...] up to the last answer, the first one behind the system message; whether these are all"""
     try:
-        messages = json.loads(line)["messages"]
-        roles, contents = [m["role"] for m in messages], [m["content"] for m in messages]
+        roles, contents = ([m[key] for m in line["messages"]] for key in ("role", "content"))
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{where} is not a chat ({type(error).__name__}: {error}): it should be '
-                        f'{{"messages": [{{"role": "user", "content": "..."}}, '
-                        f'{{"role": "assistant", "content": "..."}}]}}') from None
-    if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise UserError(f"{where}: user and assistant should take turns, the user first and the "
-                        f"assistant last, but the roles are {', '.join(map(str, roles)) or 'none'}")
-    if not all(isinstance(content, str) and content.strip() for content in contents):
-        raise UserError(f"{where}: each content should be a text that is not empty")
-    if halves := {c for content in contents for c in content if "\ud800" <= c <= "\udfff"}:
-        raise UserError(f"{where}: {ascii(min(halves))} is half of a character and no text: write "
-                        f"the character whole")
-    return contents
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not all(isinstance(content, str) for content in contents):
+        raise ValueError("each content should be a text")
+    contents = [tidy(content).strip() for content in contents]  # what reads alike is alike
+    for content in contents:
+        to_utf8(content)
+    system = contents.pop(0) if roles[:1] == ["system"] else ""
+    roles = roles[len(roles) - len(contents):]
+    if not roles or roles != (["user", "assistant"] * len(roles))[:len(roles)]:
+        raise ValueError(f"user and assistant should take turns, the user first, but the roles are "
+                         f"{', '.join(map(str, roles)) or 'none'}")
+    n = next((i for i, content in enumerate(contents) if not content), len(contents)) // 2 * 2
+    question, messages = contents[0], contents[:n]
+    if messages and system:
+        messages[0] = f"{system}\n\n{question}"
+    return question, messages, n == len(contents)

@@ -24,6 +24,7 @@ import torch
 
 from data.base import Dataset
 from data.download import cache_root
+from data.reading import parse_json
 from data.tokenizer import (
     ASCII,
     bpe,
@@ -177,7 +178,7 @@ def open_cache(folder):
     """The arguments of Corpus but block_size, its ids memory-mapped. None if the folder is missing,
     incomplete or damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        meta = parse_json((folder / "meta.json").read_text("utf-8"))
         fields = {key: meta[key] for key in ("name", "about", "bytes_per_token")}
         fields["encoding"] = from_json(meta["encoding"])
         for split in ("train", "val"):

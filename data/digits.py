@@ -103,7 +103,7 @@ class Digits(Dataset):
 
 
 def write_png(path, x, columns=10, scale=20):
-    """Images x (n, 64) as a grid in a PNG file. It needs a signature and three chunks, no
+    """Images x (n, 64) as a grid in a PNG file. It needs a signature and four chunks, no
     library."""
     x = torch.as_tensor(x).cpu().clamp(0, len(LEVELS) - 1).view(-1, SIDE, SIDE).numpy()  # (n, 8, 8)
     columns, cell = min(columns, len(x)), (SIDE + 1) * scale
@@ -117,6 +117,7 @@ def write_png(path, x, columns=10, scale=20):
     head = struct.pack(">IIBBBBB", grid.shape[1], grid.shape[0], 8, 0, 0, 0, 0)  # 8 bits of gray
     lines = b"".join(b"\0" + line.tobytes() for line in grid)  # \0: without a filter
     write_file(path, b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) +
+               png_chunk(b"tEXt", b"Software\0palimpsest") +  # see data/folders.py
                png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b""))
 
 

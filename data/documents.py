@@ -8,12 +8,12 @@ disk.
 import codecs
 import csv
 import io
-import json
 import re
 import tarfile
 import zipfile
 
 from data.files import refuse_unreadable
+from data.reading import parse_json, refuse_binary
 from flags import UserError
 
 PIECE = 1 << 20                                  # characters of an endless text that are a document
@@ -68,6 +68,9 @@ def read_files(paths, split, held_out, errors, size=PIECE):
             total = file.seek(0, io.SEEK_END)
             cut = next_boundary(file, int(total * (1 - held_out)))
             first, last = (0, cut) if split == "train" else (cut, total)
+            file.seek(0)
+            if errors == "strict":
+                refuse_binary(file.read(512), path)
             file.seek(first)
             try:
                 chunks = decode_chunks(file.read, last - first, errors)
@@ -111,18 +114,18 @@ def normalize_lines(chunks, from_start):
 
 def read_lines(path):
     """A document per line, without the white space around it."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         yield from (line.strip() for line in file)
 
 
 def read_jsonl(path, field):
-    with open(path, encoding="utf-8") as file:
-        yield from (json.loads(line)[field] for line in file if line.strip())
+    with open(path, encoding="utf-8-sig") as file:
+        yield from (parse_json(line)[field] for line in file if line.strip())
 
 
 def read_news(path):
     """AG News: the columns are class, title and description. -> title and description"""
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, quoting=csv.QUOTE_ALL, skipinitialspace=True)
         yield from (f"{title} {description}" for _, title, description in rows)
 
@@ -144,7 +147,7 @@ def read_zip_lines(path, member):
 def read_zip_papers(path, member):
     """JSON lines in a zip: an article per document, a sentence per line."""
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-        yield from ("\n".join(json.loads(line)["article_text"]) for line in file)
+        yield from ("\n".join(parse_json(line)["article_text"]) for line in file)
 
 
 def read_tar_lines(path, folder):

@@ -27,6 +27,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from data.files import write_file
+from data.reading import parse_json
 from flags import UserError
 
 CHUNK = 1 << 16                              # bytes: at most so much is lost with a connection
@@ -281,7 +282,7 @@ def read_manifest(folder):
     """name -> sha256 of the files that were downloaded to the folder."""
     path = Path(folder) / "manifest.json"
     try:
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        return parse_json(path.read_text("utf-8")) if path.exists() else {}
     except ValueError:
         raise UserError(f"{path} cannot be read: delete it, then run again to record the hashes of "
                         f"the files beside it") from None

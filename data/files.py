@@ -106,21 +106,6 @@ def refuse_unreadable(error):
                     f"it away") from None
 
 
-def files_below(root):
-    """The paths of all ordinary files below a folder, in order; not what is hidden, and no pipes
-    and devices. Links are followed, each folder is read once. UserError names what cannot be read.
-    """
-    found, seen = [], {os.path.realpath(root)}
-    for here, folders, names in os.walk(root, onerror=refuse_unreadable, followlinks=True):
-        links_last = sorted(folders, key=lambda name: os.path.islink(os.path.join(here, name)))
-        visible = {os.path.realpath(os.path.join(here, name)): name
-                   for name in reversed(links_last) if not name.startswith(".")}
-        folders[:] = sorted(name for real, name in visible.items() if real not in seen)
-        seen |= visible.keys()
-        found += [Path(here, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if stat.S_ISREG(readable_status(path).st_mode))
-
-
 def readable_status(path):
     """os.stat; UserError for a link that leads nowhere."""
     try:

@@ -5,11 +5,9 @@ A prompt with or without gaps, from the command line or a file, as the beginning
     "Return ____ of the ____."       is filled in: each _ is one token
     "FILE:notes.txt"                 is read from a file
 """
-import os
-from pathlib import Path
-
 import torch
 
+from data.reading import read_text, tidy
 from data.tokenizer import encode
 from flags import UserError
 
@@ -17,14 +15,8 @@ from flags import UserError
 def read_prompt(prompt):
     """The text of a prompt, which FILE:path reads from a file."""
     if not prompt.startswith("FILE:"):
-        return prompt
-    path = Path(os.path.expanduser(prompt.removeprefix("FILE:")))
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the prompt {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"the prompt {path} is not UTF-8 text: save it as UTF-8") from None
+        return tidy(prompt)
+    return read_text(prompt.removeprefix("FILE:"), "the prompt ")
 
 
 def encode_prompt(prompt, gap, encoding, length, block_size):

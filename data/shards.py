@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.files import write_file
+from data.reading import parse_json
 from data.tokenize_workers import tokenize
 from flags import UserError
 
@@ -113,7 +114,7 @@ def read_progress(folder, stream):
     """The shards of an earlier run that are on disk undamaged. -> {"shards": [...], "whole":
     bool}"""
     try:
-        done = json.loads((folder / f"{stream}.json").read_text("utf-8"))
+        done = parse_json((folder / f"{stream}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {"shards": [], "whole": False}
     for i, part in enumerate(done["shards"]):

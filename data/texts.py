@@ -5,8 +5,8 @@ Texts that are tokenized in one go: what every Python carries, tiny Shakespeare,
     python       the docstrings of your Python's standard library: English, about 1.6 MB
     shakespeare  1 MB, downloaded once, cut like a file: nanoGPT's split
     a file       your UTF-8 text: the first 90 % of its characters train, the rest is held out
-    a folder     each file in it is cut in the same way; hidden files and pipes are skipped, links
-                 are followed, and what cannot be read is an error
+    a folder     each file in it is cut in the same way. Which files count: data/folders.py. Their
+                 order is that of their names, so a file with another name may make another text
 
 names and python are split by a hash of the name or paragraph, without repeats, so nothing that is
 held out is trained on.
@@ -24,8 +24,9 @@ from data import DATASETS, build_shards, documents
 from data.base import HELD_OUT, hash_fraction
 from data.corpus import CachedCorpus
 from data.docstrings import docstring_paragraphs
-from data.download import File, cache_root, fetch_all, format_bytes
-from data.files import files_below
+from data.download import File, cache_root, fetch_all, format_bytes, sha256_of
+from data.folders import files_below
+from data.reading import decode_text
 from flags import UserError
 
 READ_WHOLE = 1 << 26  # bytes; larger text is written to shards
@@ -94,6 +95,7 @@ class Shakespeare(CachedCorpus):
 
 class Files(CachedCorpus):
     """Your own text: a file, or all files of a folder."""
+    is_path = True
 
     @classmethod
     def load(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
@@ -109,9 +111,9 @@ class Files(CachedCorpus):
 
     @classmethod
     def key_of(cls, data):
-        """Path, size and time of each file, so that they need not be read."""
-        status = [(path.resolve(), path.stat()) for path in find_files(data)]
-        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in status]
+        """What the files hold: another file may have the same path, size and time (cp -p, rsync).
+        It costs half a second per GB."""
+        return [sha256_of(path) for path in find_files(data)]
 
     @classmethod
     def read(cls, data, errors):
@@ -128,8 +130,7 @@ def find_files(data):
         raise UserError(f"there is no data {data!r}{meant}: give {', '.join(names)}, "
                         f"or the path of a text file or folder")
     paths = [root] if root.is_file() else files_below(root) if root.is_dir() else []
-    hidden = lambda path: any(part.startswith(".") for part in path.relative_to(root).parts)
-    found = [path for path in paths if not hidden(path) and path.is_file() and path.stat().st_size]
+    found = [path for path in paths if path.stat().st_size]
     if not found:
         raise UserError(f"{data} holds no text: give a text file that is not empty, or a folder "
                         f"with such a file in it")
@@ -147,13 +148,8 @@ def read_and_split(paths, errors):
             raw = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        try:
-            text = raw.decode("utf-8", errors)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text (byte {error.start:,}): save it as UTF-8, "
-                            f"leave it out, or use --tokenizer bytes") from None
-        if errors == "strict":  # text has no byte order mark and no Windows line ends
-            text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+        cure = "save it as UTF-8, leave it out, or use --tokenizer bytes"
+        text = decode_text(raw, path, cure) if errors == "strict" else raw.decode("utf-8", errors)
         cut = int(len(text) * (1 - HELD_OUT))
         train.append(text[:cut])
         val.append(text[cut:])

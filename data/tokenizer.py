@@ -29,6 +29,7 @@ import regex  # comes with tiktoken; unlike re, it knows \p{L}, a letter
 import tiktoken
 
 from data import wordpiece
+from data.reading import parse_json, to_utf8
 from flags import UserError
 
 ASCII = "\n" + "".join(map(chr, range(32, 127)))             # an English prompt may contain these
@@ -169,13 +170,14 @@ def missing_files(name, error):
 
 def encode(encoding, text):
     """The ids of a text, (n,) uint16, or uint32 if the vocabulary needs it. Special tokens in the
-    text are encoded as plain text. A UserError names the characters or words that are not in the
-    vocabulary.
+    text are encoded as plain text. A UserError names half a character, or the characters or words
+    that are not in the vocabulary.
     """
     dtype = np.uint16 if encoding.n_vocab <= 1 << 16 else np.uint32
     if encoding.name == "bytes":  # surrogateescape keeps bytes that are not text
-        raw = text.encode("utf-8", "surrogateescape")
+        raw = to_utf8(text, "surrogateescape")
         return np.frombuffer(raw, np.uint8).astype(dtype)  # (n,)
+    to_utf8(text)  # tiktoken stops at half a character
     if encoding.name == "words":
         text = "".join(f" {word}" for word in text.split())
     if encoding.name == "pixels":
@@ -194,10 +196,10 @@ def unknown_symbols(encoding, text):
     tokens = encoding._mergeable_ranks  # as in tiktoken's README: no public name
     if encoding.name == "words":
         return sorted(word for word in set(text.split())
-                      if f" {word}".encode("utf-8", "surrogatepass") not in tokens)
+                      if f" {word}".encode() not in tokens)
     if encoding.name == wordpiece.NAME:  # it has a token for unknown words
         return []
-    spelled = {c: c.encode("utf-8", "surrogatepass") for c in set(text)}
+    spelled = {c: c.encode() for c in set(text)}
     known = lambda spelling: spelling in tokens or all(bytes([byte]) in tokens for byte in spelling)
     return sorted(c for c, spelling in spelled.items() if not known(spelling))
 
@@ -261,7 +263,7 @@ def to_json(encoding):
 def from_json(text):
     """The encoding that `to_json` wrote. Raises UserError if the text is anything else."""
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         ranks = {token.encode("latin-1"): i for token, i in fields["ranks"].items()}
         ids = [*ranks.values(), *fields["special"].values()]
         if not ranks or len(set(ids)) < len(ids) or \

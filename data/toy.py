@@ -239,6 +239,7 @@ class ToyCorpus(Dataset):
     splits = ("train", "val", "test")
     has_language = True
     independent_texts = True
+    fingerprint = None
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
 
     def __init__(self, block_size=32):

@@ -9,12 +9,11 @@ What a model makes of questions: the last word of a passage, and multiple choice
 
 For most methods -log p is an upper bound. How the papers differ: docs/evaluation.md.
 """
-import json
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from data.reading import read_json_lines, to_utf8
 from data.tokenizer import encode, end_of_text
 from diffusion import probabilities
 from evaluation.errors import mean_error
@@ -42,6 +41,12 @@ def prompt_and_ending(model, prompt, ending, ends=False):
         raise UserError(f"{ending!r} has {len(scored)} tokens, more than a text of {length} holds")
     place = torch.arange(length)[None]  # (1, L)
     return torch.tensor([ids[len(ids) - length:]]), (place < start) | (place >= stop)  # (1, L) each
+
+
+def before_and_last(passage):
+    """-> the text before the last word, the word"""
+    word = passage.split()[-1]
+    return passage.rstrip().removesuffix(word), word
 
 
 @torch.no_grad()
@@ -76,9 +81,8 @@ def last_words(model, passages, draws, seed, device, ends=False):
     """The last word of each passage, by greedy filling and by bound. -> dict of plain numbers"""
     found, nats = [], []
     for passage in passages:
-        word = passage.split()[-1]
-        before = passage.rstrip().removesuffix(word)
-        x, frozen = (a.to(device) for a in prompt_and_ending(model, before, word, ends))  # (1, L)
+        x, frozen = (a.to(device)
+                     for a in prompt_and_ending(model, *before_and_last(passage), ends))  # (1, L)
         torch.manual_seed(seed)
         found.append(torch.equal(fill_greedily(model, x, frozen), x))
         nats.append(conditional_nats(model, x, frozen, draws, seed))
@@ -102,7 +106,8 @@ def multiple_choice(model, questions, draws, seed, device, ends=False):
         for choice in choices:
             x, frozen = prompt_and_ending(model, prompt, choice, ends)  # (1, L) each
             nats.append(conditional_nats(model, x.to(device), frozen.to(device), draws, seed))
-        per_byte = [n / len(choice.strip().encode()) for n, choice in zip(nats, choices)]
+        sizes = [len(to_utf8(choice.strip(), "surrogateescape")) for choice in choices]
+        per_byte = [n / size for n, size in zip(nats, sizes)]
         right.append(min(range(len(nats)), key=nats.__getitem__) == answer)
         right_per_byte.append(min(range(len(nats)), key=per_byte.__getitem__) == answer)
         chance.append(1 / len(choices))
@@ -115,44 +120,43 @@ def multiple_choice(model, questions, draws, seed, device, ends=False):
 
 # ---- the files of questions
 
-def read_rows(path, read, form):
-    """read(object) of every line of a .jsonl file. UserError names a line that has not the form."""
-    try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                rows.append(read(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{path}, line {number}: it should be {form}") from None
+PASSAGE = '{"text": "two words or more"}'
+QUESTION = '{"prompt": "...", "choices": ["...", "..."], "answer": 0}, the number of a choice'
+
+
+def read_passages(path, model, ends=False):
+    """The texts of LAMBADA's file; UserError names the line that is wrong. -> list of str"""
+    def read(line):
+        text = line.get("text") if isinstance(line, dict) else None
+        if not isinstance(text, str) or len(text.split()) < 2:
+            raise ValueError("there is no text of two words")
+        prompt_and_ending(model, *before_and_last(text), ends)
+        return text
+    return at_least_two(path, read_json_lines(path, read, "a passage", PASSAGE))
+
+
+def read_questions(path, model, ends=False):
+    """-> [(prompt, choices, number of the right one)]. UserError names the line that is wrong."""
+    def read(line):
+        known = line if isinstance(line, dict) else {}
+        prompt, choices, answer = (known.get(key) for key in ("prompt", "choices", "answer"))
+        if not isinstance(prompt, str):
+            raise ValueError("there is no prompt")
+        if not isinstance(choices, list) or not all(
+                isinstance(choice, str) and choice.strip() for choice in choices):
+            raise ValueError("the choices are no list of texts")
+        if len({choice.strip() for choice in choices}) < max(2, len(choices)):
+            raise ValueError("the choices are not two or more different texts")
+        if type(answer) is not int or answer not in range(len(choices)):
+            raise ValueError(f"the answer is none of the numbers 0 to {len(choices) - 1}")
+        for choice in choices:
+            prompt_and_ending(model, prompt, choice, ends)
+        return prompt, choices, answer
+    return at_least_two(path, read_json_lines(path, read, "a question", QUESTION))
+
+
+def at_least_two(path, rows):
+    """What stands in the rows of a file."""
     if len(rows) < 2:
         raise UserError(f"{path} has fewer than two lines, and a standard error needs two")
-    return rows
-
-
-def read_passages(path):
-    """The texts of LAMBADA's file. -> list of str"""
-    def read(line):
-        if len(line["text"].split()) < 2:
-            raise ValueError
-        return line["text"]
-    return read_rows(path, read, '{"text": "two words or more"}')
-
-
-def read_questions(path):
-    """-> [(prompt, choices, number of the right one)]"""
-    def read(line):
-        prompt, choices, answer = line["prompt"], line["choices"], line["answer"]
-        empty = not all(choice.strip() for choice in choices)
-        if not isinstance(prompt, str) or len(choices) < 2 or empty:
-            raise ValueError
-        if answer not in range(len(choices)):
-            raise ValueError
-        return prompt, choices, answer
-    form = '{"prompt": "...", "choices": ["...", "..."], "answer": 0}, the number of a choice'
-    return read_rows(path, read, form)
+    return [row for _, row in rows]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from checkpoints.load import require_text
 from data import load_data
 from data.tokenizer import to_json
 from diffusion import corrupt
@@ -28,12 +29,25 @@ def data_of(model, name=""):
     if not (name or saved.data):
         raise UserError("a published model has no text of its own: give --data, what to evaluate "
                         "it on")
+    if not name:
+        require_text(saved.data, "this model", ", or name what to evaluate it on with --data")
     if not name and saved.tokenizer != "model":
         data = load_data(saved.data, saved.block_size, saved.tokenizer, saved.vocab_size,
                          sft=saved.sft)
-        if to_json(data.encoding) == to_json(model.encoding):
-            return data  # else the file, or the Python, is not that of the training
-    return data_in_tokens_of(model, name or saved.data, saved.sft)
+        if to_json(data.encoding) == to_json(model.encoding) or model.text:
+            return own_text(model, data)
+    data = data_in_tokens_of(model, name or saved.data, saved.sft)
+    return data if name else own_text(model, data)
+
+
+def own_text(model, data):
+    """The data, if they are what the model was trained on, or if it does not know that."""
+    if model.text not in (None, data.fingerprint) or to_json(data.encoding) != to_json(
+            model.encoding):
+        raise UserError(f"{model.config.data} is not the text that this model was trained on: "
+                        f"restore the text (or the Python) of then, or name what to evaluate it on "
+                        f"with --data")
+    return data
 
 
 def data_in_tokens_of(model, name, sft=False):

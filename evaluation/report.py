@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from checkpoints.file import as_json
 from data.files import check_writable, remove_parts, write_file
+from data.reading import parse_json
 from evaluation.comparison import describe_difference
 from evaluation.errors import with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
@@ -155,13 +156,13 @@ def evaluation_path(config):
 def read_evaluation(path):
     """What is in the file so far, {} if there is none. UserError if that is something else."""
     try:
-        known = json.loads(path.read_bytes()) if path.exists() else {}
+        known = parse_json(path.read_bytes()) if path.exists() else {}
         if isinstance(known, dict):
             return known
         reason = "it is no JSON object: move it away"
     except OSError as error:
         reason = error.strerror
-    except (ValueError, RecursionError):
+    except ValueError:
         reason = "it is no JSON object: move it away"
     raise UserError(f"cannot add to {path} ({reason}); what was in it stays")
 

@@ -8,6 +8,7 @@ A run is saved at every evaluation, at its end, and when it is stopped; --init_f
 it bit for bit. If it fails in between, an error of one line says what is safe.
 """
 import signal
+import os
 import time
 from dataclasses import replace
 
@@ -16,9 +17,16 @@ from tqdm import tqdm
 
 from checkpoints.build import build_method
 from checkpoints.file import Folder
-from checkpoints.load import initial_weights, tokens_of, weights_for
+from checkpoints.load import (
+    check_text,
+    initial_weights,
+    is_path,
+    refuse_own_folder,
+    require_text,
+    tokens_of,
+    weights_for,
+)
 from data import load_data
-from data.tokenizer import to_json
 from flags import UserError, load_row
 from methods import METHODS
 from model import kernels
@@ -83,6 +91,10 @@ class Run:
         config = replace(config, out_dir=run_folder(**vars(config)))
         if config.init_from == "resume":
             return resume_flags(config, given)
+        if config.init_from != "scratch":
+            refuse_own_folder(f"--init_from {config.init_from}", config.init_from, config.out_dir)
+        if os.path.isabs(config.out_dir) and is_path(config.data):  # so that it is found from there
+            config = replace(config, data=os.path.abspath(config.data))
         method = load_row(METHODS, config.method)
         if config.labels and config.time_input == "auto" and not method.uses_time:
             # labels bring in the layers for the time, which this method does not need
@@ -92,16 +104,17 @@ class Run:
     def make_trainer(self, state, device):
         """The trainer with its text, the same in all processes."""
         config = self.config
+        if state or self.teacher:
+            require_text(config.data, config.out_dir, ", or name it with --data" * bool(state))
         data = load_data(config.data, config.block_size, tokens_of(config, state or self.teacher),
                          config.vocab_size, sft=config.sft)
-        if self.resumed and state["encoding"] != to_json(data.encoding):
-            raise UserError(f"{config.data} gives other tokens now than when {config.out_dir} was "
-                            "trained: restore the text (or the Python) of then, or start anew with "
-                            "another --out_dir")
+        if self.resumed:
+            check_text(data, config.data, state, config.out_dir,
+                       ", name it with --data, or start anew with another --out_dir")
         method = build_method(config, data.encoding, state)
         if not state:
-            method.on_start(
-                lambda option, where: weights_for(option, where, data.encoding, config.data))
+            method.on_start(lambda option, where: weights_for(
+                option, where, data.encoding, config.data, config.out_dir))
         method.check(config)
         if method.counts_padding and data.pads:
             raise UserError(f"{config.data} fills its texts up, and the loss of {config.method} "

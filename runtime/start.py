@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.hub import is_published
-from checkpoints.load import assemble, read_state
+from checkpoints.load import assemble, is_path, read_state
 from flags import UserError, change, flags_of, load_row, restored
 from methods import METHODS
 from model import NetworkFlags
@@ -101,6 +101,8 @@ def resume_flags(config, given):
         raise UserError(f"--minutes plans a new run, and this one has {old.max_iters:,} steps: "
                         "give --max_iters")
     fixed = {name for name, f in flags_of(config).items() if f.metadata["fixed"]}
+    if state.get("text") and is_path(config.data):
+        fixed -= {"data"}  # it may lie elsewhere: what it holds is compared
     refuse_changes(config, given, old, fixed)
     now = {name: getattr(config, name) for name in [*given, "out_dir", "init_from"]}
     return change(old, **now), state

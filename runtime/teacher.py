@@ -12,8 +12,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_network
-from checkpoints.load import assemble, read_state
-from data.tokenizer import to_json
+from checkpoints.load import assemble, check_text, read_state, refuse_own_folder
 from evaluation.errors import with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
 from evaluation.sample_quality import rate_samples
@@ -33,7 +32,8 @@ class StudentFlags:
     out_dir: str = flag("", "where the student goes; empty means TEACHER-METHOD")
     init_from: str = flag("scratch", "start", ["scratch", "resume"])
     rounds: int = flag(4, "rounds; the step doubles after each", least=1, most=30)
-    minutes: float = flag(5.0, "time of the whole run without --iters_per_round", least=0)
+    minutes: float = flag(5.0, "time of the whole run without --iters_per_round", least=0,
+                          idle=["iters_per_round"])
     recipe_iters: int = flag(400, "training steps of a round of the full recipe", least=1)
     iters_per_round: int = flag(0, "steps of a round; 0: as many as fit in --minutes", least=0)
     refresh: str = flag("raw", "the next teacher: raw weights, or averages", ["raw", "ema"])
@@ -91,9 +91,7 @@ def batch_mean(d, at, frozen=None):
 
 def make_student(cls, settings, state, method, config, data, device):
     """The objective of class `cls`; its first teacher is the model of a checkpoint's state."""
-    if state["encoding"] != to_json(data.encoding):
-        raise UserError(f"{config.data} gives other tokens now than when {settings.teacher} was "
-                        "trained: restore the text (or the Python) of then")
+    check_text(data, config.data, state, settings.teacher)
     if config.labels:
         raise UserError(f"{settings.teacher} is conditioned on classes, and students are not: "
                         "take another teacher")
@@ -115,8 +113,12 @@ def student_flags(settings, given, script):
         raise UserError("name the run to continue: --out_dir out/toy-duo-dcd")
     if not settings.teacher and not resumes:
         raise UserError("name the model to distill: --teacher out/toy-duo")
-    folder = f"{str(Path(settings.teacher)).removesuffix('/ckpt.pt')}-{settings.method}"
+    path = Path(settings.teacher)
+    path = path if path.name.strip(".") else path.resolve()  # such as "."
+    folder = f"{str(path).removesuffix('/ckpt.pt')}-{settings.method}"
     settings = replace(settings, out_dir=settings.out_dir or folder)
+    if not resumes:
+        refuse_own_folder("--teacher", settings.teacher, settings.out_dir)
     if resumes:
         state = read_state(settings.out_dir)
         if "distilled" not in state:

@@ -191,6 +191,7 @@ class Trainer:
                                for optimizer in self.optimizers],
                 "step": step, "config": asdict(self.config),
                 "encoding": tokenizer.to_json(self.data.encoding), "classes": self.classes,
+                "text": self.data.fingerprint,
                 **self.extra_state()}
 
     def extra_state(self):

@@ -36,8 +36,9 @@ CORRECTORS = {
 class SamplingFlags:
     """Sampling (samplers/)."""
     out_dir: str = flag("out/python-mdlm", "folder of the checkpoint, or the file",
-                        chat="out/chat-mdlm-sft")
-    init_from: str = flag("", "instead of --out_dir: a published model, by its name or its files")
+                        idle=["oracle", "init_from"], chat="out/chat-mdlm-sft")
+    init_from: str = flag("", "instead of --out_dir: a published model, by its name or its files",
+                          idle=["oracle"])
     oracle: str = flag("", "no checkpoint: the exact denoiser of the toy language under the noise "
                        "of this method",
                        table=METHODS)
@@ -56,9 +57,9 @@ class SamplingFlags:
     classifier: str = flag("", "folder of a classifier that guides a model without labels; exact: "
                            "that of the toy language")
     classifier_order: str = flag("first", "exact: a call for each candidate; first: a call per "
-                                          "step and its gradient", ["first", "exact"])
+                                 "step and its gradient", ["first", "exact"], needs=["classifier"])
     candidates: int = flag(200, "guidance from left to right: words that the classifier rates",
-                           least=1)
+                           least=1, needs=["classifier"])
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small "
                         "batches", ["", "default", "reduce-overhead", "max-autotune"],
                         alone="default")

@@ -15,7 +15,6 @@ covers the seeds, too. The panels, from the top:
     held-out bound    with a band of two standard errors, and the exact entropy where it is known
     bits/byte         the same, which compares runs with different tokens
 """
-import json
 import math
 import statistics
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from data import DATASETS, load_data
 from data.files import atomic_write, check_writable
+from data.reading import parse_json
 from evaluation.errors import mean_over_seeds
 from evaluation.held_out import entropy_of
 from flags import UserError, flag, load_row
@@ -65,11 +65,11 @@ READABLE = {  # what the lines of a run hold; a line with something else was dam
 def read_row(line):
     """A line of metrics.jsonl, bytes, as a dict; None if it is half written or damaged."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = parse_json(line.decode("utf-8-sig"))
         readable = "step" in row and all(READABLE[name](row[name]) for name in READABLE
                                          if name in row)
         return row if readable else None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         return None
 
 
@@ -251,7 +251,7 @@ def main(config, given):
             raise
         raise UserError("this needs a package that is missing: pip install matplotlib") from None
     with atomic_write(config.png) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": "palimpsest"})
     print(f"{config.png}: " + ", ".join(f"{name} to step {rows[-1]['step']}"
                                         for name, rows in runs.items()))
 

@@ -24,7 +24,7 @@ def stream():
 
 @pytest.fixture(scope="module")
 def parts():
-    return split_chats(Chat.chats_of("chat"), "chat")
+    return split_chats(Chat.chats_of("chat")[0], "chat")
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_a_chat_may_contain_any_line_separator_but_a_line_feed(write):
     lines = write(["Who?", "Me."], ["Why?", "So."])
     lines = [line.replace("Me.", "M\u2028e\x85.") for line in lines]
     Path("mine.jsonl").write_text("\n".join(lines), "utf-8")
-    read = [messages for _, _, messages in read_chats("mine.jsonl")]
+    read = [messages for _, _, messages in read_chats("mine.jsonl")[0]]
     assert read == [["Who?", "M\u2028e\x85."], ["Why?", "So."]]
 
 
@@ -186,12 +186,21 @@ def turns(*pairs):
 @pytest.mark.parametrize("line, says", [
     ("{", "line 2 is not a chat"), ("[1]", "line 2 is not a chat"),
     ('{"text": "a"}', "line 2 is not a chat"), (turns(), "roles are none"),
-    (turns(("user", "a")), "the assistant last"),
-    (turns(("system", "a"), ("assistant", "b")), "roles are system"),
-    (turns(("user", "a"), ("assistant", 3)), "a text that is not"),
-    (turns(("user", "a"), ("assistant", " ")), "a text that is not"),
-    (turns(("user", "a"), ("assistant", "\ud83d")), "line 2.*ud83d"),
-    (turns(("user", "a " * 40), ("assistant", "b")), "line 2 has .* more than --block_size 32")])
+    ("[" * 50000, "line 2 is not a chat .it nests too deep"),
+    ('{"messages": %s}' % ("9" * 5000), "line 2 is not a chat"),
+    ('{"messages": [], "score": 1e400}', "1e400 is no number"),
+    ('{"messages": [], "score": NaN}', "NaN is no number"),
+    ('{"messages": [], "messages": []}', "a key stands twice"),
+    ('{"messages": {"role": "user", "content": "a"}}', "line 2 is not a chat"),
+    ('{"conversations": [{"from": "human", "value": "a"}]}', "KeyError: 'messages'.: it should be"),
+    (turns(("system", "a"), ("assistant", "b")), "roles are assistant"),
+    (turns(("user", "a"), ("system", "b")), "roles are user, system"),
+    (turns(("user", "a"), ("assistant", "b"), ("assistant", "c")), "should take turns"),
+    (turns(("human", "a"), ("gpt", "b")), "roles are human, gpt"),
+    (turns(("user", "a"), ("assistant", 3)), "each content should be a text"),
+    (turns(("user", "a"), ("assistant", None)), "each content should be a text"),
+    (turns(("user", [{"type": "text", "text": "a"}]), ("assistant", "b")), "should be a text"),
+    (turns(("user", "a"), ("assistant", "\ud83d")), "line 2.*ud83d")])
 def test_a_bad_line_is_named_by_its_number(line, says, write):
     good, other = write(["Who?", "Me."], ["Why?", "So."])
     Path("mine.jsonl").write_text("\n".join([good, line, other]))
@@ -200,12 +209,90 @@ def test_a_bad_line_is_named_by_its_number(line, says, write):
     assert "\n" not in str(error.value)
 
 
+def asked(data):
+    """The questions of a data set by split, and how they are answered."""
+    return {split: {(messages[-2], messages[-1]) for _, messages in data.chats[split]}
+            for split in ("train", "val")}
+
+
+@pytest.mark.parametrize("change", ["{} ", "\ufeff{}", "\r\n{}", "{}\u00a0"])
+def test_what_reads_as_the_same_tokens_is_on_the_same_side(change, write):
+    """Chats are split and compared after white space, marks and line ends are dropped."""
+    chats = [[f"q {i}", f"a {i}"] for i in range(30)]
+    write(*chats, *([change.format(q), a] for q, a in chats))
+    data = load_data("mine.jsonl", 24, "bytes", sft=True)
+    train, val = ({tuple(row) for row in data.texts[split].tolist()} for split in data.splits)
+    assert val and not train & val and len(train) + len(val) == 30
+
+
+def test_the_question_decides_the_side_whatever_its_answer_and_the_system_message(write):
+    lines = []
+    for i in range(30):
+        for system, answer in (("short", "a"), ("long", "b"), ("", "c")):
+            said = [("system", system), ("user", f"q {i}"), ("assistant", answer)]
+            lines.append(turns(*said[not system:]))
+    Path("mine.jsonl").write_text("\n".join(lines))
+    data = load_data("mine.jsonl", 32, "bytes", sft=True)
+    train, val = ({messages[0].split("\n")[-1] for _, messages in data.chats[split]}
+                  for split in data.splits)
+    assert val and not train & val
+    assert sum(len(part) for part in data.chats.values()) == 90
+
+
+def test_a_system_message_is_put_in_front_of_the_first_question(write):
+    lines = write(["Who?", "Me."], ["Why?", "So."])
+    chat = turns(("system", "Be brief. "), ("user", "How?"), ("assistant", "Thus."),
+                 ("user", "And?"), ("assistant", "No."))
+    Path("mine.jsonl").write_text("\n".join([*lines, chat]))
+    read, remark = read_chats("mine.jsonl")
+    assert read[2] == ("line 3", "How?", ["Be brief.\n\nHow?", "Thus.", "And?", "No."])
+    assert remark == ""
+
+
+def test_a_chat_without_an_answer_at_its_end_is_read_up_to_its_last_answer(write):
+    write(["Who?", "Me."], ["Why?", "So.", "And?"], ["How?", "Thus.", "Then?", " "], ["Eh?"],
+          ["Oh?", ""])
+    read, remark = read_chats("mine.jsonl")
+    assert [messages for *_, messages in read] == [["Who?", "Me."], ["Why?", "So."],
+                                                   ["How?", "Thus."]]
+    assert "4 of 5 chats have no answer at their end" in remark
+    assert load_data("mine.jsonl", 24, "bytes", sft=True).about.endswith(remark)
+    write(["Who?"], ["Why?"])
+    with pytest.raises(UserError, match="holds no chats"):
+        read_chats("mine.jsonl")
+
+
+def test_answers_that_are_too_long_are_left_out_and_counted_in_both_splits(write):
+    chats = [[f"q {i}", "a"] for i in range(40)]
+    whole = asked(load_data("mine.jsonl", 24, "bytes", sft=True)) if write(*chats) else {}
+    long = [sorted(whole[split])[0][0] for split in ("train", "val")]
+    write(*([q, a * (30 if q in long else 1)] for q, a in chats), ["new", "a", "b", "c" * 19])
+    data = load_data("mine.jsonl", 24, "bytes", sft=True)
+    assert "3 of 42 chats are longer than --block_size 24: left out" in data.about
+    kept = asked(data)
+    kept["train" if ("new", "a") in kept["train"] else "val"].remove(("new", "a"))
+    assert all(kept[split] == whole[split] - {(q, "a") for q in long} for split in kept)
+    assert all(len(data.texts[split]) == len(data.chats[split]) for split in data.splits)
+
+
+@pytest.mark.parametrize("train, val", [(40, 0), (0, 40)])
+def test_a_file_is_refused_if_most_answers_are_too_long_or_a_split_has_none_left(train, val, write):
+    chats = [[f"q {i}", "a"] for i in range(40)]
+    write(*chats)
+    parts = load_data("mine.jsonl", 24, "bytes", sft=True).chats
+    sizes = {messages[0]: {"train": train, "val": val}[split] for split in parts
+             for _, messages in parts[split]}
+    write(*([q, a + "a" * sizes[q]] for q, a in chats))
+    with pytest.raises(UserError, match=r"of 40 chats.* than --block_size 24 .line \d+ has .* r"):
+        load_data("mine.jsonl", 24, "bytes", sft=True)
+
+
 @pytest.mark.parametrize("data, options, says", [
     ("none.jsonl", {}, "there is no data 'none.jsonl'"), ("empty.jsonl", {}, "holds no chats"),
     ("one.jsonl", {}, "a single first question"), ("latin1.jsonl", {}, "not UTF-8"),
     ("names", {}, "--sft learns answers to questions, and names has none"),
     ("toy", {}, "--sft learns answers"), ("text8", {}, "--sft learns answers"),
-    ("some/file", {}, "--sft learns answers"), ("chat", dict(block_size=20), "raise that"),
+    ("some/file", {}, "--sft learns answers"), ("chat", dict(block_size=8), "raise that"),
     ("chat", dict(tokenizer=byte_level()), "tokens with marks"),
     ("chta", {}, "did you mean 'chat'"),
     ("chat", dict(tokenizer="bert-base-uncased"), "takes none: use --tokenizer bpe")])

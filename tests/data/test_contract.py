@@ -170,6 +170,29 @@ def test_n_grams_of_bytes_are_counted_where_tokens_are_pieces_of_words():
     assert not has_subword_bytes(load_data("chat", 48, "bytes").encoding)
 
 
+def test_nothing_that_is_held_out_is_trained_on_wherever_texts_are_read_whole(data):
+    """Chats, names, paragraphs, images, documents. Windows of a text overlap no other split."""
+    if data.language is not None or data.name == "lm1b":  # fresh texts; the publisher's own splits
+        return
+    if data.answers or data.image_size or data.pads:
+        parts = [set(map(tuple, data.windows(split).tolist())) for split in ("train", "val")]
+    elif data.name in ("names", "python", "chat", "mine.jsonl"):
+        end = {"names": "\n", "python": "\n\n"}.get(data.name, MARKS[-1])
+        parts = [{" ".join(text.split()) for text in data.text(data.ids(split)).split(end)} - {""}
+                 for split in ("train", "val")]
+    else:
+        parts = [{data.text(data.train)}, {data.text(data.val)}]
+        assert SOME_TEXT.startswith(*parts[0]) and SOME_TEXT.endswith(*parts[1])
+    train, val = parts
+    assert train and val and not train & val
+
+
+def test_the_fingerprint_of_a_text_is_that_of_what_it_holds(data):
+    """So the code's own texts have none, and a copy elsewhere has the same."""
+    assert (data.fingerprint is None) == data.has_language
+    assert data.fingerprint is None or len(data.fingerprint) == 64
+
+
 # ---- the table
 
 def test_every_row_is_a_data_set_and_its_defaults_are_flags_of_train():

@@ -1,4 +1,6 @@
 """Last words and multiple choice, through the exact denoiser; and the files of questions."""
+import gzip
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from models import random_checkpoint
 
 from checkpoints.load import load_model
 from data.chat import encoding_for
-from data.tokenizer import chars, decode
+from data.tokenizer import byte_level, chars, decode
 from data.toy import ToyCorpus
 from evaluation.downstream import (
     fill_greedily,
@@ -162,28 +164,72 @@ GOOD = '{"text": "one two"}\n'
 QUESTION = '{"prompt": "a", "choices": ["b", "c"], "answer": %s}\n'
 
 
+def question(**other):
+    """The second line of a file."""
+    line = {"prompt": "a", "choices": ["b", "c"], "answer": 0} | other
+    return QUESTION % 0 + json.dumps({key: value for key, value in line.items() if value != ()})
+
+
 @pytest.mark.parametrize("read, content, says", [
-    (read_passages, GOOD + "[]\n", 'line 2: it should be {"text": "two words or more"}'),
-    (read_passages, GOOD + '\n{"text": "one"}\n', "line 3"),
-    (read_passages, GOOD + '{"text"', "line 2"),
+    (read_passages, GOOD + "[]\n", "line 2 is not a passage"),
+    (read_passages, GOOD + '\n{"text": "one"}\n', "line 3 is not a passage (there is no text of"),
+    (read_passages, GOOD + '{"text"', 'it should be {"text": "two words or more"}'),
+    (read_passages, GOOD + '{"text": ["a b"]}', "line 2"),
+    (read_passages, GOOD + '{"passage": "a b"}', "line 2"),
+    (read_passages, GOOD + '"a b"', "line 2"), (read_passages, GOOD + "a b,1", "line 2"),
+    (read_passages, "[\n" + GOOD + "]", "line 1"), (read_passages, GOOD + "[" * 50000, "too deep"),
+    (read_passages, GOOD + '{"text": "a b", "n": %s}' % ("9" * 5000), "line 2"),
+    (read_passages, GOOD + '{"text": "a b", "n": 1e999}', "1e999 is no number"),
+    (read_passages, GOOD + '{"text": "a b", "text": "a c"}', "a key stands twice"),
+    (read_passages, GOOD + r'{"text": "a \ud83d b"}', r"line 2: '\ud83d' is half of a character"),
+    (read_passages, GOOD + '{"text": "a %s"}' % ("b" * 40), "line 2: 'bbbb"),
+    (read_passages, GOOD + '{"text": "a ß"}', "line 2: the vocabulary lacks 'ß'"),
     (read_passages, GOOD, "a standard error needs two"),
     (read_passages, None, "cannot read questions.jsonl: No such file"),
-    (read_passages, GOOD.encode("utf-16"), "is not UTF-8 text"),
+    (read_passages, GOOD.encode("utf-16"), "in UTF-16"),
+    (read_passages, gzip.compress(GOOD.encode(), mtime=0), "packed by gzip"),
     (read_questions, QUESTION % 0 + QUESTION % 2, "line 2"),
     (read_questions, QUESTION % '"b"', "line 1"),
-    (read_questions, QUESTION.replace('["b", "c"]', '["b", " "]') % 0, "line 1"),
+    (read_questions, question(choices={"text": ["b", "c"], "label": ["A", "B"]}),
+     "line 2 is not a question (the choices are no list of texts): it should be"),
+    (read_questions, question(choices=["b", " "]), "the choices are no list of texts"),
+    (read_questions, question(choices=["b", ["c"]]), "the choices are no list of texts"),
+    (read_questions, question(choices=["b", None]), "the choices are no list of texts"),
+    (read_questions, question(choices="bc"), "the choices are no list of texts"),
+    (read_questions, question(choices=[]), "two or more different"),
+    (read_questions, question(choices=["b"]), "two or more different"),
+    (read_questions, question(choices=["b", "b "]), "two or more different"),
+    (read_questions, question(prompt=()), "there is no prompt"),
+    (read_questions, question(prompt=None), "there is no prompt"),
+    (read_questions, question(answer="A"), "the answer is none of the numbers 0 to 1"),
+    (read_questions, question(answer=-1), "the answer is none"),
+    (read_questions, question(answer=1.0), "the answer is none"),
+    (read_questions, question(answer=True), "the answer is none"),
+    (read_questions, question(answer=()), "the answer is none"),
+    (read_questions, question(choices=["b", "\udce9"]), "line 2: the byte 0xe9 is no UTF-8"),
 ])
 def test_a_line_that_is_not_as_it_should_be_is_named(read, content, says, tmp_path, monkeypatch):
+    """Before anything is measured: what the model cannot read, too."""
     monkeypatch.chdir(tmp_path)
     if content:
         content = content if isinstance(content, bytes) else content.encode()
         Path("questions.jsonl").write_bytes(content)
     with pytest.raises(UserError) as error:
-        read("questions.jsonl")
+        read("questions.jsonl", model_of(chars("onetwabc ")))
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_line_ends_at_a_line_feed_and_at_no_other_separator(tmp_path):
-    path = tmp_path / "passages.jsonl"
-    path.write_text('{"text": "one\u2028two\x85three"}\n' * 2, "utf-8")
-    assert read_passages(path) == ["one\u2028two\x85three"] * 2
+    path, passage = tmp_path / "passages.jsonl", "one\u2028two\x85three"
+    path.write_bytes(f'\ufeff{{"text": "{passage}"}}\r\n'.encode() * 1 + GOOD.encode())
+    assert read_passages(path, model_of(chars(passage + " w"))) == [passage, "one two"]
+
+
+def test_bytes_rate_what_no_text_can_be(tmp_path):
+    """\\udce9 is how Python writes the byte 0xe9 that is no UTF-8; half a character is no byte."""
+    path, model = tmp_path / "quiz.jsonl", model_of(byte_level())
+    path.write_text(question(choices=["caf\udce9", "tea"]))
+    assert read_questions(path, model)[1] == ("a", ["caf\udce9", "tea"], 0)
+    path.write_text(question(choices=["caf\ud83d", "tea"]))
+    with pytest.raises(UserError, match="line 2: .* is half of a character"):
+        read_questions(path, model)

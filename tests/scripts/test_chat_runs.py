@@ -114,6 +114,12 @@ def test_a_question_that_cannot_be_encoded_gets_a_line_and_the_chat_goes_on(monk
     assert "1 answer, mdlm" in err
 
 
+def test_a_mark_and_windows_line_ends_are_no_part_of_a_question(answering, monkeypatch, capsys):
+    out, err = talk(monkeypatch, capsys, answering / "mdlm", "--json",
+                    typed="\ufeffIs it 3?\r\n\r\nnever read\r\n")
+    assert json.loads(out)["prompt"] == "Is it 3?" and "1 answer, mdlm" in err
+
+
 def test_watching_shows_the_answer_alone(answering, monkeypatch, capsys):
     out, _ = talk(monkeypatch, capsys, answering / "mdlm", "--prompt", "Is it 3?", "--watch",
                   "--threshold", 0)

@@ -225,4 +225,4 @@ def test_other_tokens_and_a_resume_with_other_settings_get_one_line(trained, cap
     fit("poet", method="duo", data="poem.txt", tokenizer="chars")
     Path("poem.txt").write_text("a tulip is a tulip is a tulip\n" * 99)
     words = ["--teacher", "poet", "--method", "dcd"]
-    assert "gives other tokens now" in complaint(distill, *words, capsys=capsys)
+    assert "is not the text that poet was trained on" in complaint(distill, *words, capsys=capsys)

@@ -95,3 +95,11 @@ def test_guidance_by_the_prompt_is_refused_before_anything_is_measured(capsys):
                       block_size=28)
     error = complaint(evaluate, "--chat", "--out_dir", "answers", "--guidance", 2, capsys=capsys)
     assert "it is for mdlm" in error and not Path("answers/evaluation.json").exists()
+
+
+def test_a_judge_that_would_rate_nothing_is_refused_before_it_is_loaded(capsys):
+    write_chats()
+    random_checkpoint("answers", data="mine.jsonl", tokenizer="bytes", sft=True, block_size=28)
+    for words in (["--judge", "gpt2-large"], ["--judge", "gpt2-large", "--num_samples", 0]):
+        error = complaint(evaluate, "--out_dir", "answers", *words, capsys=capsys)
+        assert "--judge rates samples" in error and "leave it out" in error
