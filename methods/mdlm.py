@@ -91,7 +91,7 @@ class MDLM(Method):
         """What training minimizes. -> (B, L)
 
         `simple` is a surrogate: 3 CE, about the size of the bound, at times of density 2 (1 - t).
-        Texts that keep most of their words teach most (measured).
+        Training gains most from texts that keep most of their words (measured).
         """
         if self.complement:
             return self.complementary_loss(denoiser, x, frozen)  # (B, L)

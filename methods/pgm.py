@@ -220,8 +220,7 @@ def rotary_angles_at(places, size):
 def group_weights(group, t, weighting):
     """w(n) of (9.3) at each token. group (B, L), t (B, 1) -> (B, L)
 
-    `bound` is 1/n. `simple` is 6 (1 - n), which is mdlm's weight 3 times its density 2 (1 - t):
-    texts that keep most of their words teach most.
+    `bound` is 1/n. `simple` is 6 (1 - n), which is mdlm's weight 3 times its density 2 (1 - t).
     """
     # exercise 18: a weight for each group, (9.3), 2 lines
     noise = torch.where(group, t, 1 - t)  # (B, L)

@@ -7,7 +7,7 @@ Chapters 3, 5 and 7. Correctors: a sampler writes a text, and then words are dra
                    highest confidence, until nothing improves (GIDD, arXiv:2503.04482)
 
 Only `gibbs` keeps the model's distribution: it is a Gibbs sampler, so it can run forever, and it
-repairs what a fast sampler got wrong. `self-correct` climbs to a likely text near by. x_theta at
+repairs what a fast sampler got wrong. `self-correct` moves to a likelier text nearby. x_theta at
 t = 0 is p(x_l | all others): under masks with x_l masked, under other noise with the text as it is.
 """
 from dataclasses import dataclass
@@ -75,9 +75,9 @@ class Gibbs(Corrector):
 class SelfCorrect(Corrector):
     """--corrector self-correct: puts in the most confident new word, until nothing improves.
 
-    It needs a network that learned to see wrong words: one that saw masks only believes whatever
-    stands there. A text is done when for PATIENCE rounds no larger share of its words has been
-    their own likeliest word.
+    It needs a network that was trained on wrong words: one that was trained on masks alone trusts
+    every word that it sees. A text is done when for PATIENCE rounds no larger share of its words
+    has been their own likeliest word.
     """
     rounds: int = flag(128, "words to replace at most", least=1)
     corrects_noise, draws_from_model = True, False

@@ -1,5 +1,5 @@
 """
-Chapter 11. Guidance: texts of a class y, and more of that class than the data are.
+Chapter 11. Guidance: texts of a class y, as in the data or more strongly.
 
 By Bayes' rule p(x | y) ~ p(x) p(y | x), and guidance raises one factor to a power (~: up to a
 constant):
