@@ -218,11 +218,11 @@ def encoding_for(tokenizer, vocab_size, text, alphabet):
     is."""
     if isinstance(tokenizer, tiktoken.Encoding):
         if not set(MARKS) <= tokenizer.special_tokens_set:
-            raise UserError("chats need special tokens that say who speaks: start from a network "
-                            "that was trained on --data chat, or on a .jsonl file")
+            raise UserError("chats need tokens with marks of who speaks: start from a network that "
+                            "was trained on --data chat, or on a .jsonl file")
         return tokenizer
     if tokenizer == wordpiece.NAME:
-        raise UserError(f"chats need special tokens that say who speaks, and {tokenizer} takes "
+        raise UserError(f"chats need marks of who speaks behind the tokens, and {tokenizer} takes "
                         f"none: use --tokenizer bpe, bytes, chars or gpt2")
     if tokenizer in ("auto", "bpe"):
         plain = bpe(text, vocab_size, alphabet)

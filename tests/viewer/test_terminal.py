@@ -248,3 +248,16 @@ def test_the_next_batch_begins_below_the_texts_of_the_last_one(tty, capsys):
     drawn, up = frames(out)
     assert len(drawn) == 4 and up[0] == up[2] == 0 and up[1] == up[3] > 0
     assert Glass(80).feed(out).text().count("step 1 of 1") == 2 == out.count("\x1b[32mab")
+
+
+@pytest.mark.parametrize("lines, there", [(24, True), (8, False)])
+def test_a_text_is_printed_again_unless_the_last_frame_shows_all_of_it(lines, there, tty, capsys):
+    """Where it is taller than the screen, or where no frame was drawn, it is printed."""
+    tty(30, lines)
+    encoding, ids = words([f"word{i}" for i in range(30)]), list(range(30))
+    watched = Terminal(encoding, torch.zeros(30, dtype=torch.bool), 1)
+    watched.show(0, torch.full((1, 30), 30))
+    watched.show(1, torch.tensor([ids]))
+    assert watched.still_shows(ids) == there and not watched.still_shows(ids[:-1])
+    watched.live = False
+    assert not watched.still_shows(ids)
