@@ -19,7 +19,6 @@ Texts are written --batch_size at a time and printed with their number as soon a
 Those that end before the rest of their batch come first. A seed fixes the texts for one
 --batch_size, since the texts of a batch share their random draws.
 """
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 import torch
 
 import chat
+from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data import DATASETS
 from data.prompt import encode_prompt, read_prompt
@@ -111,7 +111,7 @@ def print_text(number, text, ids, config, facts):
     shown = f"{'-' * 8} text {number}\n{text}\n"
     if config.json:
         flags = {key: value for key, value in vars(config).items() if key not in NOT_IN_JSON}
-        shown = json.dumps({"text": text, "ids": ids, "number": number, **flags, **facts}) + "\n"
+        shown = as_json({"text": text, "ids": ids, "number": number, **flags, **facts}) + "\n"
     sys.stdout.write(shown)
     sys.stdout.flush()
 

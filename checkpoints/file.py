@@ -127,8 +127,10 @@ class Folder:
 
 
 def as_json(values):
-    """Strict JSON: null in place of NaN, which Python writes for the error of a single text."""
-    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda name: None))
+    """Strict JSON, in ASCII without control characters: null in place of NaN, which Python writes
+    for the error of a single text."""
+    strict = json.loads(json.dumps(values), parse_constant=lambda name: None)
+    return json.dumps(strict).replace("\x7f", "\\u007f")  # DEL
 
 
 def read_checkpoint(path, device="cpu"):

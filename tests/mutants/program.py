@@ -104,4 +104,23 @@ EVALUATION = [
      "test_sample_quality", "no shared n-gram counts as one"),
 ]
 
-PROGRAM = [*NETWORK, *TRAINING, *DATA, *EVALUATION]
+SURROUNDINGS = [
+    ("script.py", 'errors = "backslashreplace" if like.errors in STRICT else like.errors',
+     "errors = like.errors", "test_script", "a character that a stream lacks ends the script"),
+    ("script.py", "text = text[:start] + visible(text[start:])", "pass", "test_script",
+     "a terminal obeys what a text says"),
+    ("script.py", "            self.lost = True\n", "", "test_script",
+     "a stream that is lost is reported again and again"),
+    ("script.py", "            os.fstat(number)\n", "            pass\n", "test_script",
+     "the first file that is opened becomes the standard output"),
+    ("flags.py", "return None if value <= LARGEST[kind] else", "return None if True else",
+     "test_every_script test_flags", "whole numbers without an end"),
+    ("runtime/signals.py", "again = self.asked and number == signal.SIGINT", "again = self.asked",
+     "test_resume", "a terminal that closes, and so signals twice, loses the step"),
+    ("runtime/signals.py", "if loss.error.errno != errno.EIO:", "if True:", "test_resume",
+     "a run that outlives its terminal stops"),
+    ("runtime/distributed.py", "return (rank, world) if plausible else (0, 1)",
+     "return rank, world", "test_processes", "variables of a job that make no sense count"),
+]
+
+PROGRAM = [*SURROUNDINGS, *NETWORK, *TRAINING, *DATA, *EVALUATION]
