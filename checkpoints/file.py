@@ -30,7 +30,7 @@ from data.files import (
 )
 from data.reading import parse_json
 from flags import OLD_FLAGS, UserError
-from script import spell
+from script import CONTROL, spell
 
 FORMAT = "palimpsest 1"
 PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
@@ -154,17 +154,17 @@ class Folder:
 
 
 def as_json(values, stream=None):
-    """Strict JSON: null in place of NaN, which Python writes for the error of a single text.
+    """Strict JSON without control characters: null in place of NaN, which Python writes for the
+    error of a single text.
 
     stream: where it is going to be printed; letters beyond ASCII are escaped if it lacks them
     """
     values = json.loads(json.dumps(values), parse_constant=lambda name: None)
-    if stream is not None:
-        text = json.dumps(values, ensure_ascii=False)
-        with contextlib.suppress(UnicodeEncodeError):
-            text.encode(stream.encoding or "utf-8")
-            return text
-    return json.dumps(values)
+    text = json.dumps(values, ensure_ascii=stream is None)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode(stream.encoding if stream and stream.encoding else "utf-8")
+        return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return json.dumps(values).replace("\x7f", "\\u007f")  # DEL
 
 
 def read_checkpoint(path, device="cpu"):
