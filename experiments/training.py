@@ -13,7 +13,7 @@ from checkpoints.file import as_json
 from checkpoints.load import load_model, read_state
 from data.files import write_file
 from experiments.timing import hardware
-from flags import UserError, change, configure, load_row
+from flags import change, configure, load_row
 from methods import METHODS
 from runtime.device import device_of, dtype_of
 from runtime.trainer import Trainer

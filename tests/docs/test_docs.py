@@ -8,7 +8,6 @@ import importlib
 import re
 import shlex
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest

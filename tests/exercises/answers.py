@@ -15,7 +15,7 @@ return z if frozen is None else torch.where(frozen, x, z)""", f"""\
 keep = torch.rand(x.shape, dtype=torch.float64, device=x.device) >= 1 - process.alpha(t)
 if frozen is not None: keep |= frozen
 z[keep] = x[keep]
-return z""", f"""\
+return z""", """\
 noisy = torch.rand_like(x, dtype=torch.float32) > process.alpha(t)
 noisy = noisy & ~frozen if frozen is not None else noisy
 return x.masked_scatter(noisy, process.draw_noise(t, x)[noisy])"""],

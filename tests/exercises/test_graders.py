@@ -1,6 +1,5 @@
 """The graders themselves: an answer that is right passes, however it is written, and one that is
 wrong gets a sentence that names the slip."""
-import contextlib
 import inspect
 import textwrap
 from types import ModuleType
@@ -10,7 +9,6 @@ import answers_more
 import pytest
 import test_exercises
 import test_exercises_more
-import torch
 
 from exercises.student_copy import MARK, ROOT, exercises, grader_message
 

@@ -84,7 +84,7 @@ def test_every_method_has_its_bound_printed_and_its_samples_rated(method, capsys
         assert [row[0] for row in rows][:2] == ["entropy of the tokens within a text, nats",
                                                 "exact -log p, nats/token"]
         assert all(f"{mean:.3f} +- {error:.3f}" in table for _, mean, error in rows)
-    assert saved(method) == {f"step 2 --steps 4 --draws 2 --max_texts 20 --num_samples 4": r}
+    assert saved(method) == {"step 2 --steps 4 --draws 2 --max_texts 20 --num_samples 4": r}
 
 
 @pytest.mark.parametrize("method", LANGUAGE_MODELS)

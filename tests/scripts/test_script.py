@@ -8,7 +8,6 @@ import contextlib
 import io
 import os
 import pty
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 import pytest
 
 import sample
-import script
 import train
 from flags import UserError, flag
 from runs import ROOT
