@@ -35,13 +35,13 @@ from evaluation.downstream import last_words, multiple_choice, read_passages, re
 from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_of, zero_shot_figures
 from evaluation.judges import load_judge
 from evaluation.report import Report, check_evaluation, print_by_noise, save_evaluation
-from evaluation.sample_quality import sample_figures
+from evaluation.sample_quality import draw_samples, sample_figures
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import start_device
 from runtime.memory import batch_size_that_fits, bytes_per_text
 from samplers import SamplingFlags, model_name
-from samplers.generate import CallCounter, generate, writer_of
+from samplers.generate import CallCounter, writer_of
 from samplers.reply import default_sampler
 from script import run_script
 
@@ -63,8 +63,7 @@ class Config(SamplingFlags):
                           each=str)
     lambada: str = flag("", 'a .jsonl file of {"text"}: is the last word of each text found?',
                         once="name one file")
-    choices: str = flag("", 'a .jsonl file of {"prompt", "choices", "answer"}',
-                        once="name one file")
+    choices: str = flag("", 'a .jsonl file: {"prompt", "choices", "answer"}', once="name one file")
     ends: bool = flag(False, "lambada, choices: put an end of text on both sides",
                       needs=["lambada", "choices"])
     json: bool = flag(False, "one JSON object instead of the tables")
@@ -97,15 +96,6 @@ def evaluate_classifier(config, model, device):
                            config.max_texts, device, config.batch_size, config.seed, config.split)
     print(as_json(rows, sys.stdout)) if config.json else print_by_noise(rows)
     save_evaluation(config, model.step, rows)
-
-
-def draw_samples(writer, length, config, device):
-    """--num_samples texts of `length` tokens, --batch_size at a time. -> (n, length)"""
-    torch.manual_seed(config.seed)
-    most = config.batch_size
-    sizes = (min(most, config.num_samples - n) for n in range(0, config.num_samples, most))
-    return torch.cat([generate(writer.method, writer.denoiser, n, length, writer.steps,
-                               writer.sampler, writer.to_probs, device) for n in sizes])  # (n, L)
 
 
 def main(config, given=()):

@@ -77,7 +77,7 @@ class Config(SamplingFlags):
     watch: bool = flag(False, "show the text while it is denoised", idle=["json"])
     html: str = flag("", "write a page to this file that plays how the texts come about")
     beside: str = flag("", "more models for the page: folders or oracles, with commas between",
-                       each=str)
+                       each=str, needs=["html"])
     json: bool = flag(False, "one JSON object per text")
 
 
@@ -88,8 +88,6 @@ NOT_IN_JSON = ("out_dir", "init_from", "oracle", "chat", "gap", "num_samples", "
 def models_beside(config):
     """The flags of each model: of one, or for --beside of several."""
     others = [name for name in config.beside.split(",") if name]
-    if others and not config.html:
-        raise UserError("--beside shows models side by side on a page: give --html out.html too")
     for name in others:
         if config.oracle and name not in METHODS:
             raise UserError(f"--beside {name} is no oracle{suggest(name, METHODS)}: name others")

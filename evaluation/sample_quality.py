@@ -28,11 +28,22 @@ import torch
 
 from evaluation.errors import mean_error, pooled_rate
 from evaluation.likelihood import perplexity_of
+from samplers.generate import generate
 
 WHOLE_WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]{3,}(?=[\W\d_])")  # letters of any script
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
                       "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")  # kana, Han
 LONG = 20  # characters between spaces, on average: English has 6, German 7, proteins hundreds
+
+
+def draw_samples(writer, length, config, device):
+    """--num_samples texts of `length` tokens, --batch_size at a time. -> (n, length)"""
+    torch.manual_seed(config.seed)
+    most = config.batch_size
+    sizes = (min(most, config.num_samples - n) for n in range(0, config.num_samples, most))
+    return torch.cat([generate(writer.method, writer.denoiser, n, length, writer.steps,
+                               writer.sampler, writer.to_probs, device) for n in sizes])  # (n, L)
+
 
 # ---- means over texts
 
