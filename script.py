@@ -137,21 +137,14 @@ def output_of(stream, name):
     return Output(Sink(raw, name), stream)
 
 
-def occupy_closed():
-    """Open descriptors 0, 1 and 2 where they are closed, or the next file that is opened becomes
-    the standard output, and gets what libraries print."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
-
-
 @contextlib.contextmanager
 def standard_streams():
-    """Streams that can be read and written whatever they are, in place of Python's."""
+    """Streams that can be read and written whatever they are, in place of Python's.
+
+    In the order of their numbers: each that is closed opens the null device, which gets the lowest
+    free number. Otherwise the next file would become the standard output of libraries.
+    """
     before = sys.stdin, sys.stdout, sys.stderr
-    occupy_closed()
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")
     elif isinstance(sys.stdin, io.TextIOWrapper):

@@ -173,6 +173,12 @@ def test_odd_characters_neither_break_a_line_nor_garble_the_screen(width, tty, c
         assert "東京へ行く🙂 e\u0301e\u0301 " in text and "txt" in text
 
 
+def test_control_characters_of_a_text_are_shown_in_a_frame_and_not_obeyed(tty, capsys):
+    shown([[27, 7, 65]], byte_level())
+    frame, = frames(capsys.readouterr().out)[0]
+    assert below_header(COLORS.sub("", frame)).startswith("\\x1b\\x07A\n")
+
+
 def test_words_stay_whole_and_only_what_is_longer_than_a_line_is_broken():
     lines = lambda text, width: ["".join(char for char, _ in line) for line in
                                  wrap_cells([(char, "") for char in text], width)]
