@@ -305,7 +305,8 @@ def wrong(f, value):
             try:
                 fault = out_of_range(each, each(word), *f.metadata["range"])
             except ValueError:
-                return "must be numbers with commas between, such as 8,32"
+                kind = "whole numbers" if each is int else "numbers"
+                return f"must be {kind} with commas between, such as 8,32"
             if fault:
                 return f"has {word}, which {fault}"
         elif word and word not in each:

@@ -221,7 +221,7 @@ def advice_on(error, cls=None):
     said = str(error)
     if comes_from_compiler(error):
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        reason = next((line for line in lines if "error: " in line), lines[0])
+        reason = next((line for line in lines if "error: " in line), [*lines, "?"][0])
         return f"--compile does not work here ({reason}): leave it out, or mend that"
     if isinstance(error, OSError):  # a disk that is full, a folder that is not ours, ...
         return (error.strerror or said) + (f": {error.filename}" if error.filename else "")
@@ -230,7 +230,9 @@ def advice_on(error, cls=None):
     if isinstance(error, MemoryError) or re.search("allocate|(calculation|multiplication) overflow",
                                                    said):
         have = [f"--{name}" for name in MEMORY_FLAGS if cls and name in flags_of(cls)]
-        return f"out of memory: lower {' or '.join(have) or 'what the flags ask for'}"
+        first = ", ".join(have[:-1]) + " or " * (len(have) > 1)
+        return f"out of memory: lower {first}{have[-1]}" if have else \
+            "out of memory: close other programs, or do less at once"
     return None
 
 

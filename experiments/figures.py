@@ -230,12 +230,13 @@ FIGURES = {"forward": (measure_forward, draw_forward),
 
 def main(config, given=()):
     measure, draw = choose_command(config, FIGURES)
-    pyplot, source = load_pyplot(), Path(config.folder) / "figures" / f"{config.command}.json"
+    source = Path(config.folder) / "figures" / f"{config.command}.json"
+    if not (config.measure or source.exists()):
+        raise UserError(f"there is no {source} to draw from: run with --measure")
+    pyplot = load_pyplot()  # or UserError, before anything is measured
     if config.measure:
         source.parent.mkdir(parents=True, exist_ok=True)
         write_file(source, json.dumps(measure(config), separators=(",", ":")) + "\n")
-    if not source.exists():
-        raise UserError(f"there is no {source} to draw from: run with --measure")
     figure = draw(json.loads(source.read_text("utf-8")), pyplot)
     save_figure(figure, Path(config.folder) / f"{config.command}.png", dpi=100, facecolor=PAPER)
     pyplot.close(figure)

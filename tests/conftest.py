@@ -2,6 +2,7 @@
 started."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,5 +11,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
 torch.set_num_threads(1)  # what is tiny gains nothing from a second one
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start pytest with it ignored
 for folder in (Path(__file__).parent, Path(__file__).parent.parent):
     sys.path.insert(0, str(folder))

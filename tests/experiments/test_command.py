@@ -5,7 +5,7 @@ import pytest
 from experiments import bd3lm, d3pm, duo, guidance, kernels, learning, mdlm, pgm, recipe, speed
 from runs import cache, complaint, elsewhere  # noqa: F401
 
-NUMBERS = "must be numbers with commas between, such as 8,32"
+NUMBERS = "must be whole numbers with commas between, such as 8,32"
 
 
 @pytest.mark.parametrize("module, words, says", [

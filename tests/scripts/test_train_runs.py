@@ -208,7 +208,9 @@ def test_a_run_starts_at_step_0_from_the_averaged_weights_of_another(monkeypatch
     (["--init_from", "nowhere"], "no checkpoint")])
 def test_weights_that_do_not_fit_are_refused_in_one_line(words, says, capsys):
     random_checkpoint("mdlm")
-    assert says in complaint(train, *tiny(init_from="mdlm", out_dir="out"), *words, capsys=capsys)
+    data = dict(data=words[1]) if words[0] == "--data" else {}  # which must not be given twice
+    flags = tiny(init_from="mdlm", out_dir="out", **data)
+    assert says in complaint(train, *flags, *words, capsys=capsys)
     assert not Path("out").exists()
 
 
