@@ -27,6 +27,7 @@ IDS = [*range(N), *range(N + 1, 2 * N + 1)]
 STATES = torch.tensor(list(product(IDS, repeat=L)))  # (216, L)
 NOISE = STATES > N  # (216, L) m
 WORDS = torch.where(NOISE, STATES - N - 1, STATES)  # (216, L) z
+NUMBER = {tuple(z): i for i, z in enumerate(STATES.tolist())}  # of each state
 PATTERNS = torch.tensor(list(product([False, True], repeat=L))[1:])  # (7, L) m, some noise
 TIMES = [0.1, 0.5, 0.93]
 each_time = pytest.mark.parametrize("t", TIMES)
@@ -158,8 +159,7 @@ def test_the_network_sees_text_and_noise_that_shows_uniform_words():
     spy = lambda z, t, at: seen.append(z) or torch.zeros(int(at.sum()), N)
     make_method("audm", N, weighting="bound").loss(spy, x)
     p = sum(w * law(t)[:, 5] for t, w in zip(times, weights))  # (216,)
-    of = {tuple(z): i for i, z in enumerate(STATES.tolist())}
-    draws = torch.tensor([of[tuple(z)] for z in seen[0].tolist()])  # (60_000,)
+    draws = torch.tensor([NUMBER[tuple(z)] for z in seen[0].tolist()])  # (60_000,)
     assert world.surprise(draws, p / p.sum()) < 4.5
 
 
@@ -173,12 +173,10 @@ def test_the_sampler_is_exact_if_it_opens_one_mask_a_call():
     z = METHOD.prior((n, L))  # (n, L)
     states = list(METHOD.sample(world.by_state(EXACT), z, nothing, L,
                                 make_sampler("first-hitting", METHOD)))
-    assert len(states) == L
-    for k, state in zip((2, 1, 0), states):
+    for k, state in zip((2, 1, 0), states, strict=True):
         assert ((state > N).sum(-1) == k).all() and (state == z)[state > N].all()
         p = law(0.5) @ P * (NOISE.sum(-1) == k)  # (216,) any time: given k it cancels
-        of = {tuple(row): i for i, row in enumerate(STATES.tolist())}
-        draws = torch.tensor([of[tuple(row)] for row in state.tolist()])  # (n,)
+        draws = torch.tensor([NUMBER[tuple(row)] for row in state.tolist()])  # (n,)
         assert world.surprise(draws, p / p.sum()) < 4.5
     seen = torch.bincount(world.numbers(states[-1], N), minlength=27) / n  # (27,)
     assert (seen - P).abs().sum() / 2 < 0.02

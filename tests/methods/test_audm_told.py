@@ -16,9 +16,7 @@ PAIRS = [a.reshape(729, L) for a in (TEXTS.repeat(27, 1), TEXTS.repeat_interleav
 
 
 def pairs(t, m):
-    """The states of all 27 x 27 pairs of a text and u, whose noise is m (L,): ids, what is closed.
-
-    -> (729, L) each
+    """All 27 x 27 pairs of a text and u, with noise m (L,). -> ids, what looks like noise (729, L)
     """
     x, u = PAIRS
     closed = m | (x == u)  # (729, L)
