@@ -16,10 +16,19 @@ SAMPLERS = {
     "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
 
     "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
+    "spread": "samplers.orders:Spread",                      # masks that lie far apart
+    "entropy": "samplers.orders:Entropy",                    # the least entropies
+    "margin": "samplers.orders:Margin",                      # the widest gaps to the second word
+    "entropy-budget": "samplers.orders:EntropyBudget",       # as many as (24.3) allows
+    "klass": "samplers.orders:Klass",                        # predictions that have settled
     "confidence": "samplers.unmasking:Confidence",           # the most confident ones
     "semi-ar": "samplers.semi_ar:SemiAR",                    # the same, block after block
     "remdm-conf": "samplers.remasking:ReMDMConf",            # doubtful words are masked again
     "top-k": "samplers.remasking:TopK",                      # the most confident words stay
+    "p2": "samplers.planners:P2",                            # those that the others call right
+    "edit": "samplers.planners:Edit",                        # words above a threshold change
+    "proseco": "samplers.planners:ProSeCo",                  # words are corrected between steps
+    "ddpd": "samplers.planners:DDPD",                        # words that are probably noise change
 
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
@@ -29,6 +38,7 @@ CORRECTORS = {
     "greedy": "samplers.correctors:Greedy",                  # the likeliest words, last
     "gibbs": "samplers.correctors:Gibbs",                    # words are drawn again, anywhere
     "self-correct": "samplers.correctors:SelfCorrect",       # the most confident new words
+    "informed": "samplers.correctors:Informed",              # the most doubtful word, again
 }
 
 
