@@ -312,8 +312,8 @@ class Sampler:
     goes on from there. Its fields are its flags. It has a row in samplers/__init__.py."""
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
-    rewrites = False  # it may change what it has written, even under masks
-    uses_cache = False  # it keeps keys and values itself
+    words_per_step = None  # where --steps is not given; None: 128 steps
+    rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
 
     def fits(self, method):
         """Why this sampler cannot serve a method, as the end of a sentence; None if it can."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from diffusion import probabilities
-from flags import UserError, flag, flags_of, load_row
+from flags import UserError, change, flag, flags_of, load_row
 from methods import METHODS
 
 SAMPLERS = {
@@ -50,10 +50,10 @@ class SamplingFlags:
     init_from: str = flag("", "instead of --out_dir: a published model, by its name or its files")
     oracle: str = flag("", "no checkpoint, but the exact denoiser of the toy language",
                        table=METHODS)
-    steps: int = flag(128, "steps from noise to text, or of each block for methods with blocks",
-                      least=1, chat=64)
-    sampler: str = flag("ancestral", "how to go from noise to text", table=SAMPLERS,
-                        chat="semi-ar")
+    steps: int = flag(0, "steps from noise to text, or of each block for methods with blocks; 0: "
+                      "as many as the sampler needs", least=0, chat=64)
+    sampler: str = flag("", "how to go from noise to text; empty: spread for masks, else ancestral",
+                        table=SAMPLERS, chat="semi-ar")
     corrector: str = flag("draw", "what to draw again at the end", table=CORRECTORS)
     temperature: float = flag(1.0, "below 1 sharpens predictions; 0: the likeliest token",
                               least=0, most=100, chat=0.0)
@@ -106,6 +106,20 @@ def make_sampler(name, method, corrector="draw", **options):
     if reason := last.fits(method):
         raise UserError(f"--corrector {corrector} {reason}")
     return last.wrap(sampler)
+
+
+def first_sampler(config, method):
+    """The sampler where none is given. A classifier guides steps of (0.3) and no others."""
+    return "ancestral" if config.classifier else method.first_choice
+
+
+def choose_sampler(config, model, frozen=None):
+    """The flags with --sampler and --steps where they are not given. frozen (L,): given tokens"""
+    method, L = model.method, model.config.block_size
+    config = change(config, sampler=config.sampler or first_sampler(config, method))
+    n = min(method.block_length or L, L if frozen is None else int((~frozen).sum()))  # at once
+    words = load_row(SAMPLERS, config.sampler).words_per_step
+    return change(config, steps=config.steps or (-(-n // words) or 1 if words else 128))
 
 
 def sampler_of(config, model):
