@@ -54,7 +54,7 @@ class Spread(MaskSampler):
                       ["streams", "golden"])
     shift: bool = flag(False, "begin at a random mask of each text")
     chooses_first = True
-    words_per_step = 2  # which costs 0.003 nats/token on the toy language (docs/24-orders.md)
+    words_per_step = 2  # which costs 0.001 nats/token on the toy language (docs/24-orders.md)
 
     def turns(self, masked, steps):
         """The step, from 0, in which each mask opens. masked (B, L) -> (B, L), -1 at text"""
