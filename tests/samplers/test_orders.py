@@ -165,17 +165,18 @@ def test_a_step_never_opens_more_total_correlation_than_its_budget(first, budget
 # ---- klass
 
 def test_klass_opens_besides_the_most_confident_mask_what_is_sure_and_has_settled():
-    """Places 0 to 3 are sure and still, 4 is sure but changes its mind, 5 is still but unsure."""
-    logit, call = torch.tensor([10.0, 9.5, 9.0, 8.5, 8.0, 2.0]), 0  # (6,)
+    """Places 0 to 3 are sure and still; 4 is as sure, but changes its mind in the third call, and 5
+    in all of them; 6 is still but unsure."""
+    logit, call = torch.tensor([10.0, 9.5, 9.0, 8.5, 8.0, 8.2, 2.0]), 0  # (7,)
 
     def denoiser(z, t, at):
         nonlocal call
-        word = torch.tensor([1, 1, 1, 1, call % 2, 1])  # (6,)
+        word = torch.tensor([1, 1, 1, 1, 1 + (call > 1), call % 2, 1])  # (7,)
         call += 1
         return (logit[:, None] * torch.nn.functional.one_hot(word, 6))[None][at]  # (N, 6)
     sampler = make_sampler("klass", MDLM, patience=2, drift=0.01, certainty=0.9)
-    z, nothing, opened = torch.full((1, 6), 5), torch.zeros(1, 6, dtype=torch.bool), []
-    for after in sampler(Absorbing(5), denoiser, z, nothing, 6):
+    z, nothing, opened = torch.full((1, 7), 5), torch.zeros(1, 7, dtype=torch.bool), []
+    for after in sampler(Absorbing(5), denoiser, z, nothing, 7):
         opened.append(((z == 5) & (after < 5))[0].nonzero()[:, 0].tolist())
         z = after
-    assert opened == [[0], [1], [2, 3], [4], [5]]
+    assert opened == [[0], [1], [2, 3], [5], [4], [6]]
