@@ -216,9 +216,8 @@ def draw_frontier(rows, pyplot):
 
 # ---- trained networks
 
-TRAINED = {"random": ("first-hitting", {}), "by (0.3)": ("ancestral", {}),
-           "streams": ("spread", {}), "golden ratio": ("spread", dict(order="golden")),
-           "least entropy": ("entropy", {})}
+TRAINED = {"random": ("first-hitting", {}), "streams": ("spread", {}),
+           "golden ratio": ("spread", dict(order="golden")), "least entropy": ("entropy", {})}
 
 
 def compare_on_held_out(config):
@@ -241,7 +240,7 @@ def compare_on_held_out(config):
                 torch.manual_seed(1)
                 walk = cost.follow(method, model.denoiser, z, nothing, steps, sampler, x=x)
                 return -walk.log_q / L  # (n,)
-            one = nats(L if name != "by (0.3)" else 16 * L)  # (n,)
+            one = nats(L)  # (n,)
             cells = [f"{n}: {cell(mean_error(nats(n) - one), '+')}" for n in numbers(config.steps)]
             print(f"{name:<16}{cell(mean_error(one), ' ')}   {'   '.join(cells)}", flush=True)
 

@@ -148,6 +148,8 @@ def test_an_edit_needs_another_word_above_its_threshold(again, after):
     for steps in (1, 2, 5):
         *_, last = MDLM.sample(denoiser, z, z == 3, steps, sampler)
         assert (last < MASK).all() and last[0, :2].tolist() == [3, 3]
+        *_, last = MDLM.sample(denoiser, z, NOTHING(z), steps, sampler)
+        assert (last < MASK).all()
 
 
 def test_proseco_corrects_words_and_never_the_masks_that_stay():
