@@ -309,11 +309,12 @@ def reverse_step(process, denoiser, z, frozen, s, t, to_probs=probabilities):
 
 @dataclass(eq=False)
 class Sampler:
-    """sampler(process, denoiser, z, frozen, steps, to_probs) yields z (B, L) after each step. Its
-    fields are its flags. It has a row in samplers/__init__.py."""
+    """sampler(process, denoiser, z, frozen, steps, to_probs) yields z (B, L) after each step, and
+    goes on from there. Its fields are its flags. It has a row in samplers/__init__.py."""
     draws_from_model = True  # in many steps, texts follow the model's own distribution
-    rewrites = False  # it may change what it has written, even under masks
-    uses_cache = False  # it keeps keys and values itself
+    chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
+    words_per_step = None  # where --steps is not given; None: 128 steps
+    rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
 
     def fits(self, method):
         """Why this sampler cannot serve a method, as the end of a sentence; None if it can."""
@@ -332,6 +333,7 @@ class Ancestral(Sampler):
     grid: str = flag("uniform", "steps of equal length, or short ones first (arXiv:2406.04329)",
                      ["uniform", "cosine"])
     step: object = reverse_step  # guidance has its own
+    chooses_first = True
 
     def fits(self, method):
         if self.grid != "uniform" and method.samplers is not None:

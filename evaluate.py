@@ -40,7 +40,7 @@ from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import start_device
 from runtime.memory import batch_size_that_fits, bytes_per_text
-from samplers import SamplingFlags, model_name
+from samplers import SamplingFlags, choose_sampler, model_name
 from samplers.generate import CallCounter, writer_of
 from samplers.reply import default_sampler
 from script import run_script
@@ -88,7 +88,8 @@ def adapt_flags(config, model, device):
         raise UserError("--guidance requires --label, or the questions of --chat")
     if config.ends and end_of_text(model.encoding) is None:
         raise UserError(f"--ends: the tokens of {model_name(config)} have no end of text")
-    return default_sampler(config, model.method) if config.chat else config
+    config = default_sampler(config, model.method) if config.chat else config
+    return choose_sampler(config, model)
 
 
 def evaluate_classifier(config, model, device):

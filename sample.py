@@ -37,7 +37,7 @@ from methods import METHODS
 from runtime.compile import compile_for_sampling
 from runtime.device import dtype_of, start_device
 from runtime.memory import check_length, texts_at_once
-from samplers import SamplingFlags, model_name
+from samplers import SamplingFlags, choose_sampler, model_name
 from samplers.generate import (
     CallCounter,
     generate_in_batches,
@@ -125,6 +125,7 @@ def print_texts(config, model, device):
     given, frozen = encode_prompt(prompt, config.gap, encoding, config.length, L)  # (L,) each
     check(config, model, len(given))
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
+    config = choose_sampler(config, model, frozen)
     counter = CallCounter(compile_for_sampling(config, model))
     classifier = load_classifier(config.classifier, model, device) if config.classifier else None
     writer = writer_of(config, model, counter, frozen, classifier, config.window, config.stride)

@@ -4,6 +4,7 @@ The figures of docs/, each drawn from a small file of what was measured, docs/fi
     python -m experiments.figures forward            docs/forward.png: four ways of noising a text
     python -m experiments.figures attention          which token may see which, in each network
     python -m experiments.figures orders             when each position is written, by each sampler
+    python -m experiments.figures frontier           KL of samplers in two terms, over temperatures
     python -m experiments.figures learning           the bound above the exact entropy in training
     python -m experiments.figures forward --measure  measures first; `learning` trains, a minute or
                                                      two per method
@@ -25,6 +26,7 @@ from data.files import write_file
 from diffusion import Absorbing, Hybrid, Uniform
 from experiments.attention_maps import attention_maps
 from experiments.command import choose_command, run_experiment
+from experiments.orders import draw_frontier, measure_frontier
 from experiments.plotting import load_pyplot, save_figure
 from experiments.timing import hardware
 from experiments.training import language_models, method_names, run_to_end
@@ -41,13 +43,13 @@ INK, PAPER, CLEAN, MASK, WORD = "#1d1c1a", "#fbfaf7", "#f0d9a6", "#8d8879", "#6a
 @dataclass
 class Config:
     command: str = flag("", "which figure; also the first word",
-                        ["forward", "attention", "orders", "learning"])
+                        ["forward", "attention", "orders", "frontier", "learning"])
     measure: bool = flag(False, "measure again what is drawn")
     folder: str = flag("docs", "where the pictures go, and figures/ with what was measured")
     out_dir: str = flag("out/figures", "learning: where the runs are, or go")
     methods: str = flag("ar,bd3lm,pgm,mdlm,udlm", "learning: with commas between",
                         each=language_models())
-    num_samples: int = flag(256, "orders: texts", least=1)
+    num_samples: int = flag(256, "orders, frontier: texts", least=1)
 
 
 # ---- what is measured
@@ -225,7 +227,9 @@ def draw_learning(measured, plot):
 
 FIGURES = {"forward": (measure_forward, draw_forward),
            "attention": (measure_attention, draw_attention),
-           "orders": (measure_orders, draw_orders), "learning": (measure_learning, draw_learning)}
+           "orders": (measure_orders, draw_orders),
+           "frontier": (measure_frontier, draw_frontier),
+           "learning": (measure_learning, draw_learning)}
 
 
 def main(config, given=()):

@@ -104,6 +104,12 @@ class Method:
         return self.block_length is not None
 
     @property
+    def first_choice(self):
+        """The sampler where none is given: the one that loses least in few steps."""
+        any_mask = self.opens_masks and self.samplers is None and not self.left_to_right
+        return "spread" if any_mask else "ancestral"
+
+    @property
     def revises_text(self):
         """Noise makes wrong words, so any word may change while sampling."""
         return self.process is not None and not self.process.text_stays

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from diffusion import probabilities
-from flags import UserError, flag, flags_of, load_row
+from flags import UserError, change, flag, flags_of, load_row
 from methods import METHODS
 
 SAMPLERS = {
@@ -16,10 +16,19 @@ SAMPLERS = {
     "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
 
     "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
+    "spread": "samplers.orders:Spread",                      # masks that lie far apart
+    "entropy": "samplers.orders:Entropy",                    # the least entropies
+    "margin": "samplers.orders:Margin",                      # the widest gaps to the second word
+    "entropy-budget": "samplers.orders:EntropyBudget",       # as many as (24.3) allows
+    "klass": "samplers.orders:Klass",                        # predictions that have settled
     "confidence": "samplers.unmasking:Confidence",           # the most confident ones
     "semi-ar": "samplers.semi_ar:SemiAR",                    # the same, block after block
     "remdm-conf": "samplers.remasking:ReMDMConf",            # doubtful words are masked again
     "top-k": "samplers.remasking:TopK",                      # the most confident words stay
+    "p2": "samplers.planners:P2",                            # those that the others call right
+    "edit": "samplers.planners:Edit",                        # words above a threshold change
+    "proseco": "samplers.planners:ProSeCo",                  # words are corrected between steps
+    "ddpd": "samplers.planners:DDPD",                        # words that are probably noise change
 
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
@@ -29,6 +38,7 @@ CORRECTORS = {
     "greedy": "samplers.correctors:Greedy",                  # the likeliest words, last
     "gibbs": "samplers.correctors:Gibbs",                    # words are drawn again, anywhere
     "self-correct": "samplers.correctors:SelfCorrect",       # the most confident new words
+    "informed": "samplers.correctors:Informed",              # the most doubtful word, again
 }
 
 
@@ -42,10 +52,10 @@ class SamplingFlags:
     oracle: str = flag("", "no checkpoint: the exact denoiser of the toy language under the noise "
                        "of this method",
                        table=METHODS)
-    steps: int = flag(128, "steps from noise to text, or of each block for methods with blocks",
-                      least=1, chat=64)
-    sampler: str = flag("ancestral", "how to go from noise to text", table=SAMPLERS,
-                        chat="semi-ar")
+    steps: int = flag(0, "steps from noise to text, or of each block for methods with blocks; 0: "
+                      "as many as the sampler needs", least=0, chat=64)
+    sampler: str = flag("", "how to go from noise to text; empty: spread for masks, else ancestral",
+                        table=SAMPLERS, chat="semi-ar")
     corrector: str = flag("draw", "what to draw again at the end", table=CORRECTORS)
     temperature: float = flag(1.0, "below 1 sharpens predictions; 0: the likeliest token",
                               least=0, most=100, chat=0.0)
@@ -98,6 +108,20 @@ def make_sampler(name, method, corrector="draw", **options):
     if reason := last.fits(method):
         raise UserError(f"--corrector {corrector} {reason}")
     return last.wrap(sampler)
+
+
+def first_sampler(config, method):
+    """The sampler where none is given. A classifier guides steps of (0.3) and no others."""
+    return "ancestral" if config.classifier else method.first_choice
+
+
+def choose_sampler(config, model, frozen=None):
+    """The flags with --sampler and --steps where they are not given. frozen (L,): given tokens"""
+    method, L = model.method, model.config.block_size
+    config = change(config, sampler=config.sampler or first_sampler(config, method))
+    n = min(method.block_length or L, L if frozen is None else int((~frozen).sum()))  # at once
+    words = load_row(SAMPLERS, config.sampler).words_per_step
+    return change(config, steps=config.steps or (-(-n // words) or 1 if words else 128))
 
 
 def sampler_of(config, model):

@@ -31,6 +31,11 @@ def highest(score, k):
     return score.argsort(-1, descending=True).argsort(-1) < k  # (B, L)
 
 
+def scatter_at(at, values, fill=0.0):
+    """values (N,) at the tokens `at` (B, L), `fill` elsewhere. -> (B, L)"""
+    return values.new_full(at.shape, fill).masked_scatter(at, values)  # (B, L)
+
+
 @dataclass(eq=False)
 class Corrector(Sampler):
     """A sampler that lets another one write a text, and then corrects it."""

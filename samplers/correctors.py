@@ -5,9 +5,12 @@ Chapters 3, 5 and 7. Correctors: a sampler writes a text, and then words are dra
     gibbs          draw one word anywhere from p(x_l | all others), many times
     self-correct   draw all words at temperature 0.1, and of those that change put in the one of
                    highest confidence, until nothing improves (GIDD, arXiv:2503.04482)
+    informed       draw the word again whose log-probability exceeds that of the best other word by
+                   least, or falls short by most, many times (2407.21243, 2605.22765)
 
 Only `gibbs` keeps the model's distribution: it is a Gibbs sampler, so it can run forever, and it
-repairs what a fast sampler got wrong. `self-correct` moves to a likelier text nearby. x_theta at
+repairs what a fast sampler got wrong. `self-correct` moves to a likelier text nearby. `informed`
+looks at the words to choose where to draw, which favors texts without doubtful words. x_theta at
 t = 0 is p(x_l | all others): under masks with x_l masked, under other noise with the text as it is.
 """
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import torch
 
 from diffusion import categorical, probabilities
 from flags import flag
-from samplers.base import Corrector, highest
+from samplers.base import Corrector, highest, scatter_at
 
 SHARPENED = 0.1  # self-correct: the temperature of its draws
 PATIENCE = 32  # self-correct: rounds without improvement, after which a text is done
@@ -109,6 +112,30 @@ class SelfCorrect(Corrector):
             yield z
 
 
-def scatter_at(at, values):
-    """values (N,) at the tokens `at` (B, L), 0 elsewhere. -> (B, L)"""
-    return values.new_zeros(at.shape).masked_scatter(at, values)  # (B, L)
+def margins(logits, words):
+    """log p of `words` (N,) less that of the likeliest other word. logits (N, V) -> (N,)"""
+    log_p = logits.double().log_softmax(-1)  # (N, V)
+    own = log_p.gather(-1, words[:, None])[:, 0]  # (N,)
+    return own - log_p.scatter(-1, words[:, None], -torch.inf).amax(-1)  # (N,)
+
+
+@dataclass(eq=False)
+class Informed(Corrector):
+    """--corrector informed: draws the most doubtful word of each text again, `rounds` times."""
+    rounds: int = flag(32, "words to draw again", least=1)
+    corrects_noise, draws_from_model = True, False
+
+    def count_states(self, length, steps):
+        return self.sampler.count_states(length, steps) + self.rounds
+
+    @torch.no_grad()
+    def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
+        for z in self.sampler(process, denoiser, z, frozen, steps, to_probs):
+            yield z
+        free, t = ~frozen, torch.zeros(len(z), 1, device=z.device)  # (B, L), (B, 1)
+        for _ in range(self.rounds if free.any() else 0):
+            logits = denoiser(z, t, at=free)[:, :process.n_tokens]  # (N, n_tokens)
+            doubt = scatter_at(free, -margins(logits, z[free]), -torch.inf)  # (B, L)
+            at = highest(doubt, 1) & free  # (B, L)
+            z = z.masked_scatter(at, categorical(to_probs(logits[at[free]])))  # (B, L)
+            yield z

@@ -17,7 +17,7 @@ import torch
 from data.tokenizer import end_of_text
 from diffusion import Wrapper, ancestral, probabilities
 from flags import UserError
-from samplers import sampler_of, to_probs_of
+from samplers import choose_sampler, sampler_of, to_probs_of
 from samplers.guidance import guide, guide_by_prompt
 from samplers.sliding_window import count_windows, slide_window, stride_of
 
@@ -119,7 +119,8 @@ def writer_of(config, model, denoiser, frozen, classifier=None, window=0, stride
     window: tokens that a method which writes from left to right sees; 0: the length of training
     stride: new tokens per window, for all others; 0: half a window; None: one window for any text
     """
-    method, sampler, L = model.method, sampler_of(config, model), model.config.block_size
+    method, L, config = model.method, model.config.block_size, choose_sampler(config, model, frozen)
+    sampler = sampler_of(config, model)
     if config.compile and sampler.uses_cache:
         raise UserError("--compile is for networks that read whole texts: leave out --cache")
     writer = Writer(method, denoiser, sampler, to_probs_of(config), config.steps)

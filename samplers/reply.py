@@ -14,7 +14,7 @@ import torch
 from data.chat import MARKS, ids_of
 from data.tokenizer import decode
 from flags import UserError, change, flags_of, load_row
-from samplers import SAMPLERS, SamplingFlags
+from samplers import SAMPLERS, SamplingFlags, first_sampler
 
 
 def chat_template(messages, encoding, length):
@@ -68,5 +68,5 @@ def default_sampler(config, method):
     sampler = flags_of(SamplingFlags)["sampler"]
     of_chats = sampler.metadata["instead"]["chat"]
     if config.sampler == of_chats and load_row(SAMPLERS, of_chats)().fits(method):
-        return change(config, sampler=sampler.default)
+        return change(config, sampler=first_sampler(config, method))
     return config

@@ -27,6 +27,7 @@ class FirstHitting(MaskSampler):
     With fewer steps than masks, k open at once, at the time of the last of them. That is no longer
     exact.
     """
+    chooses_first = True
 
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):

@@ -251,6 +251,7 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             "reply",
             "correctors",
             "unmasking",
+            "orders",
         )
         gone = file.startswith(
             ("kernels", "viewer/", "experiments/", "exercises/", "methods/", "samplers/")

@@ -38,7 +38,7 @@ from diffusion import Wrapper, probabilities
 from flags import UserError, flag
 from runtime.device import start_device
 from runtime.memory import check_length
-from samplers import SamplingFlags, model_name
+from samplers import SamplingFlags, choose_sampler, model_name
 from samplers.generate import CallCounter, generate_in_batches, prepend_bos, writer_of
 from script import run_script
 
@@ -241,6 +241,7 @@ def record_texts(config, model, device):
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     counter = CallCounter(model.denoiser)
     classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    config = choose_sampler(config, model, frozen)
     writer = writer_of(config, model, counter, frozen, classifier)
     recording = record(config, model, writer, counter, frozen.expand(n, -1))
     for _ in generate_in_batches(writer, counter, given, frozen, n, n, config.seed, [recording]):

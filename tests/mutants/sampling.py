@@ -94,4 +94,37 @@ GENERATION = [
      "test_generate test_hub_runs", "a first token that is given is scored"),
 ]
 
-SAMPLING = [*SAMPLERS, *CACHES, *GUIDANCE, *GENERATION]
+ORDERS = [
+    ("samplers/orders.py", "turn = rank % m", "turn = rank // (-(-n // m))", "test_orders",
+     "neighbors open at once"),
+    ("samplers/orders.py", "rank = masked.cumsum(-1) - 1",
+     "rank = torch.ones_like(masked).cumsum(-1) - 1", "test_orders",
+     "streams count places, given words included"),
+    ("samplers/orders.py", "return first - second", "return second - first", "test_orders",
+     "the narrowest margins open first"),
+    ("samplers/orders.py", "ranked.cumsum(-1) - ranked.cummax(-1).values",
+     "ranked.cumsum(-1) - ranked", "test_orders",
+     "a budget that leaves out the last entropy in place of the largest"),
+    ("samplers/orders.py", "calm[masked] + 1, 0)", "calm[masked] + 1, calm[masked])", "test_orders",
+     "predictions settle although they changed in between"),
+    ("evaluation/parallel_cost.py", "z[opened] = x[opened]", "z = torch.where(opened, x, z)",
+     "test_parallel_cost", "the walk goes on from its own words, not from those of the text"),
+    ("evaluation/parallel_cost.py", "rows = opened[self.at]", "rows = opened[opened]",
+     "test_parallel_cost", "the logits of other positions are read"),
+    ("evaluation/parallel_cost.py", "(log_p(z_s, s) - log_p(z_t, t))",
+     "(log_p(z_s, t) - log_p(z_t, t))", "test_parallel_cost",
+     "both ends of a step have the later time"),
+    ("samplers/planners.py", "return noise / (process.alpha(t) * own + noise)", "return 1 - own",
+     "test_planners", "an unlikely word is taken for noise"),
+    ("samplers/planners.py", "noise / torch.empty_like(noise).exponential_()", "noise",
+     "test_planners test_sampler_table", "always the likeliest noise"),
+    ("samplers/planners.py", "torch.where(masked | frozen, log_p, self.trust * log_p)",
+     "torch.where(masked, self.trust * log_p, log_p)", "test_planners",
+     "p2 trusts new words in place of old ones"),
+    ("samplers/planners.py", "if self.again and left == 1:", "if False:", "test_planners",
+     "a mask that nothing opens any more"),
+    ("samplers/correctors.py", "log_p.scatter(-1, words[:, None], -torch.inf).amax(-1)",
+     "log_p.amax(-1)", "test_planners", "the margin of the likeliest word is zero"),
+]
+
+SAMPLING = [*SAMPLERS, *ORDERS, *CACHES, *GUIDANCE, *GENERATION]

@@ -6,10 +6,12 @@ import numpy
 import pytest
 import torch
 
+import world
 from diffusion import Absorbing, probabilities
 from methods import make_method
 from samplers import make_sampler
 from samplers.base import highest, masks_to_open
+from world import L, N, surprise
 
 REFERENCE = Path(__file__).parents[1] / "reference/block_reference.npz"  # LLaDA
 FIGURES = numpy.load(REFERENCE)
@@ -81,3 +83,22 @@ def test_confidence_is_the_networks_own_and_not_the_sharpened_one(name, to_probs
     for n, z in enumerate(sampler(method.process, denoiser, z, nothing, 6, to_probs), 1):
         opened = torch.zeros(6, dtype=torch.bool).scatter(0, order[:n], True)  # (6,)
         assert ((z == 1) == opened).all()
+
+
+def test_confidence_prefers_likely_words_by_the_chance_that_all_other_draws_are_less_likely():
+    """The law of its first step in the world: so its texts are likelier than the language's."""
+    method = make_method("mdlm", N)
+    z, nothing = torch.full((40_000, L), N), torch.zeros(40_000, L, dtype=torch.bool)  # (n, L) each
+    exact = world.by_state(method.oracle(world.LANGUAGE))
+    p = exact(z[:1], torch.ones(1, 1))[0].exp()  # (L, N)
+    less = (p[None, :, :] < p.flatten()[:, None, None]).double() * p  # (L N, L, N)
+    others = less.sum(-1).view(L, N, L).masked_fill(torch.eye(L).bool()[:, None], 1)  # (L, N, L)
+    law = p * others.prod(-1)  # (L, N)
+    torch.testing.assert_close(law.sum(), torch.tensor(1.0).double())
+    torch.manual_seed(0)
+    first = next(make_sampler("confidence", method)(method.process, exact, z, nothing, L))
+    place = (first < N).int().argmax(-1)  # (n,)
+    drawn = place * N + first.gather(-1, place[:, None])[:, 0]  # (n,)
+    assert surprise(drawn, law.flatten()) < 4.5
+    words = law / law.sum(-1, keepdim=True)  # (L, N) given which mask opens
+    assert ((words * p).sum(-1) > (p * p).sum(-1)).all()

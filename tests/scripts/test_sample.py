@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_the_old_image_whole_and_all_texts(capsys):
     (["--eta", "0.1"], "--eta belongs to --sampler psi"),
     (["--cache", "dual"], "--cache belongs to --sampler semi-ar"),
     (["--sampler", "semi-ar", "--threshold=0.5", "--factor=1"], "give one"),
-    (["--steps", "0"], "at least 1"),
+    (["--steps=-1"], "at least 0"),
     (["--top_p", "0"], "between"),
     (["--temperature=-1"], "between"),
     (["--dtype", "float16"], "is not one of"),

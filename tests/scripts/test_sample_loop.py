@@ -8,9 +8,10 @@ import pytest
 
 import sample
 from flags import configure
+from methods import make_method
 from models import random_checkpoint
 from runs import cache, elsewhere, script  # noqa: F401
-from samplers import model_name
+from samplers import first_sampler, model_name
 
 
 def lines(capsys, **flags):
@@ -28,7 +29,7 @@ def test_texts_come_by_number_in_batches_and_the_last_one_may_be_smaller(capsys)
     sample.main(configure(sample.Config, oracle="mdlm", steps=3, batch_size=2, device="cpu"), [])
     out, err = capsys.readouterr()
     assert out.splitlines()[::2] == [f"-------- text {n}" for n in (1, 2, 3)]
-    assert "3 x 32 tokens, 2 at a time, mdlm, ancestral: " in err
+    assert "3 x 32 tokens, 2 at a time, mdlm, spread: " in err
 
 
 def test_a_seed_and_a_batch_size_fix_the_texts_whatever_their_number(capsys):
@@ -85,3 +86,20 @@ def test_every_line_names_its_model(capsys):
     assert {line["model"] for line in lines(capsys, oracle="", out_dir="out")} == {"out"}
     published = configure(sample.Config, init_from="s-sahoo/duo")
     assert model_name(published) == "s-sahoo/duo"
+
+
+@pytest.mark.parametrize("flags, sampler, steps", [
+    (dict(oracle="mdlm"), "spread", 16), (dict(oracle="mdlm", prompt="the dog"), "spread", 15),
+    (dict(oracle="mdlm", steps=5), "spread", 5), (dict(oracle="udlm"), "ancestral", 128),
+    (dict(oracle="mdlm", sampler="first-hitting"), "first-hitting", 128),
+    (dict(oracle="bd3lm"), "ancestral", 128), (dict(oracle="pgm"), "spread", 16),
+    (dict(oracle="bd3lm", sampler="spread"), "spread", 2), (dict(oracle="ar"), "ancestral", 128)])
+def test_a_method_has_its_sampler_and_the_sampler_its_steps(flags, sampler, steps, capsys):
+    """Under masks: the one that loses least, two words in a step. What is given stays."""
+    text, = lines(capsys, **{"steps": 0, **flags}, num_samples=1)
+    assert (text["sampler"], text["steps"]) == (sampler, steps)
+
+
+def test_a_classifier_guides_steps_that_it_knows():
+    config = configure(sample.Config, oracle="mdlm", classifier="exact", label="farm")
+    assert first_sampler(config, make_method("mdlm", 5)) == "ancestral"
