@@ -51,8 +51,8 @@ def layout_name(config, method, where):
     """The row of LAYOUTS for this network; UserError says what to train with to have one."""
     name = method.public_layout
     if name is None or not LAYOUTS[name].exports:
-        raise UserError(f"{where} is a run of --method {config['method']}, for which there is no "
-                        f"public layout: only {', '.join(exportable())} have one")
+        raise UserError(f"{where} was trained with --method {config['method']}, for which there is "
+                        f"no public layout: only {', '.join(exportable())} have one")
     needed = {"qk_norm": False, **method.public_flags}
     theirs = {key: config.get(key, value) for key, value in needed.items()}  # hub.py has few
     if theirs != needed:
@@ -176,8 +176,8 @@ def main(config, given=()):
     model = assemble(state, config.out_dir)  # UserError if its parts do not fit
     n, name, why = write_export(state, model.method, to, config.out_dir)
     layout = "our own layout" if name == OWN else f"the layout of the public code of {name}"
-    print(f"{to}: {n:,} numbers of {model.config.method}, step {model.step}, in {layout}; read it "
-          f"with --init_from {to}")
+    print(f"{to}: {n:,} numbers of {model.config.method}, step {model.step}, in {layout}; for "
+          f"sample.py and train.py it is {spell({'init_from': to})}")
     if why:
         print(f"no public code can read it: {why}")
 

@@ -1,5 +1,5 @@
 """
-Chapter 4. Uniform noise as masks that show a word: AUDM (after arXiv:2605.22765).
+Chapter 4. Uniform noise as masks that show a word, after AUDM (arXiv:2605.22765).
 
 Uniform noise (4.1) tosses a coin m for each token, and then shows a word in its place. Draw that
 word u once, for the whole way from noise to text, and let the network see the coin:
@@ -118,6 +118,8 @@ class AUDM(MDLM):
     """--method audm: mdlm whose masks show random words; its bound is (4.3), or (4.6)."""
     told: str = flag("noise", "what the network sees beside z: which words are noise, or u of all "
                      "tokens (the paper)", ["noise", "words"], fixed=True)
+    weighting: str = flag("simple", "train on bounded weights, of (4.6) on the cross-entropy alone, "
+                          "or on the bound itself", ["simple", "bound"])
     network = TwoVectors
     public_layout = None
 

@@ -114,7 +114,7 @@ DEEP = "[" * 50_000
     (lambda path: from_json(path.read_text()), "not a tokenizer"),
     (lambda path: tensor_layouts.read_safetensors(path), "no whole safetensors file"),
     (lambda path: download.read_manifest(path.parent), "delete it"),
-    (lambda path: curves.read_metrics(path.parent), "holds no step yet"),
+    (lambda path: curves.read_metrics(path.parent), "none of its 1 lines can be read"),
     (lambda path: save_evaluation(configure(evaluate.Config, out_dir=str(path.parent)), 1, {}),
      "it is no JSON object"),
 ])

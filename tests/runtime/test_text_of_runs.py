@@ -119,7 +119,7 @@ def test_a_student_learns_on_the_text_of_its_teacher(poem, capsys):
 
 def test_an_exported_model_knows_its_text_too(poem, capsys):
     state = run_on(poem, qk_norm=False)
-    write_export(state, assemble(state, "out").method, "exported", "out")
+    write_export(state, assemble(state, "out").method, Path("exported"), "out")
     assert load_model("exported").text == state["text"]
 
 
@@ -133,7 +133,7 @@ def test_a_folder_of_texts_is_what_it_was_after_a_run_has_written_into_it(poem, 
     state = fit("out/here-mdlm", data=".", tokenizer="chars", qk_norm=False)
     fit("out/here-mdlm", data=".", tokenizer="chars", qk_norm=False, seed=2)  # and set aside
     evaluate.main(*commanded(evaluate, "--out_dir", "out/here-mdlm", *FEW))
-    write_export(state, assemble(state, "out").method, "model", "out")
+    write_export(state, assemble(state, "out").method, Path("model"), "out")
     shutil.copytree("cache", "older cache")
     capsys.readouterr()
     assert load_data(".", 8, "chars").fingerprint == text == state["text"]

@@ -9,7 +9,8 @@ import distill
 import evaluate
 import sample
 import train
-from flags import USUAL, flags_of, parse
+from flags import flags_of, parse
+from suggest import USUAL
 
 TYPED = {
     train: "lr learning_rate|learning-rat learning_rate|epochs max_iters|steps max_iters|"
