@@ -32,7 +32,8 @@ def noises():
 
 # The values of a flag, where its choices or its range do not give any, or give slow ones.
 VALUES = dict(
-    n_embd=[4, 20], n_layer=[1, 2], block_size=[1, 8], batch_size=[1, 3], max_iters=[1, 2], vocab_size=[100, 110],
+    n_embd=[4, 20], n_layer=[1, 2], block_size=[1, 8], batch_size=[1, 3], max_iters=[1, 2],
+    vocab_size=[100, 110],
     tokenizer=["auto", "chars", "bytes", "bpe"], device=["cpu", "auto"], attention=["auto", "sdpa"],
     grad_clip=[0.0, 0.01], diffusion_block=[1, 2, 4], clip=["", "0.45,0.95", "0,1", "1,1"],
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
