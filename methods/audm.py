@@ -118,8 +118,8 @@ class AUDM(MDLM):
     """--method audm: mdlm whose masks show random words; its bound is (4.3), or (4.6)."""
     told: str = flag("noise", "what the network sees beside z: which words are noise, or u of all "
                      "tokens (the paper)", ["noise", "words"], fixed=True)
-    weighting: str = flag("simple", "train on bounded weights, of (4.6) the cross-entropy alone, or "
-                          "on the bound itself", ["simple", "bound"])
+    weighting: str = flag("simple", "train on bounded weights, of (4.6) the cross-entropy, or on "
+                          "the bound itself", ["simple", "bound"])
     network = TwoVectors
     public_layout = None
 
