@@ -176,8 +176,8 @@ def main(config, given=()):
     model = assemble(state, config.out_dir)  # UserError if its parts do not fit
     n, name, why = write_export(state, model.method, to, config.out_dir)
     layout = "our own layout" if name == OWN else f"the layout of the public code of {name}"
-    print(f"{to}: {n:,} numbers of {model.config.method}, step {model.step}, in {layout}; for "
-          f"sample.py and train.py it is {spell({'init_from': to})}")
+    print(f"{to}: {n:,} numbers of {model.config.method}, step {model.step}, in {layout}; "
+          f"sample.py and train.py read it with {spell({'init_from': to})}")
     if why:
         print(f"no public code can read it: {why}")
 

@@ -150,6 +150,10 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
     token, so that each row would be one place off.
     """
     other, refused = load_model(where, device), f"--init_from {where} does not fit: it has"
+    method = build_method(config, encoding)
+    needs = f"{refused} a network of {other.config.method}, and {config.method} needs another"
+    if other.method.classifies != method.classifies:
+        raise UserError(needs)
     for name in NETWORK:
         theirs, ours = vars(other.config)[name], vars(config)[name]
         if theirs != ours:
@@ -157,12 +161,10 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
     if to_json(other.encoding) != to_json(encoding):
         raise UserError(f"{refused} other tokens than {config.data}: --tokenizer model keeps its "
                         "own")
-    method = build_method(config, encoding)
     ours = build_network(config, method, n_classes).state_dict()
     theirs = other.denoiser.state_dict()
     if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
-        raise UserError(f"{refused} a network of {other.config.method}, and {config.method} needs "
-                        f"another")
+        raise UserError(needs)
     if other.method.predicts != method.predicts:
         raise UserError(f"{refused} a network of {other.config.method}, which predicts "
                         f"{other.method.predicts}, and {config.method} predicts "

@@ -149,7 +149,8 @@ class Edit(Editor):
             score = scatter_at(free, confidence, -1.0).masked_fill(~masked, -1.0)  # (B, L)
             opens = open_confident(score, self.open_above, left)  # (B, L)
             other = (likeliest != z[free]) & (top > self.edit_above)  # (N,)
-            edits = torch.zeros_like(free).masked_scatter(free, other) & ~masked  # (B, L)
+            words = ~masked & masked.any(-1, keepdim=True)  # (B, L) of texts that go on
+            edits = torch.zeros_like(free).masked_scatter(free, other) & words  # (B, L)
             new = likeliest if not self.again else torch.full_like(likeliest, process.mask)  # (N,)
             if self.again and left == 1:  # nothing could open it any more
                 edits = torch.zeros_like(edits)  # (B, L)
@@ -175,9 +176,10 @@ class ProSeCo(Editor):
             filled = z.masked_scatter(masked, categorical(to_probs(logits)))  # (B, L)
             order = torch.rand(z.shape, device=z.device).masked_fill(~masked, -1)  # (B, L)
             opens = highest(order, masks_to_open(n, left))  # (B, L)
-            words, clean = free & ~masked, torch.zeros(len(z), 1, device=z.device)  # (B, L), (B, 1)
+            words = free & ~masked & (n > 0)  # (B, L) of texts that go on
+            clean = torch.zeros(len(z), 1, device=z.device)  # (B, 1)
             if left % self.every == 1 % self.every and words.any():  # the last step is one of them
                 right = denoiser(filled, clean, at=words)[:, :process.n_tokens].argmax(-1)  # (N,)
                 filled = filled.masked_scatter(words, right)  # (B, L)
-            z = torch.where(opens | ~masked, filled, z)  # (B, L)
+            z = torch.where(opens | words, filled, z)  # (B, L)
             yield z

@@ -57,10 +57,16 @@ class OwnChance:
         u = self.uniform(like.shape, torch.float64)  # (B, L)
         return (low + u * (high - low)).long()  # (B, L)
 
+    def exponential(self, a):
+        """In place of Tensor.exponential_."""
+        return a.copy_(-torch.log1p(-self.uniform(a.shape, torch.float64)))  # (B, L)
+
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(torch, "rand", self.uniform)
+        self.patch.setattr(torch, "rand_like", lambda a: self.uniform(a.shape, a.dtype))
         self.patch.setattr(torch, "randint_like", self.integers)
+        self.patch.setattr(torch.Tensor, "exponential_", lambda a: self.exponential(a))
         self.patch.setattr(torch, "randint", lambda high, shape, device=None: self.integers(
             torch.empty(shape), high))
         self.patch.setattr(torch.distributions.Beta, "sample", lambda beta: beta.mean)

@@ -192,7 +192,7 @@ def test_what_has_no_public_layout_is_exported_in_our_own_and_says_why(flags, sa
     checkpoint(**flags)
     folder = exported("run", "own")
     said = capsys.readouterr().out
-    assert "in our own layout; read it with --init_from own\n" in said
+    assert "in our own layout; sample.py and train.py read it with --init_from own\n" in said
     assert "no public code can read it: run " in said and says in said
     assert config_of(folder).keys() == {"model_type", "palimpsest"}
 

@@ -154,7 +154,8 @@ def test_a_masked_model_becomes_one_of_blocks_by_fine_tuning(tiny):
     ("pgm", "--seed=1", "needs a first token"), ("mdlm", "--data=toy", "other tokens than toy")])
 def test_a_flag_that_does_not_fit_the_model_is_refused(kind, flag, says, tiny):
     argv = [f"--{name}={value}" for name, value in TUNE.items()]
-    argv = [f"--init_from={tiny(kind)}", "--data=text.txt", *argv, flag]
+    data = [] if flag.startswith("--data") else ["--data=text.txt"]
+    argv = [f"--init_from={tiny(kind)}", *data, *argv, flag]
     with pytest.raises(UserError, match=says):
         train.main(*parse(train.Config, argv))
 

@@ -21,9 +21,9 @@ FEW = {name: TINY[name] for name in ("data", "batch_size", "max_iters", "eval_it
                                      "warmup_iters", "device", "dtype", "muon_dtype")}
 
 
-def start(where, out_dir, *words):
+def start(where, out_dir, *words, **flags):
     """train.py with the flags of a run that says nothing of the network."""
-    few = [f"--{name}={value}" for name, value in FEW.items()]
+    few = [f"--{name}={value}" for name, value in {**FEW, **flags}.items()]
     config, given = commanded(train, *few, f"--init_from={where}", f"--out_dir={out_dir}", *words)
     train.main(config, given)
     return read_state(out_dir)["config"]
@@ -60,7 +60,7 @@ def test_a_run_on_the_same_text_keeps_its_tokens_and_one_on_another_is_told_how(
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"the old dog sees a cat . {name} " * 60)
     fit("first", data="a.txt", tokenizer="chars")
-    assert start("first", "second", "--data=a.txt")["tokenizer"] == "chars"
+    assert start("first", "second", data="a.txt")["tokenizer"] == "chars"
     few = [f"--{name}={value}" for name, value in {**FEW, "data": "b.txt"}.items()]
     error = complaint(train, *few, "--init_from=first", "--out_dir=o", capsys=capsys)
     assert "--tokenizer model keeps its own" in error

@@ -141,7 +141,8 @@ def model_of(name, classes=("farm", "sea")):
 
 def guided(name, classes=("farm", "sea"), judge=None, window=None, **flags):
     """The denoiser and the sampler that the flags ask for, around a denoiser of None."""
-    config, model = configure(SamplingFlags, **flags), model_of(name, classes)
+    config = configure(SamplingFlags, **{"sampler": "ancestral", **flags})
+    model = model_of(name, classes)
     return guide(config, model, None, sampler_of(config, model), judge, window)
 
 
@@ -218,7 +219,7 @@ def test_guidance_towards_the_prompt_masks_it_out_of_the_second_call():
     def denoiser(z, t, at):
         seen.append(z.tolist())
         return world.oracle(Absorbing(N))(z, t, at)
-    config, model = configure(SamplingFlags, guidance=2.5), model_of("mdlm")
+    config, model = configure(SamplingFlags, sampler="ancestral", guidance=2.5), model_of("mdlm")
     sampler = sampler_of(config, model)
     both = guide_by_prompt(config, model.method, denoiser, sampler, prompt)
     z, t = torch.tensor([[1, N, N]]), torch.full((1, 1), 0.6).double()  # (1, L), (1, 1)
@@ -235,13 +236,14 @@ def test_guidance_towards_the_prompt_masks_it_out_of_the_second_call():
     ("udlm", {}, None), ("bd3lm", {}, None), ("pgm", {}, None), ("ar", {}, None),
     ("mdlm", dict(sampler="semi-ar", cache="dual"), None), ("mdlm", {}, 16)])
 def test_a_prompt_that_cannot_be_masked_out_is_refused_in_words(name, flags, window):
-    config, model = configure(SamplingFlags, guidance=2.0, **flags), model_of(name)
+    flags, model = {"sampler": "ancestral", **flags}, model_of(name)
+    config = configure(SamplingFlags, guidance=2.0, **flags)
     with pytest.raises(UserError, match="it is for mdlm, md4, radd, audm, without --cache, "):
         guide_by_prompt(config, model.method, None, sampler_of(config, model), None, window)
 
 
 @pytest.mark.parametrize("name", ["mdlm", "md4", "radd"])
 def test_methods_that_read_masked_texts_are_guided_by_their_prompt(name):
-    config, model = configure(SamplingFlags, guidance=2.0), model_of(name)
+    config, model = configure(SamplingFlags, sampler="ancestral", guidance=2.0), model_of(name)
     sampler = sampler_of(config, model)
     assert isinstance(guide_by_prompt(config, model.method, None, sampler, None), PromptGuided)
