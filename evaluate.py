@@ -88,8 +88,7 @@ def adapt_flags(config, model, device):
         raise UserError("--guidance requires --label, or the questions of --chat")
     if config.ends and end_of_text(model.encoding) is None:
         raise UserError(f"--ends: the tokens of {model_name(config)} have no end of text")
-    config = default_sampler(config, model.method) if config.chat else config
-    return choose_sampler(config, model)
+    return default_sampler(config, model.method) if config.chat else config
 
 
 def evaluate_classifier(config, model, device):
@@ -124,8 +123,9 @@ def main(config, given=()):
     report = Report(config, model, data)
     with report.part("bound"):
         report.add(**bound_figures(model, data, held, config, rival))
-    steps = min(config.steps, model.method.max_steps or config.steps)
-    how = {"sampler": config.sampler, "steps": steps}
+    chosen = choose_sampler(config, model)
+    steps = min(chosen.steps, model.method.max_steps or chosen.steps)
+    how = {"sampler": chosen.sampler, "steps": steps}
     if config.num_samples and data.answers:
         with report.part("answers"):
             report.add(answers=score_answers(model, denoiser, data, config, device),

@@ -68,7 +68,8 @@ def follow(method, denoiser, z, frozen, steps, sampler, to_probs=probabilities, 
     A sampler goes on from the tensor that it yields, so putting other words in there is all it
     takes to lead it to x.
     """
-    if not sampler.chooses_first or not method.opens_masks:
+    whole = method.opens_masks and not method.left_to_right and method.samplers is None
+    if not sampler.chooses_first or not whole:
         raise ValueError(f"the law of {type(sampler).__name__} with {method.name} is not (24.1)")
     scorer = Scorer(denoiser)
     log_q = torch.zeros(len(z), dtype=torch.float64, device=z.device)  # (B,)

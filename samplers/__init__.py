@@ -126,6 +126,7 @@ def choose_sampler(config, model, frozen=None):
 
 def sampler_of(config, model):
     """The sampler that the flags describe, for a model; UserError if it does not fit."""
+    config = change(config, sampler=config.sampler or first_sampler(config, model.method))
     rows = load_row(SAMPLERS, config.sampler), load_row(CORRECTORS, config.corrector)
     options = {key: getattr(config, key) for row in rows for key in flags_of(row)}
     sampler = make_sampler(config.sampler, model.method, config.corrector, **options)

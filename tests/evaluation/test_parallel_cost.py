@@ -125,9 +125,10 @@ def test_temperature_and_labels_are_part_of_the_law():
 def test_what_draws_before_it_chooses_has_no_such_law(name):
     with pytest.raises(ValueError, match="is not"):
         follow(MDLM, EXACT, *from_nothing(MDLM, 2, L), 2, make_sampler(name, MDLM))
-    udlm = make_method("udlm", N)
-    with pytest.raises(ValueError, match="is not"):
-        follow(udlm, EXACT, *from_nothing(udlm, 2, L), 2, make_sampler("ancestral", udlm))
+    for other in ("udlm", "bd3lm", "genmd4"):
+        method = make_method(other, N)
+        with pytest.raises(ValueError, match=f"with {other} is not"):
+            follow(method, EXACT, *from_nothing(method, 2, L), 2, make_sampler("ancestral", method))
 
 
 # ---- paths

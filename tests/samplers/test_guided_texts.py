@@ -166,7 +166,7 @@ def test_a_label_is_a_name_or_a_number(label):
                                   if not load_row(METHODS, name).classifies])
 def test_every_method_is_guided_by_labels_in_its_x_theta_or_in_its_step(name):
     """In the step where noise makes wrong words; else in x_theta, which goes with any sampler."""
-    denoiser, sampler = guided(name, label="sea", guidance=2.0)
+    denoiser, sampler = guided(name, sampler="ancestral", label="sea", guidance=2.0)
     method = make_method(name, N)
     in_step = method.revises_text and not method.scores_ratios
     assert (sampler.step is not ancestral.step) == in_step

@@ -95,8 +95,8 @@ def shown(states, encoding, given=()):
 
 
 def test_watching_redraws_each_frame_in_place_and_leaves_the_terminal_clean(terminal):  # noqa: F811
-    seen, code = terminal(["sample", "--oracle", "mdlm", "--watch", "--steps", 6,
-                           "--prompt", "the _ _ _"])
+    seen, code = terminal(["sample", "--oracle", "mdlm", "--sampler", "ancestral", "--watch",
+                           "--steps", 6, "--prompt", "the _ _ _"])
     drawn, up = frames(seen)
     assert code == 0 and len(drawn) == 7 and up[0] == 0
     for frame, rise in zip(drawn, up[1:]):
@@ -129,8 +129,8 @@ def test_ctrl_c_while_watching_leaves_no_color_and_no_traceback(terminal):  # no
 
 
 def test_watching_prints_plain_lines_where_there_is_no_terminal(capsys):
-    sample.main(configure(sample.Config, oracle="mdlm", watch=True, steps=6, prompt="the _ _ _",
-                          device="cpu"), [])
+    sample.main(configure(sample.Config, oracle="mdlm", sampler="ancestral", watch=True, steps=6,
+                          prompt="the _ _ _", device="cpu"), [])
     out = capsys.readouterr().out
     assert "\x1b" not in out and out.startswith("step    0: 'the _ _ _'\n")
     assert out.count("\nstep") == 6
