@@ -195,7 +195,7 @@ def test_the_command_of_the_page_records_the_same_as_sample_py(monkeypatch, caps
 
 
 @pytest.mark.parametrize("module, argv, says", [
-    (sample, ["--oracle", "mdlm", "--beside", "udlm"], "--beside counts for nothing without --html"),
+    (sample, ["--oracle", "mdlm", "--beside", "udlm"], "counts for nothing without --html"),
     (sample, ["--oracle", "mdlm", "--html", "o.html", "--beside", "udml"],
      "udml is no oracle (did you mean udlm?)"),
     (sample, ["--oracle", "mdlm", "--html", "no/where/o.html"], "there is no folder no/where"),
