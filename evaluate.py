@@ -61,7 +61,7 @@ class Config(SamplingFlags):
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
     zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt",
                           each=str)
-    lambada: str = flag("", 'a .jsonl file: {"text"}: is its last word found?', once="name one file")
+    lambada: str = flag("", 'a .jsonl file: {"text"}, for its last word', once="name one file")
     choices: str = flag("", 'a .jsonl file: {"prompt", "choices", "answer"}', once="name one file")
     ends: bool = flag(False, "lambada, choices: put an end of text on both sides",
                       needs=["lambada", "choices"])
