@@ -290,7 +290,7 @@ def reverse_step(process, denoiser, z, frozen, s, t, to_probs=probabilities):
     """
     coin = lambda: torch.rand(z.shape, dtype=torch.float64, device=z.device)  # (B, L)
     alpha_t, alpha_s, b_z = process.alpha(t), process.alpha(s), process.b(t, z)  # (B, 1|L) each
-    beta = torch.where(alpha_s > 0, b_z - alpha_t / alpha_s * process.b(s, z), 0.0)  # (B, L)
+    beta = (alpha_s > 0) * (b_z - alpha_t / alpha_s.clamp(min=1e-300) * process.b(s, z))  # (B, L)
     moves = (coin() * b_z < beta) & ~frozen  # (B, L)
     to_text = coin() < alpha_s  # (B, L)
     new = torch.where(to_text, z, process.draw_noise(s, z))  # (B, L)
