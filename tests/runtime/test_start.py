@@ -224,7 +224,8 @@ for rank in range(2):
         try:
             with train.Run(configure(train.Config, **flags)) as run:
                 train.train(run)
-            print(rank, run.config.max_iters, run.config.warmup_iters, file=sys.stderr, flush=True)
+            config = run.config  # one write: two processes share the pipe
+            sys.stderr.write(f"{rank} {config.max_iters} {config.warmup_iters}\n")
         except BaseException as error:
             print(rank, repr(error), file=sys.stderr, flush=True)
             os._exit(1)
