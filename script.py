@@ -248,6 +248,7 @@ def exit_with_error(sentence, code):
     """End the script with one line on stderr."""
     with contextlib.suppress(OutputLost):
         sys.stdout.flush()  # what waits there, such as a prompt, was said before
+    with contextlib.suppress(OutputLost):
         line = sentence.replace("\n", "\\n")
         print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
     sys.exit(code)

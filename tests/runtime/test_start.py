@@ -225,7 +225,7 @@ for rank in range(2):
             with train.Run(configure(train.Config, **flags)) as run:
                 train.train(run)
             config = run.config  # one write: two processes share the pipe
-            sys.stderr.write(f"{rank} {config.max_iters} {config.warmup_iters}\n")
+            sys.stderr.write(f"{rank} {config.max_iters} {config.warmup_iters}\\n")
         except BaseException as error:
             print(rank, repr(error), file=sys.stderr, flush=True)
             os._exit(1)
