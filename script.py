@@ -182,8 +182,10 @@ def spell(values):
 def shell_word(text):
     """One word for a shell, on one line: in quotes if it needs them, by bytes if it cannot be
     printed."""
-    if text.isprintable():
-        return shlex.quote(text)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        if text.isprintable():
+            return shlex.quote(text)
     plain = lambda byte: 32 <= byte < 127 and chr(byte) not in "'\\"
     raw = os.fsencode(text)
     return "$'" + "".join(chr(b) if plain(b) else f"\\x{b:02x}" for b in raw) + "'"

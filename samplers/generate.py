@@ -84,7 +84,8 @@ class CallCounter(Wrapper):
         return f"{self} ({length} tokens in {writer.steps} steps; no call where no {what})"
 
     def __str__(self):
-        return f"{self.calls} network calls, {self.positions:,} positions scored"
+        return (f"{self.calls} network call{'s' * (self.calls != 1)}, {self.positions:,} "
+                f"position{'s' * (self.positions != 1)} scored")
 
 
 @dataclass

@@ -245,3 +245,8 @@ def test_a_command_that_is_shown_can_be_copied(value):
 
 def test_plain_words_need_no_quotes():
     assert spell({"out_dir": "out/a-mdlm"}) == "--out_dir out/a-mdlm" and shell_word("a") == "a"
+
+
+def test_a_command_that_the_stream_cannot_show_is_written_by_its_bytes(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert shell_word("größe") == r"$'gr\xc3\xb6\xc3\x9fe'"
