@@ -1,5 +1,6 @@
 """What the graders of the exercises share: comparisons that name the mistake behind a number."""
 import contextlib
+import functools
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.tensor  # noqa: F401  assert_close would load it in each fork
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -129,18 +131,19 @@ def check_detects(name, file, number, wrong):
         mark = [mark for mark in MARK.finditer(text) if int(mark[2]) == number][-1]
         lines = "".join(f"{mark[1]}{line}\n" for line in wrong)
         return text[:mark.start(4)] + lines + text[mark.end(4):]
+    before, failed = run_test(ROOT, name)
+    check(before or failed, f"{name} did not run")
+    check(before, f"{name} fails without the fault as well: does it need a blank that is "
+                  "still open?")
     with tempfile.TemporaryDirectory() as folder:
-        before, failed = run_test(copy_files(Path(folder, "before")), name)
-        check(before or failed, f"{name} did not run")
-        check(before, f"{name} fails without the fault as well: does it need a blank that is "
-                      "still open?")
         passed, _ = run_test(copy_files(Path(folder, "after"), change), name)
     check(passed < before, f"{name} passes even though {file} has the fault: it tests something "
                            "else")
 
 
+@functools.cache
 def run_test(root, name):
-    """pytest on a copy of the project. -> tests that passed, failed"""
+    """pytest on the project or a copy of it. -> tests that passed, failed"""
     words = ["--no-header", "-o", "addopts=", name]
     if hasattr(os, "fork"):
         return run_in_fork(root, words)

@@ -24,6 +24,7 @@ import torch
 import train
 from checkpoints.load import read_state
 from flags import configure, parse
+from forks import forked
 from runtime import progress
 from runtime.trainer import Trainer
 from script import one_line_errors
@@ -101,10 +102,13 @@ def script(name, *argv, **env):
     ours = {
         key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")
     }  # pytest's, not its
-    env = {**ours, "OMP_NUM_THREADS": "1", "TERM": "xterm", **env}
-    return dict(
-        args=[sys.executable, str(ROOT / f"{name}.py"), *map(str, argv)], env=env, text=True
-    )
+    return python(ROOT / f"{name}.py", *argv, **{**ours, "TERM": "xterm", **env})
+
+
+def python(*words, **env):
+    """The command line of Python, and its environment: `env`, or that of this process."""
+    env = {**(env or os.environ), "OMP_NUM_THREADS": "1"}
+    return dict(args=[sys.executable, *map(str, words)], env=env, text=True)
 
 
 def tiny(**flags):
@@ -176,15 +180,20 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def terminal(tmp_path):
-    """Runs a script in a terminal of 24 lines and 40 columns; -> what the terminal got, exit code.
-    """
+    """Runs a script in a terminal of 24 lines and 40 columns, in a fork of this process unless
+    something is typed (readline, which pytest loads, shows a prompt again); -> what the terminal
+    got, exit code."""
 
     def run(words, after=lambda seen, process: None, typed="", **env):
         master, slave = pty.openpty()
         os.write(master, typed.encode())  # it waits there until somebody reads
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        command = script(*words, **env)
         process = subprocess.Popen(
-            **{**script(*words, **env), "text": False}, stdin=slave, stdout=slave, stderr=slave
+            **{**(command if typed else forked(command)), "text": False},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
         )
         os.close(slave)
         seen = b""

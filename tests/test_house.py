@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from data import DATASETS
+from forks import forked
 from methods import METHODS
+from runs import python
 from samplers import CORRECTORS, SAMPLERS
 from tree import CODE, FLOOR, ROOT, TESTS
 
@@ -260,9 +262,9 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, tmp_path / file)
     run = lambda *words: subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
+        **forked(python(*words)), cwd=tmp_path, capture_output=True
     )
-    tiny = ("--data toy --max_iters 1 --n_layer 1 --n_embd 16 --n_head 2 --batch_size 2 "
+    tiny = ("--data toy --max_iters 1 --n_layer 1 --n_embd 16 --n_head 2 --batch_size 64 "
             "--eval_iters 1 --block_size 8")
     train = run(
         "train.py", *tiny.split(), "--out_dir", "run", "--device", "cpu", "--dtype", "float32"

@@ -2,13 +2,13 @@
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
 from exercises import student_copy
 from flags import UserError, configure
-from runs import ROOT, complaint
+from forks import forked
+from runs import ROOT, complaint, python
 
 NUMBERS = list(range(1, 21))
 
@@ -152,8 +152,8 @@ def test_what_cannot_be_done_gets_one_line(words, message, capsys):
 
 
 def test_the_command_runs_as_a_module():
-    run = subprocess.run([sys.executable, "-m", "exercises.student_copy", "--solutoin", "3"],
-                         cwd=ROOT, capture_output=True, text=True)
+    command = python("-m", "exercises.student_copy", "--solutoin", "3")
+    run = subprocess.run(**forked(command), cwd=ROOT, capture_output=True)
     assert run.returncode == 2 and "did you mean --solution" in run.stderr
     assert run.stderr.count("\n") == 1
 

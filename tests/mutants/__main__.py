@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # noqa: F401  both would be loaded in each fork
+import torch.distributed.tensor  # noqa: F401
 
 from exercises.student_copy import copy_files, forget_project
 from flags import flag

@@ -4,14 +4,14 @@ same checkpoint."""
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 
 from checkpoints.load import load_model, read_state
+from forks import forked
 from methods import METHODS
-from runs import ROOT, TINY, cache, elsewhere, fit, metrics  # noqa: F401
+from runs import ROOT, TINY, cache, elsewhere, fit, metrics, python  # noqa: F401
 
 EACH_METHOD = (
     [*METHODS] if "PALIMPSEST_SLOW" in os.environ else ["ar", "mdlm", "genmd4", "pgm", "classifier"]
@@ -62,16 +62,9 @@ GROUPS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, cache):
     """Where all of these have run."""
-    path, env = tmp_path_factory.mktemp("machines"), {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, ROOT / "tests" / "processes.py", json.dumps(GROUPS)]
-    done = subprocess.run(
-        words,
-        cwd=path,
-        env={**env, "PALIMPSEST_CACHE": str(cache)},
-        text=True,
-        capture_output=True,
-        timeout=600,
-    )
+    path, env = tmp_path_factory.mktemp("machines"), {**os.environ, "PALIMPSEST_CACHE": str(cache)}
+    command = python(ROOT / "tests" / "processes.py", json.dumps(GROUPS), **env)
+    done = subprocess.run(**forked(command), cwd=path, capture_output=True, timeout=600)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return path
 

@@ -16,8 +16,10 @@ import torch
 import train
 from checkpoints.load import load_model, read_state
 from flags import UserError, configure
+from forks import forked
 from runs import (  # noqa: F401
-    ROOT, TINY, assert_same, cache, elsewhere, fit, interrupt, metrics, script, tiny,
+    ROOT, TINY, assert_same, cache, elsewhere, fit, interrupt, metrics, python, script,
+    tiny,
 )
 from runtime import progress, signals
 from runtime.trainer import Trainer
@@ -142,7 +144,7 @@ def test_a_run_whose_output_is_lost_saves_and_stops_but_not_for_a_terminal_that_
 def test_a_reader_that_leaves_a_pipe_lets_the_run_save_and_the_hint_comes_on_stderr():
     """train.py | head -1"""
     words = script("train", *tiny(max_iters=4000, eval_interval=100_000, out_dir="out"))
-    process = subprocess.Popen(**words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(**forked(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "palimpsest: mdlm on toy\n"
     process.stdout.close()
     err = process.stderr.read()
@@ -214,11 +216,8 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_bit_by_bit(tmp_path):
     that has torch."""
     flags = dict(TINY, max_iters=150, eval_interval=1, log_interval=1, learning_rate=0.01)
     whole = fit("whole", **dict(flags, eval_interval=50))
-    argv, env = (
-        [sys.executable, "-c", ZYGOTE, ROOT, json.dumps(flags), "20"],
-        {**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    done = subprocess.run(argv, env=env, text=True, capture_output=True, timeout=100)
+    command = python("-c", ZYGOTE, ROOT, json.dumps(flags), "20")
+    done = subprocess.run(**forked(command), capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert_same(whole, read_state("killed"))
     assert metrics("killed") == metrics(

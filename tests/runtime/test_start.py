@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import distill
 import train
 from checkpoints.load import read_state
 from flags import UserError, configure
+from forks import forked
 from methods import METHODS
 from runs import (  # noqa: F401
     ROOT,
@@ -25,6 +25,7 @@ from runs import (  # noqa: F401
     fit,
     interrupt,
     metrics,
+    python,
 )
 from runtime import progress, start, teacher
 from runtime import run as run_module
@@ -239,8 +240,7 @@ def test_processes_with_different_clocks_measure_as_many_steps_and_take_as_many(
     """For the second one, everything takes a thousand times as long."""
     flags = {**TINY, **PLANNED, "gradient_accumulation_steps": 2, "recipe_iters": 5,
              "out_dir": "out", **flags}
-    process = subprocess.Popen([sys.executable, "-c", TWO, str(ROOT / "tests"), json.dumps(flags)],
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+    process = subprocess.Popen(**forked(python("-c", TWO, ROOT / "tests", json.dumps(flags))),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
     try:

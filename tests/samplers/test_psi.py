@@ -39,9 +39,8 @@ def test_the_lazy_psi_step_draws_exactly_the_mixture_of_its_two_lines(name, s, t
         rows = psi_law(process, world.vandal(z, t_).exp(), z, s_, t_, kappa)[0]  # (L, V)
         close(rows.sum(-1), torch.ones(L, dtype=torch.float64))
         p = torch.einsum("i,j,k->ijk", *rows).flatten()  # (V^3,)
-        denoiser = lambda z, time, at: world.vandal(z, time.double(), at)
         z, s_, t_ = (a.expand(n, -1) for a in (z, s_, t_))  # (n, L|1)
-        new = psi_step(process, denoiser, z, NOTHING(z), s_, t_, kappa)  # (n, L)
+        new = psi_step(process, world.once(world.vandal), z, NOTHING(z), s_, t_, kappa)  # (n, L)
         assert surprise(numbers(new, process.V), p) < 4.5
 
 

@@ -41,9 +41,8 @@ def test_the_lazy_step_draws_exactly_the_reverse_law(name, s, t):
         x_theta = world.carried_over(process, world.vandal(z, t_).exp(), z)  # (1, L, V)
         rows = reverse(process, x_theta, z, s_, t_)[0]  # (L, V)
         p = torch.einsum("i,j,k->ijk", *rows).flatten()  # (V^3,)
-        denoiser = lambda z, time, at: world.vandal(z, time.double(), at)
         z, s_, t_ = (a.expand(n, -1) for a in (z, s_, t_))  # (n, L|1)
-        new = reverse_step(process, denoiser, z, NOTHING(z), s_, t_)  # (n, L)
+        new = reverse_step(process, world.once(world.vandal), z, NOTHING(z), s_, t_)  # (n, L)
         assert surprise(numbers(new, process.V), p) < 4.5
 
 

@@ -17,6 +17,7 @@ import train
 from checkpoints.load import load_model
 from data import load_data
 from flags import load_row
+from forks import forked
 from methods import METHODS
 from models import random_checkpoint
 from runs import (  # noqa: F401
@@ -144,8 +145,8 @@ def test_a_chat_in_a_terminal_prompts_answers_and_ends_on_ctrl_c(answering, term
 
 def test_a_chat_through_a_pipe_reads_as_a_conversation(answering):
     """And chat.py has the defaults of chats."""
-    done = subprocess.run(**script("chat", "--out_dir", answering / "mdlm"), input="Is it 3?\n",
-                          capture_output=True)
+    done = subprocess.run(**forked(script("chat", "--out_dir", answering / "mdlm")),
+                          input="Is it 3?\n", capture_output=True)
     assert done.returncode == 0 and done.stdout.startswith("> Is it 3?\n")
     assert "1 answer, mdlm, semi-ar" in done.stderr
 

@@ -1,7 +1,6 @@
 """The command line of all scripts: every way to write a flag, and what a mistake says."""
 
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import pytest
 import chat
 import distill
 import evaluate
+import runs
 import sample
 import train
 from flags import (
@@ -23,8 +23,8 @@ from flags import (
     parse,
     restored,
 )
+from forks import forked
 from methods import METHODS
-from runs import ROOT
 
 SCRIPTS = [train, sample, evaluate, distill, chat]
 
@@ -207,9 +207,8 @@ def test_a_mistake_is_one_line_that_helps_and_exit_code_2(argv, says, capsys):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_help_comes_as_soon_as_torch_is_there_and_shows_every_flag_with_its_default(script):
     began = time.time()
-    done = subprocess.run(
-        [sys.executable, ROOT / f"{script.__name__}.py", "--help"], capture_output=True, text=True
-    )
+    command = runs.script(script.__name__, "--help")
+    done = subprocess.run(**forked(command), capture_output=True)
     assert time.time() - began < 30 and done.returncode == 0 and done.stderr == ""
     words = " ".join(done.stdout.split())
     assert " ".join(script.__doc__.split())[:200] in words

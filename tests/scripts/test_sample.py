@@ -12,6 +12,7 @@ import torch
 import sample
 from data.tokenizer import byte_level, end_of_text
 from flags import UserError, configure, flags_of, load_row
+from forks import forked
 from methods import METHODS, make_method
 from models import random_checkpoint
 from runs import cache, commanded, complaint, disk_of, elsewhere, script  # noqa: F401
@@ -291,8 +292,8 @@ def test_old_names_of_flags_and_hyphens_go_on_working():
 
 
 def test_the_help_of_a_sampler_or_an_oracle_lists_its_flags():
-    said = subprocess.run(**script("sample", "--sampler", "semi-ar", "--oracle", "bd3lm", "--help"),
-                          capture_output=True).stdout
+    said = subprocess.run(**forked(script("sample", "--sampler", "semi-ar", "--oracle", "bd3lm",
+                                          "--help")), capture_output=True).stdout
     groups = "--sampler semi-ar (samplers/semi_ar.py)", "--oracle bd3lm (methods/bd3lm.py)"
     assert all(group in said for group in groups)
     assert "--decode_block" in said and "--diffusion_block" in said and "--kappa" not in said

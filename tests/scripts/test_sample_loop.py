@@ -8,6 +8,7 @@ import pytest
 
 import sample
 from flags import configure
+from forks import forked
 from methods import make_method
 from models import random_checkpoint
 from runs import cache, elsewhere, script  # noqa: F401
@@ -60,7 +61,7 @@ def test_ctrl_c_leaves_the_texts_that_are_written(tmp_path):
                      "--steps", 2, "--json")
     path = tmp_path / "texts.jsonl"
     with open(path, "w") as file:
-        process = subprocess.Popen(**command, stdout=file, stderr=subprocess.PIPE)
+        process = subprocess.Popen(**forked(command), stdout=file, stderr=subprocess.PIPE)
         while path.read_text().count("\n") < 3 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
