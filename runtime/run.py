@@ -249,7 +249,7 @@ def time_left(seconds, done, left):
     """The end of a line of progress: how long `left` steps take if `done` took `seconds`."""
     rest = seconds / done * left
     minutes = f"{rest / 60:.0f} min" if rest > 90 else f"{rest:.0f} s"
-    return f", about {minutes} left" if left else ""
+    return f", about {minutes} left" if left and done > 1 else ""  # the first step warms up
 
 
 def slow_steps(seconds, done):
