@@ -54,10 +54,8 @@ def logits_given_others(process, denoiser, z, at):
     return denoiser(hidden, t, at=at)[:, :process.n_tokens]  # (N, n_tokens)
 
 
-@dataclass(eq=False)
-class Gibbs(Corrector):
-    """--corrector gibbs: draws one word of each text again, anywhere, `rounds` times."""
-    rounds: int = flag(32, "words to draw again", least=1)
+class InRounds(Corrector):
+    """A corrector that changes a complete text `rounds` times: `correct` yields it after each."""
 
     def count_states(self, length, steps):
         return self.sampler.count_states(length, steps) + self.rounds
@@ -66,7 +64,17 @@ class Gibbs(Corrector):
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
         for z in self.sampler(process, denoiser, z, frozen, steps, to_probs):
             yield z
-        for _ in range(self.rounds if not frozen.all() else 0):
+        if not frozen.all():
+            yield from self.correct(process, denoiser, z, frozen, to_probs)
+
+
+@dataclass(eq=False)
+class Gibbs(InRounds):
+    """--corrector gibbs: draws one word of each text again, anywhere, `rounds` times."""
+    rounds: int = flag(32, "words to draw again", least=1)
+
+    def correct(self, process, denoiser, z, frozen, to_probs):
+        for _ in range(self.rounds):
             order = torch.rand(z.shape, device=z.device).masked_fill(frozen, -1)  # (B, L)
             at = highest(order, 1) & ~frozen  # (B, L)
             p = to_probs(logits_given_others(process, denoiser, z, at))  # (N, n_tokens)
@@ -75,7 +83,7 @@ class Gibbs(Corrector):
 
 
 @dataclass(eq=False)
-class SelfCorrect(Corrector):
+class SelfCorrect(InRounds):
     """--corrector self-correct: puts in the most confident new word, until nothing improves.
 
     It needs a network that was trained on wrong words: one that was trained on masks alone trusts
@@ -85,17 +93,11 @@ class SelfCorrect(Corrector):
     rounds: int = flag(128, "words to replace at most", least=1)
     corrects_noise, draws_from_model = True, False
 
-    def count_states(self, length, steps):
-        return self.sampler.count_states(length, steps) + self.rounds
-
-    @torch.no_grad()
-    def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
-        for z in self.sampler(process, denoiser, z, frozen, steps, to_probs):
-            yield z
+    def correct(self, process, denoiser, z, frozen, to_probs):
         free, t = ~frozen, torch.full((len(z), 1), 0.01, device=z.device)  # (B, L), (B, 1)
         best = torch.full((len(z),), -1.0, device=z.device)  # (B,) share of words
         waited = torch.zeros(len(z), device=z.device)  # (B,) rounds since then
-        for _ in range(self.rounds if free.any() else 0):
+        for _ in range(self.rounds):
             logits = denoiser(z, t, at=free)[:, :process.n_tokens]  # (N, n_tokens)
             likeliest = (logits.argmax(-1) == z[free]).float()  # (N,)
             share = scatter_at(free, likeliest).sum(-1) / free.sum(-1).clamp(min=1)  # (B,)
@@ -120,20 +122,14 @@ def margins(logits, words):
 
 
 @dataclass(eq=False)
-class Informed(Corrector):
+class Informed(InRounds):
     """--corrector informed: draws the most doubtful word of each text again, `rounds` times."""
     rounds: int = flag(32, "words to draw again", least=1)
     corrects_noise, draws_from_model = True, False
 
-    def count_states(self, length, steps):
-        return self.sampler.count_states(length, steps) + self.rounds
-
-    @torch.no_grad()
-    def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
-        for z in self.sampler(process, denoiser, z, frozen, steps, to_probs):
-            yield z
+    def correct(self, process, denoiser, z, frozen, to_probs):
         free, t = ~frozen, torch.zeros(len(z), 1, device=z.device)  # (B, L), (B, 1)
-        for _ in range(self.rounds if free.any() else 0):
+        for _ in range(self.rounds):
             logits = denoiser(z, t, at=free)[:, :process.n_tokens]  # (N, n_tokens)
             doubt = scatter_at(free, -margins(logits, z[free]), -torch.inf)  # (B, L)
             at = highest(doubt, 1) & free  # (B, L)

@@ -87,7 +87,8 @@ def test_where_no_bar_is_shown_lines_say_how_much_time_is_left(monkeypatch, caps
 
 
 @pytest.mark.parametrize("seconds, done, left, words", [
-    (60.0, 10, 270, ", about 27 min left"), (10.0, 10, 30, ", about 30 s left"), (9.0, 3, 0, ""), (3.0, 1, 9, "")])
+    (60.0, 10, 270, ", about 27 min left"), (10.0, 10, 30, ", about 30 s left"), (9.0, 3, 0, ""),
+    (3.0, 1, 9, "")])
 def test_the_time_left_is_that_of_the_steps_so_far(seconds, done, left, words):
     assert time_left(seconds, done, left) == words
 
