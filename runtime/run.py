@@ -47,7 +47,7 @@ class Run:
 
     objective    (method, config, data, device) -> what gives the loss; None: the method itself
     state        of the run to resume; None: the flags say where the run starts
-    teacher      the state of a model whose tokens are used
+    teacher      the state of a model whose tokens are used, and from whose weights it starts
     """
 
     def __init__(self, config, given=(), objective=None, state=None, teacher=None):
@@ -128,6 +128,8 @@ class Run:
         trainer = Trainer(config, data, method, device, objective)
         if self.resumed:
             trainer.load(state)
+        elif self.teacher:
+            trainer.start_from(self.teacher["ema"])  # a student begins as its teacher
         elif config.init_from != "scratch":
             trainer.start_from(initial_weights(config.init_from, config, data.encoding,
                                                len(trainer.classes), device))

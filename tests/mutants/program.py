@@ -38,6 +38,8 @@ TRAINING = [
      "self.config.seed * 1_000_003", "test_trainer test_resume", "all micro-batches are one"),
     ("runtime/start.py", "free = network | own | tokens", "free = own | tokens", "test_adopt",
      "the sizes of a run to start from must be given again"),
+    ("runtime/run.py", "        elif self.teacher:\n", "        elif False:\n", "test_distill",
+     "a student learns from nothing"),
     ("runtime/run.py", "if self.resumed and self.first >= self.config.max_iters:", "if False:",
      "test_adopt test_resume", "a finished run is measured once more and does not say so"),
     ("suggest.py", "n=1, cutoff=0.7)", "n=1, cutoff=0.5)", "test_suggestions",

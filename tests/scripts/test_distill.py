@@ -53,6 +53,15 @@ def run(teacher, out_dir, given=None, **flags):
 PAIRS = [("mdlm", "sdtt"), ("duo", "dcd"), ("udlm", "dcd")]
 
 
+@pytest.mark.parametrize("teacher, method", PAIRS)
+def test_a_student_begins_as_its_teacher(teacher, method, trained):
+    state = run(trained / teacher, "out", method=method, learning_rate=0.0, muon_lr=0.0, rounds=1,
+                iters_per_round=1)
+    theirs = read_state(trained / teacher)["ema"]
+    for part in ("model", "ema"):
+        torch.testing.assert_close(state[part], theirs, rtol=0, atol=0)
+
+
 SETTINGS = [
     {},
     {"divergence": "kl-fwd"},
