@@ -180,21 +180,15 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def terminal(tmp_path):
-    """Runs a script in a terminal of 24 lines and 40 columns, in a fork of this process unless
-    something is typed (readline, which pytest loads, shows a prompt again); -> what the terminal
-    got, exit code."""
+    """Runs a script in a terminal of 24 lines and 40 columns, in a fork of this process; -> what the
+    terminal got, exit code."""
 
     def run(words, after=lambda seen, process: None, typed="", **env):
         master, slave = pty.openpty()
         os.write(master, typed.encode())  # it waits there until somebody reads
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-        command = script(*words, **env)
-        process = subprocess.Popen(
-            **{**(command if typed else forked(command)), "text": False},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
+        command = {**forked(script(*words, **env)), "text": False}
+        process = subprocess.Popen(**command, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         seen = b""
         try:
