@@ -38,7 +38,15 @@ import torch
 
 from diffusion import Absorbing, ancestral, corrupt, probabilities, reverse_step, stratified
 from flags import flag
-from methods.base import Method, cross_entropy, loss_at, new_cache, read_with_cache, skip_texts
+from methods.base import (
+    Method,
+    copy_capabilities,
+    cross_entropy,
+    loss_at,
+    new_cache,
+    read_with_cache,
+    skip_texts,
+)
 from model import block_causal, causal, select_rows
 
 
@@ -58,8 +66,8 @@ def level_after(m, d, T, u):
 class DiffusionForcing(Method):
     """--method diffusion_forcing. `slope` and `path` are those of the bound and of samples, and
     training does not depend on them, unless `times` is `path`."""
-    attention: str = flag("causal", "a token sees itself and what is to its left, or all tokens",
-                          ["causal", "full"], fixed=True)
+    context: str = flag("causal", "what a token sees: itself and all to its left, or the whole text",
+                        ["causal", "full"], fixed=True)
     slope: float = flag(1.0, "how far a token runs ahead of the next one: 0 all together, 1 one "
                         "after the other", least=0, most=1000)
     path: str = flag("pyramid", "from left to right, or from both ends to the middle",
@@ -70,7 +78,7 @@ class DiffusionForcing(Method):
 
     def __post_init__(self):
         self.process, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
-        self.bidirectional = self.attention == "full"
+        self.bidirectional = self.context == "full"
         self.mask_mod = None if self.bidirectional else causal
 
     # ---- the path
@@ -129,20 +137,19 @@ class DiffusionForcing(Method):
             yield z
 
     def reader(self, denoiser, length):
-        """The denoiser of `sample`. A causal network need not read what is behind the last token
-        that opens, and with a cache not again what is before the first mask: that is final."""
-        if self.bidirectional:
-            return denoiser
-        cache = new_cache(denoiser, length, 1)
+        """The denoiser of `sample`. With a cache, a causal network reads from the first mask, since
+        what stands before it is final, to the last token that opens."""
+        cache = None if self.bidirectional else new_cache(denoiser, length, 1)
 
         def read(z, t, at):
-            hi = int(at.any(0).nonzero()[-1]) + 1
-            if cache is None:
-                return denoiser(z[:, :hi], None, at=at[:, :hi])  # (N, V)
             lo = int((z == self.process.mask).any(0).nonzero()[0])
+            hi = int(at.any(0).nonzero()[-1]) + 1
             pattern = block_causal(1, cache.reach)
             return read_with_cache(denoiser, cache, z[:, :hi], at[:, lo:hi], lo, pattern)  # (N, V)
-        return read
+
+        def read_all(z, t, **layout):
+            return denoiser(z, None, **layout)  # (N, V)
+        return read if cache else copy_capabilities(denoiser, read_all)
 
     # ---- the exact denoiser
 
