@@ -13,7 +13,8 @@ to one after the other:
               probability t_k(tau). Of all masks k with 0 < t_k < 1                           (16.4)
                   n sum_k CE_k (1/t_k) / sum_j (1/t_j)
     levels    after m of S steps token l is at level K of T (a mask), 0 is text:              (16.5)
-              K = clip( T + floor(u d_l) - m, 0, T ),   u = (S - T)/D,   T = max(1, floor(S w))
+              K = clip( T + floor(u d_l) - m, 0, T ),   T = max(1, floor(S w)),
+              u = max( (S - T)/D, (S - T + 1)/(D + 1) )
 
 with CE = -log x_theta(x). d_l is the place of l among the n free tokens (`pyramid`), or its
 distance to the nearer end (`trapezoid`). Each token is noisy for a share w of the path. slope 0 is
@@ -57,6 +58,17 @@ def count_from_start(free, path):
     return d.masked_fill(~free, 0).double(), n  # (B, L), (B, 1)
 
 
+def times_at(tau, start, w):
+    """(16.2), start a (B, L); tau, w (B, 1). -> (B, L)"""
+    return ((tau - start) / w).clamp(0, 1)  # (B, L)
+
+
+def schedule_of(steps, D, w):
+    """T and u of (16.5): the last token is written in the last step. D, w (B, 1) -> (B, 1) each"""
+    T = (steps * w + 1e-9).floor().clamp(min=1)  # (B, 1)
+    return T, torch.maximum((steps - T) / D.clamp(min=1), (steps - T + 1) / (D + 1))  # (B, 1) each
+
+
 def level_after(m, d, T, u):
     """(16.5): T is a mask, 0 is text. d (B, L); m, T, u numbers or (B, 1) -> (B, L) float64"""
     return (T + (d * u + 1e-9).floor() - m).clamp(min=0).clamp(max=T)  # (B, L)
@@ -84,23 +96,22 @@ class DiffusionForcing(Method):
     # ---- the path
 
     def plan(self, free):
-        """What (16.2) depends on: d (B, L), and n, D, w (B, 1) each. free (B, L) bool"""
+        """What (16.2) depends on: d, a (B, L); n, D, w (B, 1). free (B, L) bool"""
         d, n = count_from_start(free, self.path)  # (B, L), (B, 1)
         D = d.amax(-1, keepdim=True)  # (B, 1)
-        return d, n, D, 1 / (1 + self.slope * D)  # (B, L), then (B, 1) each
+        w = 1 / (1 + self.slope * D)  # (B, 1)
+        return d, self.slope * w * (D - d), n, D, w  # (B, L) twice, (B, 1) each
 
     def draw(self, x, frozen=None):
         """The draw of (16.4). -> z, which masks count, their weights, (B, L) each"""
         free = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen  # (B, L)
-        d, n, D, w = self.plan(free)  # (B, L), (B, 1) each
-        start = self.slope * w * (D - d)  # (B, L) a_l
+        _, start, n, _, w = self.plan(free)  # (B, L), (B, 1) each
         t, u = (stratified(len(x), x.device)[torch.randperm(len(x), device=x.device)].double()
                 for _ in range(2))  # (B, 1) each
         chosen = free & (free.cumsum(-1) - 1 == (u * n).floor())  # (B, L)
         tau = (start * chosen).sum(-1, keepdim=True) + w * t  # (B, 1)
-        times = torch.where(chosen, t, ((tau - start) / w).clamp(0, 1))  # (B, L) exactly t at l
-        z = corrupt(self.process, x, times, frozen)  # (B, L)
-        z = torch.where(chosen, self.process.mask, z)  # (B, L)
+        times = torch.where(chosen, t, times_at(tau, start, w))  # (B, L) exactly t at l
+        z = torch.where(chosen, self.process.mask, corrupt(self.process, x, times, frozen))
         at = (z == self.process.mask) & (times > 0) & (times < 1)  # (B, L)
         rate = torch.where(at, 1 / times, 0)  # (B, L)
         return z, at, n * rate / rate.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, L) each
@@ -128,9 +139,9 @@ class DiffusionForcing(Method):
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
         """From noise to text in steps of (16.5); yields z (B, L) after each."""
-        d, _, D, w = self.plan(~frozen)  # (B, L), (B, 1) each
-        T = (steps * w + 1e-9).floor().clamp(min=1)  # (B, 1)
-        u, read = (steps - T) / D.clamp(min=1), self.reader(denoiser, z.shape[1])  # (B, 1)
+        d, _, _, D, w = self.plan(~frozen)  # (B, L), (B, 1) each
+        T, u = schedule_of(steps, D, w)  # (B, 1) each
+        read = self.reader(denoiser, z.shape[1])
         for m in range(steps):
             t, s = (level_after(k, d, T, u) / T for k in (m, m + 1))  # (B, L) each
             z = reverse_step(self.process, read, z, frozen, s, t, to_probs)  # (B, L)
