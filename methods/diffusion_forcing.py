@@ -78,7 +78,7 @@ def level_after(m, d, T, u):
 class DiffusionForcing(Method):
     """--method diffusion_forcing. `slope` and `path` are those of the bound and of samples, and
     training does not depend on them, unless `times` is `path`."""
-    context: str = flag("causal", "what a token sees: itself and all to its left, or the whole text",
+    context: str = flag("causal", "what a token sees: the text up to itself, or the whole text",
                         ["causal", "full"], fixed=True)
     slope: float = flag(1.0, "how far a token runs ahead of the next one: 0 all together, 1 one "
                         "after the other", least=0, most=1000)
@@ -174,7 +174,7 @@ class DiffusionForcing(Method):
                 return select_rows(p.log().to(z.device), at)
             p = torch.ones_like(e, device="cpu")  # (B, L, n_tokens)
             for l in range(z.shape[1]):
-                rows = torch.ones(len(z), dtype=torch.bool) if at is None else at[:, l].cpu()  # (B,)
+                rows = z[:, l].cpu() >= 0 if at is None else at[:, l].cpu()  # (B,)
                 if rows.any():
                     topic = None if label is None else label.cpu()[rows]  # (b,)
                     p[rows, l] = language.posterior(e.cpu()[rows, :l + 1], topic=topic)[:, l]
