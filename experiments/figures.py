@@ -6,6 +6,7 @@ The figures of docs/, each drawn from a small file of what was measured, docs/fi
     python -m experiments.figures orders             when each position is written, by each sampler
     python -m experiments.figures frontier           KL of samplers in two terms, over temperatures
     python -m experiments.figures learning           the bound above the exact entropy in training
+    python -m experiments.figures parallel           what parallelism costs a causal network
     python -m experiments.figures forward --measure  measures first; `learning` trains, a minute or
                                                      two per method
 
@@ -21,9 +22,12 @@ import torch
 import torch.nn.functional as F
 
 import train
+from checkpoints.load import load_model
 from data import load_data
 from data.files import write_file
 from diffusion import Absorbing, Hybrid, Uniform
+from evaluation.errors import mean_error
+from evaluation.likelihood import nats_of
 from experiments.attention_maps import attention_maps
 from experiments.command import choose_command, run_experiment
 from experiments.orders import draw_frontier, measure_frontier
@@ -43,13 +47,14 @@ INK, PAPER, CLEAN, MASK, WORD = "#1d1c1a", "#fbfaf7", "#f0d9a6", "#8d8879", "#6a
 @dataclass
 class Config:
     command: str = flag("", "which figure; also the first word",
-                        ["forward", "attention", "orders", "frontier", "learning"])
+                        ["forward", "attention", "orders", "frontier", "learning", "parallel"])
     measure: bool = flag(False, "measure again what is drawn")
     folder: str = flag("docs", "where the pictures go, and figures/ with what was measured")
-    out_dir: str = flag("out/figures", "learning: where the runs are, or go")
+    out_dir: str = flag("out/figures", "learning, parallel: where the runs are, or go")
     methods: str = flag("ar,bd3lm,pgm,mdlm,udlm", "learning: with commas between",
                         each=language_models())
     num_samples: int = flag(256, "orders, frontier: texts", least=1)
+    max_texts: int = flag(2000, "parallel: held-out texts", least=2)
 
 
 # ---- what is measured
@@ -146,6 +151,30 @@ def measure_learning(config):
     return result
 
 
+SLOPES = (0.0, 0.1, 0.25, 0.5, 1.0)
+
+
+def measure_parallel(config):
+    """The bound (16.3) above the exact -log p of the same texts, for each slope of the path: with
+    the exact denoisers, and of a causal network if --out_dir has a run of one."""
+    data, name = load_data("toy", 32), "diffusion_forcing"
+    folder = Path(config.out_dir) / f"toy-{name}"
+    lines = {"exact, sees z_<=l": ("causal", None), "exact, sees all of z": ("full", None)}
+    if (folder / "ckpt.pt").exists():
+        lines["trained, sees z_<=l"] = "causal", load_model(str(folder)).denoiser
+    x = data.windows("val", config.max_texts)  # (n, 32)
+    exact = -data.language.log_prob(x)  # (n,)
+    result = {"hardware": hardware(), "slopes": SLOPES, "lines": {}}
+    for line, (context, net) in lines.items():
+        rows = result["lines"][line] = []
+        for slope in SLOPES:
+            method = make_method(name, data.encoding.n_vocab, context=context, slope=slope)
+            denoiser = net or method.oracle(data.language)
+            nats, n = nats_of(method, denoiser, x, 4, 200)  # (n,) each
+            rows.append([round(a, 4) for a in mean_error((nats - exact) / n, independent=True)])
+    return result
+
+
 # ---- what is drawn
 
 def draw_forward(measured, plot):
@@ -225,11 +254,27 @@ def draw_learning(measured, plot):
     return figure
 
 
+def draw_parallel(measured, plot):
+    figure, axes = plot.subplots(figsize=(6.5, 4))
+    for i, (name, rows) in enumerate(measured["lines"].items()):
+        above, error = zip(*rows)
+        axes.errorbar(measured["slopes"], above, error, label=name, marker="o", markersize=3,
+                      color=plot.cm.tab10(i))
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(xlabel="slope: 0 all tokens at once, 1 one after the other",
+             ylabel="bound above the entropy, nats/word", title="what parallelism costs")
+    axes.grid(alpha=0.3)
+    axes.legend(title="32 words; bars: 1 standard error")
+    figure.tight_layout()
+    return figure
+
+
 FIGURES = {"forward": (measure_forward, draw_forward),
            "attention": (measure_attention, draw_attention),
            "orders": (measure_orders, draw_orders),
            "frontier": (measure_frontier, draw_frontier),
-           "learning": (measure_learning, draw_learning)}
+           "learning": (measure_learning, draw_learning),
+           "parallel": (measure_parallel, draw_parallel)}
 
 
 def main(config, given=()):

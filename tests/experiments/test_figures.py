@@ -87,6 +87,28 @@ def test_learning_reads_the_logs_of_runs_and_trains_those_that_are_missing(tmp_p
     assert figures.measure_learning(config) == measured
 
 
+def test_what_parallelism_costs_is_measured_on_the_exact_denoisers_and_on_a_run(
+        tmp_path, monkeypatch):
+    """At 4.5 standard errors: nothing where all of z is seen, and less the larger the slope."""
+    monkeypatch.setattr(figures, "SLOPES", (0.0, 1.0))
+    tiny = configure(train.Config, data="toy", method="diffusion_forcing", n_layer=1, n_embd=16,
+                     n_head=2, max_iters=1, batch_size=2, eval_iters=1, block_size=32,
+                     device="cpu", out_dir=str(tmp_path / "toy-diffusion_forcing"))
+    train.main(tiny)
+    lines = figures.measure_parallel(config_of(out_dir=str(tmp_path), max_texts=40))["lines"]
+    for above, error in (*lines["exact, sees all of z"], lines["exact, sees z_<=l"][1]):
+        assert abs(above) < 4.5 * error and error < 0.15
+    assert lines["exact, sees z_<=l"][0][0] > 0.3
+    assert min(above for above, _ in lines["trained, sees z_<=l"]) > 1  # after one step
+
+
+def test_what_parallelism_costs_as_it_was_measured():
+    kept = saved("parallel")
+    causal, full = (kept["lines"][f"exact, sees {what}"] for what in ("z_<=l", "all of z"))
+    assert all(abs(above) < 4 * error for above, error in (*full, causal[-1]))
+    assert all(a[0] > b[0] for a, b in zip(causal, causal[1:])) and causal[0][0] > 0.6
+
+
 def test_bounds_stay_above_the_entropy_by_what_was_measured():
     kept = saved("learning")
     for points in kept["methods"].values():

@@ -19,10 +19,12 @@ from samplers.generate import generate
 DATA = ToyCorpus(block_size=16)
 LANGUAGE = DATA.language
 MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
-# 128 steps of d3pm would cost 0.01 nats; the draws of ggm vary with the number of its rounds
-FLAGS = dict(diffusion_steps=1024, rounds=1, keep=0.05)
+# 128 steps of d3pm would cost 0.01 nats; the draws of ggm vary with the number of its rounds, those
+# of diffusion_forcing with how few tokens are noisy at a time
+FLAGS = dict(diffusion_steps=1024, rounds=1, keep=0.05, context="full", slope=0.05)
 # batches of 200 texts for an error of half a percent; 16 if not said
-BATCHES = {"genmd4": 75, "sedd": 58, "gidd": 80, "udlm": 80, "d3pm": 72, "ggm": 72}
+BATCHES = {"genmd4": 75, "sedd": 58, "gidd": 80, "udlm": 80, "d3pm": 72, "ggm": 72,
+           "diffusion_forcing": 45}
 TEXTS = {"ggm": 2500}  # to tell a wrong denoiser from the exact one
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
                           reason="200 steps take 13 s: set PALIMPSEST_SLOW=1")
