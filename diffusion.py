@@ -314,7 +314,7 @@ class Sampler:
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     rewrites = False  # it may change what it has written, even under masks
     uses_cache = False  # it keeps keys and values itself
-    write = None  # for ar: write(method, denoiser, z, frozen, ..) yields z; such a one has costs()
+    write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z; then it has costs()
 
     def fits(self, method):
         """Why this sampler cannot serve a method, as the end of a sentence; None if it can."""

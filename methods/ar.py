@@ -65,8 +65,8 @@ class AR(Method):
 
         window: how many tokens the network sees, for texts longer than in training
         """
-        if sampler.write:
-            yield from sampler.write(self, denoiser, z, frozen, to_probs, window, end)
+        if sampler.write_in_order:
+            yield from sampler.write_in_order(self, denoiser, z, frozen, to_probs, window, end)
             return
         going = torch.arange(len(z), device=z.device)  # (b,) texts that have not ended
         cache = new_cache(denoiser, z.shape[1], 1, window)

@@ -106,7 +106,7 @@ class Writer:
 
     def costs(self, whole=False):
         """What a batch, or all texts, took besides calls of the network. -> {name: number}"""
-        return self.sampler.costs(whole) if self.sampler.write else {}
+        return self.sampler.costs(whole) if self.sampler.write_in_order else {}
 
     def count_states(self, length):
         """How many states a text of `length` tokens has after the first, at most."""

@@ -6,8 +6,8 @@ writes all gamma in one call too.
 From left to right, with p = law(AR(. | x_<l)), and q the law that the draft's token x~ was drawn
 from,
 
-    accept x~ with probability  min(1, p(x~) / q(x~)),  so with sum_v min(p, q) over all           (18.1)
-    at the first refusal draw   x ~ (p - q)+ / sum_v (p - q)+,  and stop                           (18.2)
+    accept x~ with probability  min(1, p(x~) / q(x~)),  so with sum_v min(p, q) over all      (18.1)
+    at the first refusal draw   x ~ (p - q)+ / sum_v (p - q)+,  and stop                      (18.2)
     if all gamma stay, draw one more token from p
 
 The text then has the law of the AR model, whatever the draft is, if each q_l depends on nothing to
@@ -17,16 +17,16 @@ that each open a leftmost group. Draws in any other order are not: --draft_order
 K drafts are checked in rounds (SpecDiff-2). At each place, for the drafts that begin with the
 accepted tokens, in turn,
 
-    accept x~_k with min(1, p(x~_k) / q(x~_k)), else  p := (p - q)+ / sum_v (p - q)+               (18.3)
+    accept x~_k with min(1, p(x~_k) / q(x~_k)), else  p := (p - q)+ / sum_v (p - q)+          (18.3)
 
 The n-gram draft needs no network. It counts the text so far, c_n(v) times v after the last n
 tokens, n = 0, 1, 2, with q_(-1) = 1/V:
 
-    q_n(v) = (c_n(v) + q_(n-1)(v)) / (sum_v c_n(v) + 1)                                            (18.4)
+    q_n(v) = (c_n(v) + q_(n-1)(v)) / (sum_v c_n(v) + 1)                                       (18.4)
 
 If a share b of tokens is accepted and a draft costs c calls of the AR model, a text is written
 
-    (1 - b^(gamma + 1)) / ((1 - b) (1 + c))                                                        (18.5)
+    (1 - b^(gamma + 1)) / ((1 - b) (1 + c))                                                   (18.5)
 
 times faster. If texts have the AR model's law, then E[-log p(x_l) - H(p_l)] = 0 for every new token
 (H: entropy). The mean over all texts, with its error, is reported for drafts that are not lossless.
@@ -45,8 +45,8 @@ from methods.base import end_texts, new_cache, read_with_cache
 from samplers.base import highest
 
 # Total variation from the AR model's law in the world of tests/world.py: 27 texts of 3 tokens
-NOT_LOSSLESS = {"ancestral": (2, 0.020), "random": (3, 0.043), "right": (2, 0.067),
-                "confidence": (2, 0.128)}  # order: steps, distance
+NOT_LOSSLESS = {"coins": (2, 0.020), "random": (3, 0.043), "right": (2, 0.067),
+                "confident": (2, 0.128)}  # order: steps, distance
 
 
 def toss(chance):
@@ -135,8 +135,8 @@ class Speculative(Sampler):
             raise UserError(f"--draft_groups {self.draft_groups} is more than the --gamma "
                             f"{self.gamma} tokens of a draft: give at most that")
         if self.draft_order != "left" and self.draft_groups == 1:
-            raise UserError(f"--draft_order {self.draft_order} counts for nothing in one step: give "
-                            "--draft_groups 2 or more, or leave it out")
+            raise UserError(f"--draft_order {self.draft_order} counts for nothing in one step: "
+                            "give --draft_groups 2 or more, or leave it out")
         if self.draft == "ngram":
             self.check_order("ngram")
 
@@ -222,10 +222,10 @@ class Speculative(Sampler):
         """
         g, order = open.shape[1], self.draft_order
         place = torch.arange(g, dtype=torch.float64, device=open.device).expand_as(open)  # (B, g)
-        score = {"left": -place, "right": place, "confidence": chance}.get(order)  # (B, g)
+        score = {"left": -place, "right": place, "confident": chance}.get(order)  # (B, g)
         if score is None:
             score = torch.rand(open.shape, dtype=torch.float64, device=open.device)  # (B, g)
-        if order == "ancestral":
+        if order == "coins":
             return open & (score * (steps - step) < 1)  # (B, g)
         n = g * (step + 1) // steps - g * step // steps
         return open & highest(score.masked_fill(~open, -math.inf), n)  # (B, g)
@@ -242,7 +242,7 @@ class Speculative(Sampler):
         q = torch.zeros(K * B, g, V, dtype=torch.float64, device=z.device)  # (K B, g, V)
         nowhere = torch.zeros_like(z, dtype=torch.bool)  # (K B, L + more)
         for step in range(steps):
-            confident = self.draft_order == "confidence"
+            confident = self.draft_order == "confident"
             at = open if confident else self.opens(step, steps, open)  # (K B, g)
             if not at.any():
                 continue
@@ -292,7 +292,7 @@ class Speculative(Sampler):
         return z.scatter(1, index, tokens)[:, :L], length
 
     @torch.no_grad()
-    def write(self, method, denoiser, z, frozen, to_probs, window=None, end=None):
+    def write_in_order(self, method, denoiser, z, frozen, to_probs, window=None, end=None):
         """Yields z (B, L) after each cycle, as method.sample does. Given tokens further right are
         read by drafts with masks alone."""
         L = z.shape[1]

@@ -94,7 +94,7 @@ def cycle(sampler, prefix, monkeypatch, scores=None):
     scores (g,): the random numbers by which an order chooses places, fixed here
     """
     K, g, free = sampler.drafts, sampler.gamma, min(sampler.gamma, L - len(prefix))
-    again = free - free // 2 if sampler.draft_order == "confidence" else 0  # draws in step 2
+    again = free - free // 2 if sampler.draft_order == "confident" else 0  # draws in step 2
     B = N ** (K * free + again + min(g + 1, L - len(prefix))) * 2 ** (K * g)
     chance, found = AllOutcomes(B, K), []
     for name in ("toss", "categorical"):
@@ -152,10 +152,10 @@ LOSSLESS = {
 PLACES = [torch.tensor(place, dtype=P.dtype) for place in permutations(range(L))]  # (3,) each
 COINS = [torch.tensor(coin, dtype=P.dtype) for coin in product((0, 0.9), repeat=L)]  # (3,) each
 OTHERS = {  # order: its name in the reference, its printed distance and kept tokens, scores
-    "ancestral": ("2_steps_of_eq_3", 0.020, 2.19, COINS),
+    "coins": ("2_steps_of_eq_3", 0.020, 2.19, COINS),
     "random": ("random_order", 0.041, 2.10, PLACES),
     "right": ("right_first", 0.063, 1.84, (None,)),
-    "confidence": ("confidence_2_steps", 0.126, 2.12, (None,))}
+    "confident": ("confidence_2_steps", 0.126, 2.12, (None,))}
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -212,7 +212,7 @@ def test_texts_follow_the_ar_model(flags):
     assert world.surprise(numbers(drawn(sampler_of(**flags)), N), P) < 4
 
 
-@pytest.mark.parametrize("order", ["right", "confidence"])
+@pytest.mark.parametrize("order", ["right", "confident"])
 def test_texts_of_another_order_do_not_and_nats_off_sees_it(order):
     sampler = sampler_of(draft_order=order, draft_groups=2)
     z = drawn(sampler)
@@ -318,7 +318,7 @@ def model_with(method="ar", name="mdlm", block_size=8, **flags):
 
 
 @pytest.mark.parametrize("flags, other, says", [
-    (dict(draft="x"), dict(name="udlm"), "run of udlm, which can draft nothing: give a run of mdlm"),
+    (dict(draft="x"), dict(name="udlm"), "of udlm, which can draft nothing: give a run of mdlm"),
     (dict(draft="x"), dict(name="sedd"), "run of sedd, which can draft nothing"),
     (dict(draft="x"), dict(name="bd3lm"), "run of bd3lm, which can draft nothing"),
     (dict(draft="x"), dict(block_size=4), "knows texts of 4 tokens, and the model writes 8"),
@@ -333,7 +333,7 @@ def test_what_cannot_draft_is_refused_in_one_line(flags, other, says):
 
 
 def test_an_order_that_is_not_lossless_says_by_how_much(capsys):
-    made = make_sampler("speculative", AR, draft="x", draft_order="confidence", draft_groups=2)
+    made = make_sampler("speculative", AR, draft="x", draft_order="confident", draft_groups=2)
     made.prepare(model_with())
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "not lossless" in said and "0.128 from that of ar" in said
