@@ -35,6 +35,7 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,7 @@ import torch.nn.functional as F
 from diffusion import Sampler, categorical
 from flags import UserError, flag
 from methods.base import end_texts, new_cache, read_with_cache
+from model import block_causal
 from samplers.base import highest
 
 # Total variation from the AR model's law in the world of tests/world.py: 27 texts of 3 tokens
@@ -296,11 +298,10 @@ class Speculative(Sampler):
         """Yields z (B, L) after each cycle, as method.sample does. Given tokens further right are
         read by drafts with masks alone."""
         L = z.shape[1]
-        if window is not None and window < L:
-            raise UserError(f"--sampler speculative writes at most {window} tokens, those that the "
-                            "model sees: leave out --length, or --sampler")
         self.spent_before = self.spent.copy()
         going, cache = torch.arange(len(z), device=z.device), new_cache(denoiser, L, 1)
+        if cache and window is not None and window < L:  # beyond it, all is read again in each call
+            denoiser, cache = partial(denoiser, mask_mod=block_causal(1, window - 1)), None
         if cache:
             cache.copies *= self.drafts
         length = torch.zeros_like(going)  # (B,) of the text that is written
