@@ -22,8 +22,7 @@ Times the token's own evidence it is p(x_l | z), (0.4). A mask has none: there t
 
 A process has alpha(t), b(t, v), their derivatives dalpha and db, draw_noise(t, z), and these facts:
     V, n_tokens   symbols, and how many are text: ids from n_tokens on are special
-    mask          the id of the mask, or None
-    text_stays    noise makes masks only, so a token that is text is right
+    mask          the id of the mask, or None;   text_stays: noise makes masks only, text is right
     continuous    t may be any number between 0 and 1; else it is k / T
 """
 import math
@@ -314,6 +313,7 @@ class Sampler:
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
     words_per_step = None  # where --steps is not given; None: 128 steps
     rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
+    write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z; then it has costs()
 
     def fits(self, method):
         """Why this sampler cannot serve a method, as the end of a sentence; None if it can."""

@@ -9,6 +9,7 @@ A model that is ready to use: from a run of ours, from a published model, or for
 """
 import difflib
 import os
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from checkpoints.file import read_checkpoint
 from data import DATASETS, load_data
 from data.tokenizer import from_json, to_json
 from flags import UserError, flags_of, load_row
+from methods import METHODS
 from model import NetworkFlags
 from oracle import exact, exact_classifier
 from samplers.guidance import check_classifier_fits
@@ -49,10 +51,24 @@ def load_model(where, device="cpu"):
 
 
 def load_chosen(config, device):
-    """The model that the flags of sampling name: a run, a published model, or an oracle."""
+    """The model that the flags of sampling name: a run, a published model, or an oracle.
+    .beside(flag, name) is the model that a flag of its sampler names."""
     if config.oracle:
-        return exact(config.oracle, **vars(config))
-    return load_model(config.init_from or config.out_dir, device)
+        model = exact(config.oracle, **vars(config))
+    else:
+        model = load_model(config.init_from or config.out_dir, device)
+    model.beside = cache(partial(load_beside, encoding=model.encoding, device=device))
+    return model
+
+
+def load_beside(option, name, encoding, device):
+    """A second model, of a run or the oracle of a method; UserError if it has other tokens than the
+    first. option: the flag that names it; encoding: of the first"""
+    other = exact(name) if name in METHODS else load_model(name, device)
+    if to_json(other.encoding) != to_json(encoding):
+        raise UserError(f"{option} {name} has other tokens than the model: train both on one text, "
+                        "with one --tokenizer")
+    return other
 
 
 def assemble(state, where, device="cpu"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diffusion import Absorbing, categorical, probabilities
+from diffusion import Absorbing, ancestral, categorical, probabilities
 from methods.base import (
     Method,
     cross_entropy,
@@ -32,7 +32,7 @@ class AR(Method):
     predicts = "the next token"  # the input is shifted, and the special id is no mask
     mask_mod = staticmethod(causal)
     bidirectional, exact, block_length = False, True, 1
-    samplers = ("ancestral",)
+    samplers = ("ancestral", "speculative")
 
     def __post_init__(self):
         self.start, self.vocab_size = self.n_tokens, self.n_tokens + 1
@@ -58,13 +58,16 @@ class AR(Method):
         return length
 
     @torch.no_grad()
-    def sample(self, denoiser, z, frozen, steps, sampler=None, to_probs=probabilities,
+    def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
         """From left to right; yields z after each token. Given tokens further right are kept, but
         they are not read.
 
         window: how many tokens the network sees, for texts longer than in training
         """
+        if sampler.write_in_order:
+            yield from sampler.write_in_order(self, denoiser, z, frozen, to_probs, window, end)
+            return
         going = torch.arange(len(z), device=z.device)  # (b,) texts that have not ended
         cache = new_cache(denoiser, z.shape[1], 1, window)
         for l in range(z.shape[1]):

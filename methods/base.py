@@ -315,13 +315,14 @@ def end_texts(z, frozen, lo, hi, end, going, cache):
     Their remaining tokens become `end`. z, frozen (B, L); going (b,): the texts that have not ended
     -> z, going
     """
-    hit = (z == end) & ~frozen if end is not None else torch.zeros_like(frozen)  # (B, L)
+    more = frozen.flip(-1).cumsum(-1).flip(-1) > 0  # (B, L) given here or further right
+    hit = (z == end) & ~more if end is not None else torch.zeros_like(frozen)  # (B, L)
     if not hit[going, lo:hi].any():
         return z, going
     place = torch.arange(z.shape[1], device=z.device)  # (L,)
     hit = hit & (lo <= place) & (place < hi)  # (B, L)
     after = place > hit.int().argmax(-1, keepdim=True)  # (B, L)
-    over = hit.any(-1) & ~(after & frozen).any(-1)  # (B,)
+    over = hit.any(-1)  # (B,)
     stay = (~over[going]).nonzero()[:, 0]  # (b',)
     if cache:
         cache.select(stay)

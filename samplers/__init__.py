@@ -32,6 +32,8 @@ SAMPLERS = {
 
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
+
+    "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn

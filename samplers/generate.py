@@ -79,7 +79,8 @@ class CallCounter(Wrapper):
         """What texts of `length` tokens cost, and why calls may be fewer than steps."""
         process = writer.method.process
         if process is None:
-            return str(self)
+            costs = writer.costs(whole=True).items()
+            return ", ".join([str(self), *(f"{name.replace('_', ' ')} {n}" for name, n in costs)])
         what = "mask opens" if process.text_stays else "word changes"
         return f"{self} ({length} tokens in {writer.steps} steps; no call where no {what})"
 
@@ -103,6 +104,10 @@ class Writer:
     def trajectory(self, given, frozen):
         return trajectory(self.method, self.denoiser, given, frozen, self.steps, self.sampler,
                           self.to_probs, self.window, self.stride, self.end)
+
+    def costs(self, whole=False):
+        """What a batch, or all texts, took besides calls of the network. -> {name: number}"""
+        return self.sampler.costs(whole) if self.sampler.write_in_order else {}
 
     def count_states(self, length):
         """How many states a text of `length` tokens has after the first, at most."""
@@ -191,6 +196,7 @@ def generate_in_batches(writer, counter, given, frozen, n, size, seed, viewers=(
         try:
             for i, row in texts:
                 yield first + i + 1, row, {"network_calls": counter.calls - calls,
+                                           **writer.costs(),
                                            "seconds": round(time.time() - began, 3)}
         finally:
             for viewer in viewers:

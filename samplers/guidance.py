@@ -311,6 +311,9 @@ def guide_by_classifier(method, denoiser, sampler, label, gamma, classifier, ord
     check_classifier_fits(method)
     if gamma == 0:
         return denoiser, sampler
+    if sampler.write_in_order:
+        raise UserError("a classifier rates one next token at a time, and not a draft of several: "
+                        "leave out --sampler, or train a model with --labels")
     if method.left_to_right:
         return Fudge(denoiser, method.classifier_process, classifier, label, gamma, length,
                      candidates, window), sampler

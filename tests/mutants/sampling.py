@@ -83,6 +83,19 @@ GUIDANCE = [
      "with and without the class exchanged"),
 ]
 
+DRAFTS = [
+    ("samplers/speculative.py", "rest = (p - q).clamp(min=0)", "rest = p.clone()",
+     "test_speculative", "after a refusal, a draw from p"),
+    ("samplers/speculative.py", "alive = alive & (words[:, :, l] == word)", "alive = alive",
+     "test_speculative", "drafts that began otherwise are checked too"),
+    ("samplers/speculative.py", "cache.keep(int(length.min())", "cache.keep(int(length.max())",
+     "test_speculative", "the cache keeps tokens that were refused"),
+    ("samplers/speculative.py", "(best * B + torch.arange(B", "(0 * best + torch.arange(B",
+     "test_speculative", "the cache keeps the first draft, not the one that stays"),
+    ("methods/base.py", "hit = (z == end) & ~more if", "hit = (z == end) & ~frozen if",
+     "test_speculative", "an end before given text ends the text"),
+]
+
 GENERATION = [
     ("samplers/generate.py", "if id == end and not frozen[i]]", "if id == end]",
      "test_generate test_sample", "an end that is given ends a text"),
@@ -127,4 +140,4 @@ ORDERS = [
      "log_p.amax(-1)", "test_planners", "the margin of the likeliest word is zero"),
 ]
 
-SAMPLING = [*SAMPLERS, *ORDERS, *CACHES, *GUIDANCE, *GENERATION]
+SAMPLING = [*SAMPLERS, *ORDERS, *DRAFTS, *CACHES, *GUIDANCE, *GENERATION]

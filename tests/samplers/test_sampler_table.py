@@ -95,8 +95,8 @@ def test_texts_are_the_same_again_from_one_seed_and_others_from_another(name, sa
 # Given tokens of five texts: none, all, a prompt, a gap, and padding behind a short text.
 GIVEN = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0],
                       [0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]).bool()  # (5, L)
-ONE_TEXT = dict(decode_block=3, rounds=3)  # values for texts of 8 tokens
-NETWORK_ONLY = ["cache"]  # flags for networks: test_semi_ar.py
+ONE_TEXT = dict(decode_block=3, rounds=3, gamma=3)  # values for texts of 8 tokens
+NETWORK_ONLY = ["cache", "draft"]  # flags for networks: test_semi_ar.py, test_speculative.py
 
 
 def variants(name, sampler, corrector):
