@@ -180,8 +180,8 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def terminal(tmp_path):
-    """Runs a script in a terminal of 24 lines and 40 columns, in a fork of this process; -> what the
-    terminal got, exit code."""
+    """Runs a script in a terminal of 24 lines and 40 columns, in a fork of this process; -> what
+    the terminal got, exit code."""
 
     def run(words, after=lambda seen, process: None, typed="", **env):
         master, slave = pty.openpty()
