@@ -47,7 +47,8 @@ BESIDE = dict(
     decoder_share=dict(n_layer=2), clip_search=dict(eval_interval=1, learning_rate=0.1),
     embedding=dict(transition="nearest", diffusion_steps=6),
     transition=dict(embedding="one", diffusion_steps=6),
-    tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1))
+    tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
+    slope=dict(times="path"), path=dict(times="path"))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute").split()
