@@ -102,11 +102,13 @@ def make_sampler(name, method, corrector="draw", **options):
     """The sampler `name` for a method, with its flags and its corrector's; or UserError."""
     corrector_class, sampler_class = load_row(CORRECTORS, corrector), load_row(SAMPLERS, name)
     own = {key: options.pop(key) for key in flags_of(corrector_class) if key in options}
-    sampler, last = sampler_class(**options), corrector_class(**own)
-    if reason := refusal(name, sampler, method):
-        others = samplers_for(method)
-        advice = "" if name in others else f": take {' or '.join(others)}"
-        raise UserError(f"--sampler {name} {reason}{advice}")
+    for flags in ({}, options):  # first whether it fits the method at all
+        sampler = sampler_class(**flags)
+        if reason := refusal(name, sampler, method):
+            others = samplers_for(method)
+            advice = "" if name in others else f": take {' or '.join(others)}"
+            raise UserError(f"--sampler {name} {reason}{advice}")
+    last = corrector_class(**own)
     if reason := last.fits(method):
         raise UserError(f"--corrector {corrector} {reason}")
     return last.wrap(sampler)

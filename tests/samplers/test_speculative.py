@@ -346,6 +346,5 @@ def test_an_order_that_is_not_lossless_says_by_how_much(capsys):
 
 
 def test_a_classifier_is_refused():
-    sampler = sampler_of()
     with pytest.raises(UserError, match="rates one next token at a time"):
-        guide_by_classifier(AR, next_token(P), sampler, torch.tensor([0]), 1.0, None, "first", L)
+        guide_by_classifier(AR, next_token(P), sampler_of(), torch.tensor([0]), 1.0, None, "first", L)
