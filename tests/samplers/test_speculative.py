@@ -347,4 +347,4 @@ def test_an_order_that_is_not_lossless_says_by_how_much(capsys):
 
 def test_a_classifier_is_refused():
     with pytest.raises(UserError, match="rates one next token at a time"):
-        guide_by_classifier(AR, next_token(P), sampler_of(), torch.zeros(1).long(), 1.0, None, "", L)
+        guide_by_classifier(AR, next_token(P), sampler_of(), torch.tensor([0]), 1, None, "first", L)
