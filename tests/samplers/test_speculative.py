@@ -197,8 +197,8 @@ def test_the_share_of_accepted_tokens_is_the_overlap_of_the_two_laws(monkeypatch
 
 # ---- the sampler itself, by draws
 
-def drawn(sampler, n=20_000, seed=0, **law):
-    torch.manual_seed(seed)
+def drawn(sampler, n=20_000, **law):
+    torch.manual_seed(0)
     z = AR.prior((n, L))  # (n, L)
     nothing = torch.zeros_like(z, dtype=torch.bool)  # (n, L)
     *_, z = AR.sample(world.by_state(next_token(P)), z, nothing, 1, sampler,
@@ -244,9 +244,8 @@ def test_temperature_and_top_p_hold_for_the_ar_model(rule):
 # ---- what it costs
 
 def test_a_draft_that_knows_the_law_is_always_kept_and_one_call_writes_gamma_and_one():
-    model = SimpleNamespace(method=AR, denoiser=next_token(P))
-    sampler = sampler_of(gamma=1)
-    sampler.model, calls = model, CallCounter(next_token(P))
+    sampler, calls = sampler_of(gamma=1), CallCounter(next_token(P))
+    sampler.model = SimpleNamespace(method=AR, denoiser=next_token(P))
     z = AR.prior((50, L))  # (50, L)
     states = list(AR.sample(calls, z, torch.zeros_like(z, dtype=torch.bool), 1, sampler))
     assert len(states) == calls.calls == 2
