@@ -119,13 +119,17 @@ def first_sampler(config, method):
     return "ancestral" if config.classifier else method.first_choice
 
 
+FEW_STEPS = 16  # so few cost little: a few gaps are filled one at a time, which loses nothing
+
+
 def choose_sampler(config, model, frozen=None):
     """The flags with --sampler and --steps where they are not given. frozen (L,): given tokens"""
     method, L = model.method, model.config.block_size
     config = change(config, sampler=config.sampler or first_sampler(config, method))
     n = min(method.block_length or L, L if frozen is None else int((~frozen).sum()))  # at once
     words = load_row(SAMPLERS, config.sampler).words_per_step
-    return change(config, steps=config.steps or (-(-n // words) or 1 if words else 128))
+    enough = max(-(-n // words), min(n, FEW_STEPS), 1) if words else 128
+    return change(config, steps=config.steps or enough)
 
 
 def sampler_of(config, model):

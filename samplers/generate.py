@@ -82,7 +82,8 @@ class CallCounter(Wrapper):
             costs = writer.costs(whole=True).items()
             return ", ".join([str(self), *(f"{name.replace('_', ' ')} {n}" for name, n in costs)])
         what = "mask opens" if process.text_stays else "word changes"
-        return f"{self} ({length} tokens in {writer.steps} steps; no call where no {what})"
+        steps = f"{writer.steps} step{'s' * (writer.steps != 1)}"
+        return f"{self} ({length} tokens in {steps}; no call where no {what})"
 
     def __str__(self):
         return (f"{self.calls} network call{'s' * (self.calls != 1)}, {self.positions:,} "
