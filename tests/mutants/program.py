@@ -89,7 +89,7 @@ DATA = [
     ("evaluation/downstream.py", "type(answer) is not int or answer", "answer",
      "test_downstream", "true is the second choice"),
     ("flags.py", "next(filter(values.get, idle), None)", "None",
-     "test_flags", "a flag that counts for nothing is taken in silence"),
+     "test_idle_flags", "a flag that counts for nothing is taken in silence"),
     ("data/docstrings.py", 'found.setdefault(" ".join(paragraph.split()),',
      "found.setdefault(paragraph,", "test_corpus",
      "a paragraph is in both splits with another indentation"),
