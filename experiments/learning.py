@@ -96,7 +96,7 @@ def print_means(runs, name, independent, entropy=(0.0, 0.0)):
         means, errors = zip(*(mean_error(run.nats, independent) for run in runs))
         mean, error = mean_over_seeds(means, errors)
         spread = f"{len(means)} seeds, spread {statistics.stdev(means):.3f}" if runs[1:] else ""
-        print(f"{what:<44}{with_error(mean - entropy[0], math.hypot(error, entropy[1]))}, "
+        print(f"{what:<52}{with_error(mean - entropy[0], math.hypot(error, entropy[1]))}, "
               f"{spread or 'one seed'}   {statistics.mean(run.wall for run in runs):.1f} min, "
               f"{statistics.mean(run.cpu for run in runs):.1f} CPU min")
     return {what: [run.nats for run in runs] for what, runs in lines.items()}
@@ -147,7 +147,7 @@ def compare_with_entropy(config):
             nats = score_texts(model, x, draws_of(model.method), 256)  # (n,)
             rows.append(Trained(f"{name}, above the entropy, nats/token", nats, *minutes))
     lines = print_means(rows, config.hardware, data.independent_texts, entropy)
-    print(f"{'exact entropy, nats/token':<44}{with_error(*entropy, '.4f')}")
+    print(f"{'exact entropy, nats/token':<52}{with_error(*entropy, '.4f')}")
     print_differences(lines, data.independent_texts)
 
 
