@@ -12,6 +12,7 @@ from models import random_checkpoint
 import evaluate
 from checkpoints.load import load_model
 from data.toy import Toy, ToyCorpus
+from evaluations import results, run
 from evaluation.held_out import data_of
 from flags import UserError, flags_of, parse
 from methods import METHODS, load_row
@@ -23,17 +24,6 @@ LANGUAGE_MODELS = [name for name in METHODS if not load_row(METHODS, name).class
 FEW = ["--max_texts", 4, "--draws", 1, "--num_samples", 0, "--device", "cpu"]
 CLASSES = ["farm", "sea", "kitchen", "school"]
 ENTROPY = lru_cache(partial(Toy.entropy, Toy()))  # of a length, computed once
-
-
-def run(*argv):
-    evaluate.main(*parse(evaluate.Config, [str(word) for word in argv]))
-
-
-def results(capsys, *argv):
-    """What evaluate.py --json says."""
-    capsys.readouterr()
-    run(*argv, "--json")
-    return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")

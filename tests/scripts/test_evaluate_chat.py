@@ -7,25 +7,14 @@ from models import random_checkpoint
 
 import evaluate
 from checkpoints.load import load_model
+from evaluations import results, run
 from evaluation.held_out import data_of
 from evaluation.likelihood import estimate_bound, nats_of
-from flags import parse
 from methods import METHODS, load_row
 from runs import cache, commanded, complaint, elsewhere  # noqa: F401
 
 LANGUAGE_MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 MINE = [[f"What is {i}?", f"It is {i}."] for i in range(40)]
-
-
-def run(*argv):
-    evaluate.main(*parse(evaluate.Config, [str(word) for word in argv]))
-
-
-def results(capsys, *argv):
-    """What evaluate.py --json says."""
-    capsys.readouterr()
-    run(*argv, "--json")
-    return json.loads(capsys.readouterr().out)
 
 
 def write_chats():

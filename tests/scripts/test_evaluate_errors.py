@@ -1,5 +1,4 @@
 """evaluate.py: errors, differences, and figures that mean something for this kind of text."""
-import json
 import math
 from pathlib import Path
 
@@ -10,24 +9,13 @@ import evaluate
 from checkpoints.load import load_model
 from data import load_data
 from data.toy import ToyCorpus
+from evaluations import results, run
 from evaluation.errors import mean_error
 from evaluation.held_out import data_of
 from evaluation.likelihood import nats_of
-from flags import parse
 from runs import cache, complaint, elsewhere  # noqa: F401
 
 FEW = ["--max_texts", 4, "--draws", 1, "--num_samples", 0]
-
-
-def run(*argv):
-    evaluate.main(*parse(evaluate.Config, [str(word) for word in argv]))
-
-
-def results(capsys, *argv):
-    """What evaluate.py --json says."""
-    capsys.readouterr()
-    run(*argv, "--json")
-    return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(autouse=True)
