@@ -1,4 +1,5 @@
 """The folder of a run is locked, saved whole or not at all, and read without running its code."""
+import io
 import json
 import os
 from pathlib import Path
@@ -185,3 +186,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch):
 
 def test_metrics_are_strict_json():
     assert as_json({"error": float("nan"), "bound": 1.5}) == '{"error": null, "bound": 1.5}'
+
+
+@pytest.mark.parametrize("encoding, shows", [("utf-8", "é"), ("ascii", "\\u00e9")])
+def test_json_holds_no_control_characters_and_the_letters_that_the_stream_can_show(encoding, shows):
+    text = "é\x07\x7f\x9b31m\u202e"
+    said = as_json({"text": text}, io.TextIOWrapper(io.BytesIO(), encoding))
+    assert shows in said and said.isprintable() and json.loads(said)["text"] == text
+    assert as_json([text]).isascii() and as_json([text]).isprintable()

@@ -164,6 +164,8 @@ EVALUATION = [
 ]
 
 FILES = [
+    ("checkpoints/file.py", "return CONTROL.sub(lambda found:", "return text or (lambda found:",
+     "test_file", "control characters in JSON reach a terminal"),
     ("data/files.py", "if stream or found and not stat.S_ISREG(found.st_mode):", "if stream:",
      "test_files", "a pipe is replaced by a file"),
     ("data/files.py", 'target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.part")',
