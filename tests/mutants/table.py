@@ -5,12 +5,13 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 """
 from pathlib import Path
 
+from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *SAMPLING, *PROGRAM]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM]
 
 
 def find_tests(names):

@@ -217,18 +217,6 @@ SITES = [
      "test_ggm", "the noise of a visit is not spread over symbols"),
 ]
 
-TOKEN_TIME = [
-    ("methods/diffusion_forcing.py", "self.slope * w * (D - d)", "self.slope * w * d",
-     "test_diffusion_forcing", "the last token is clean first"),
-    ("methods/diffusion_forcing.py", "at, n * rate / rate.sum", "at, rate / rate.sum",
-     "test_diffusion_forcing", "the bound of one token for that of the text"),
-    ("methods/diffusion_forcing.py", "torch.minimum(place, n - 1 - place)",
-     "torch.minimum(place, n - place)",
-     "test_diffusion_forcing", "a trapezoid whose middle column is late"),
-    ("methods/diffusion_forcing.py", "e.cpu()[rows, :l + 1]", "e.cpu()[rows]",
-     "test_diffusion_forcing", "the oracle of a causal network sees to the right"),
-]
-
 DISTILLATION = [
     ("distill.py", "right = lambda t: u <", "right = lambda t: torch.rand_like(u) <",
      "test_distillation test_exercises_more", "new noise for each of the two points"),
@@ -260,4 +248,4 @@ DISTILLATION = [
      "test_distillation test_distill", "the average teaches by accident"),
 ]
 
-THEORY = [*CORE, *MASKS, *WORDS, *MARKED, *STEPS_AND_RATIOS, *TOKEN_TIME, *SITES, *DISTILLATION]
+THEORY = [*CORE, *MASKS, *WORDS, *MARKED, *STEPS_AND_RATIOS, *SITES, *DISTILLATION]
