@@ -8,9 +8,10 @@ best size and its excess are power laws as well:
 
     N*(C) ~ C^(b / (a + b)),   E*(C) ~ C^(-a b / (a + b))                                    (25.2)
 
-and two methods are compared by the compute that each needs for one and the same excess E:
+since at the minimum a A / N^a = b B / D^b. Solved for N and D, that is the least compute for an
+excess E, by which two methods are compared:
 
-    gap(E) = C_2(E) / C_1(E),   C_i(E) the inverse of E*_i(C)                                (25.3)
+    C(E) = 6 (A (a + b) / (b E))^(1/a) (B (a + b) / (a E))^(1/b),   gap(E) = C_2(E) / C_1(E) (25.3)
 
 A free floor trades with the exponents, since all data lie at finite N and D. Here H is the exact
 entropy, and A, a, B, b are all that is fitted: least squares of log E, each point with the weight
@@ -31,6 +32,7 @@ from flags import UserError
 SCATTER = 0.03  # a law of two terms is no better than this, relative
 STARTS = [(a, b) for a in (0.3, 0.7, 1.5) for b in (0.3, 0.7, 1.5)]  # exponents to start from
 LIMITS = 0.01, 5.0  # of exponents
+DRAWS = 200  # resamplings
 
 
 class Point(NamedTuple):
@@ -57,6 +59,13 @@ class Law(NamedTuple):
         """E(N, D) in nats/token."""
         return (math.exp(self.log_A - self.a * math.log(N / self.size))
                 + math.exp(self.log_B - self.b * math.log(D / self.tokens)))
+
+    def compute_for(self, E):
+        """C(E) of (25.3), the least compute that reaches an excess E."""
+        a, b = self.a, self.b
+        log_N = (self.log_A + math.log((a + b) / (b * E))) / a + math.log(self.size)
+        log_D = (self.log_B + math.log((a + b) / (a * E))) / b + math.log(self.tokens)
+        return 6 * math.exp(log_N + log_D)
 
     @property
     def A(self):
@@ -95,7 +104,7 @@ def fit_law(points, start=None):
     return Law(*theta.tolist(), *middle, math.sqrt(loss / w.sum().item()))
 
 
-def least_squares(theta, n, d, e, w, steps=200):
+def least_squares(theta, n, d, e, w, steps=100):
     """Levenberg and Marquardt's method for log E. theta (4,) -> theta (4,), weighted squares"""
     def model(theta):
         terms = torch.stack([theta[0] - theta[1] * n, theta[2] - theta[3] * d])  # (2, n)
@@ -112,7 +121,7 @@ def least_squares(theta, n, d, e, w, steps=200):
         tried = theta - move.clamp(-1, 1)  # (4,)
         tried[1::2] = tried[1::2].clamp(*LIMITS)
         if (new := squares(tried)) <= loss:
-            done = loss - new < 1e-12 * loss
+            done = loss - new < 1e-9 * loss
             theta, loss, damping = tried, new, max(damping / 5, 1e-9)
             if done:
                 break
@@ -164,7 +173,7 @@ class Frontier(NamedTuple):
         return math.exp(self.log_E + self.excess_exponent * math.log(C / self.compute))
 
     def compute_for(self, E):
-        """C of (25.3), the compute that reaches an excess E."""
+        """C(E) of (25.3) by the lines."""
         return self.compute * math.exp((math.log(E) - self.log_E) / self.excess_exponent)
 
 
@@ -180,7 +189,7 @@ def fit_frontier(minima):
 
 
 def compute_ratio(first, second, E):
-    """(25.3): how many times the compute of the first the second needs for an excess E."""
+    """(25.3): how many times the compute of the first, a Law or a Frontier, the second needs."""
     return second.compute_for(E) / first.compute_for(E)
 
 
@@ -199,10 +208,12 @@ def resampled(points, generator):
     return drawn
 
 
-def bootstrap(estimate, *groups, draws=200):
-    """estimate(*groups of points) -> (k,) numbers or None, for `draws` resamplings. -> (m, k)"""
+def bootstrap(estimate, *groups, draws=None):
+    """estimate(*groups of points) -> (k,) numbers or None, for `draws` resamplings, or
+    DRAWS. -> (m, k)"""
     generator = torch.Generator().manual_seed(1)
-    found = [estimate(*(resampled(points, generator) for points in groups)) for _ in range(draws)]
+    found = [estimate(*(resampled(points, generator) for points in groups))
+             for _ in range(draws or DRAWS)]
     return torch.tensor([values for values in found if values is not None], dtype=torch.float64)
 
 

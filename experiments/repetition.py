@@ -42,8 +42,8 @@ LINES = {  # what is compared: flags of train.py
 class Config:
     num_texts: int = flag(128, "texts that are repeated", least=1)
     epochs: str = flag("2,4,8,16,32,64,128", "how often each is read, with commas between",
-                       each=int)
-    size: str = flag("2x48", "blocks x width")
+                       each=int, least=1)
+    size: str = flag("2x32", "blocks x width")
     seeds: int = flag(3, "runs of each line, with seeds 1, 2, ... and texts of their own", least=1)
     max_texts: int = flag(2000, "held-out texts", least=2)
     out_dir: str = flag("out/repetition", "where the results of runs are kept")

@@ -226,24 +226,25 @@ def describe_frontier(points, seeds):
 
 
 def describe_gap(first, second, seeds):
-    """(25.3) in the middle of the excesses that the minima of both methods span.
+    """(25.3) by the laws (25.1) of both methods, in the middle of the excesses of their points.
 
-    -> dict of the excess, the ratio of compute, and its error as a factor; None where they span
-    none in common
+    -> dict of the excess, the ratio of compute, its error as a factor, and the same by the lines
+    (25.2) if both have them; None where the points have no excess in common
     """
-    spans = [[E for _, E in power_laws.isoflop_minima(points).values()] or [math.nan]
-             for points in (first, second)]
+    spans = [[p.excess for p in points] or [math.nan] for points in (first, second)]
     low, high = max(map(min, spans)), min(map(max, spans))
     if not low < high:
         return None
-    E = math.sqrt(low * high)
+    E, laws = math.sqrt(low * high), [power_laws.fit_law(points) for points in (first, second)]
+    lines = [power_laws.fit_frontier(power_laws.isoflop_minima(p)) for p in (first, second)]
 
     def estimate(*groups):
-        fits = [power_laws.fit_frontier(power_laws.isoflop_minima(points)) for points in groups]
-        return [math.log(power_laws.compute_ratio(*fits, E))] if all(fits) else None
+        fits = [power_laws.fit_law(points, law) for points, law in zip(groups, laws)]
+        return [math.log(power_laws.compute_ratio(*fits, E))]
     draws = power_laws.bootstrap(estimate, first, second)  # (m, 1)
     error = power_laws.spread(draws, seeds)[0].item()
-    return {"excess": E, "ratio": math.exp(estimate(first, second)[0]), "factor": math.exp(error)}
+    return {"excess": E, "ratio": power_laws.compute_ratio(*laws, E), "factor": math.exp(error),
+            "by lines": power_laws.compute_ratio(*lines, E) if all(lines) else None}
 
 
 def print_frontiers(config):
@@ -261,9 +262,12 @@ def print_frontiers(config):
     first, *others = chosen
     for name in others:
         gap = describe_gap(chosen[first], chosen[name], config.seeds)
-        print(f"\n{name} and {first} reach no excess in common" if gap is None else
-              f"\n{name} needs {gap['ratio']:.1f} times the compute of {first} for an excess of "
-              f"{gap['excess']:.3f} nats/token (times or divided by {gap['factor']:.2f})")
+        if gap is None:
+            print(f"\n{name} and {first} reach no excess in common")
+            continue
+        lines = f"; by the lines above {gap['by lines']:.1f}" if gap["by lines"] else ""
+        print(f"\n{name} needs {gap['ratio']:.1f} times the compute of {first} for an excess of "
+              f"{gap['excess']:.3f} nats/token, times or divided by {gap['factor']:.2f}{lines}")
 
 
 COMMANDS = {"laws": print_laws, "isoflop": print_frontiers}
