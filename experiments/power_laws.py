@@ -8,10 +8,10 @@ best size and its excess are power laws as well:
 
     N*(C) ~ C^(b / (a + b)),   E*(C) ~ C^(-a b / (a + b))                                    (25.2)
 
-since at the minimum a A / N^a = b B / D^b. Solved for N and D, that is the least compute for an
-excess E, by which two methods are compared:
+since at the minimum a A / N^a = b B / D^b. Solved for N and D, that is the least compute C(E) for
+an excess E. Two methods are compared by the ratio C_2(E) / C_1(E), the horizontal gap:
 
-    C(E) = 6 (A (a + b) / (b E))^(1/a) (B (a + b) / (a E))^(1/b),   gap(E) = C_2(E) / C_1(E) (25.3)
+    C(E) = 6 (A (a + b) / (b E))^(1/a) (B (a + b) / (a E))^(1/b)                             (25.3)
 
 A free floor trades with the exponents, since all data lie at finite N and D. Here H is the exact
 entropy, and A, a, B, b are all that is fitted: least squares of log E, each point with the weight

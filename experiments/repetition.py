@@ -12,7 +12,8 @@ on held-out texts that are fresh.
 
 Every network has the same size. Its texts are the same for all lines, and others for another seed.
 All epochs of a run share a trunk of constant rate, with a decay to 0 in the last fifth
-(experiments/training.py: decayed_at). A crossing is looked for between the points, in the logarithm of epochs.
+(experiments/training.py: decayed_at). A crossing is looked for between the points, in the logarithm
+of epochs, after the last point at which mdlm is above.
 """
 import math
 import statistics
@@ -56,14 +57,14 @@ class FewTexts(ToyCorpus):
 
     def __init__(self, n, length=LENGTH):
         super().__init__(length)
-        self.n, self.kept = n, {}  # texts of a seed, and the order of the last epochs
+        self.n, self.drawn = n, {}
 
     def texts(self, seed):
         """The n texts of a seed. -> (n, L)"""
-        if ("texts", seed) not in self.kept:
+        if seed not in self.drawn:
             own = torch.Generator().manual_seed(seed * 1_000_003)
-            self.kept = {("texts", seed): self.examples("train", self.n, own)[0]}
-        return self.kept["texts", seed]  # (n, L)
+            self.drawn[seed] = self.examples("train", self.n, own)[0]
+        return self.drawn[seed]  # (n, L)
 
     def micro_batch(self, number, n, seed, generator):
         first, last = number * n // self.n, ((number + 1) * n - 1) // self.n  # epochs

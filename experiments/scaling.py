@@ -72,10 +72,12 @@ class FreshTexts(ToyCorpus):
 
     def micro_batch(self, number, n, seed, generator):
         group, place = divmod(number, self.AT_ONCE)
-        if self.drawn[0] != (group, n, seed):
+        key, x = self.drawn  # the trainer also draws ahead, in a thread
+        if key != (group, n, seed):
             own = torch.Generator().manual_seed(seed * 1_000_003 + group)
-            self.drawn = (group, n, seed), self.examples("train", n * self.AT_ONCE, own)[0]
-        return self.drawn[1][place * n:(place + 1) * n], None, None  # (n, L)
+            x = self.examples("train", n * self.AT_ONCE, own)[0]  # (32 n, L)
+            self.drawn = (group, n, seed), x
+        return x[place * n:(place + 1) * n], None, None  # (n, L)
 
 
 class Excess:
@@ -149,6 +151,7 @@ def all_points(config):
     keep_memory()
     names, sizes = method_names(config, []), [s for s in config.sizes.split(",") if s]
     shapes = {size: shape_of(size) for size in sizes}  # or UserError, before anything is trained
+    numbers(config.compute)
     data, points, excess = FreshTexts(LENGTH), {name: [] for name in names}, {}
     for seed in range(1, config.seeds + 1):
         for name in names:

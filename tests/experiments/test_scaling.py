@@ -215,7 +215,8 @@ def small(monkeypatch):
     monkeypatch.setattr(scaling, "FLAGS", {**scaling.FLAGS, "batch_size": 2, "warmup_iters": 0})
     monkeypatch.setattr(repetition, "FLAGS", scaling.FLAGS)
     monkeypatch.setattr(repetition, "WARMUP", 0)
-    monkeypatch.setattr(power_laws, "DRAWS", 3)
+    monkeypatch.setattr(power_laws, "DRAWS", 2)
+    monkeypatch.setattr(power_laws, "STARTS", [(0.5, 0.5)])
 
 
 def run(module, capsys, **flags):
