@@ -17,10 +17,11 @@ A free floor trades with the exponents, since all data lie at finite N and D. He
 entropy, and A, a, B, b are all that is fitted: least squares of log E, each point with the weight
 1 / (SCATTER^2 + (error / E)^2), by Levenberg and Marquardt's method.
 
-Errors are those of other seeds. The runs of each size are drawn again, with replacement, and all is
-fitted again (bootstrap); the spread is multiplied by sqrt(S / (S - 1)), since S runs of a size
-spread less about their own mean than about the true one. That says nothing of points that follow
-no power law: so the fit is also repeated without each size in turn.
+Errors are those of other runs. The runs of each size are drawn again, with replacement, and all is
+fitted again (bootstrap); where a size has one run only, all runs are drawn from all sizes. The
+spread is multiplied by sqrt(n / (n - 1)), since n runs spread less about their own mean than about
+the true one. Runs of other seeds say nothing of points that follow no power law: so the fit is also
+repeated without each size in turn.
 """
 import math
 from typing import NamedTuple
@@ -195,33 +196,43 @@ def compute_ratio(first, second, E):
 
 # ---- errors
 
-def resampled(points, generator):
-    """The runs of each size drawn again, with replacement: a list of points."""
+def groups_of_runs(points):
+    """The runs among which one may stand for another: of each size, or all where a size has one.
+
+    -> lists of runs, which are lists of points
+    """
     runs = {}
     for p in points:
         runs.setdefault(p.size, {}).setdefault(p.seed, []).append(p)
+    sizes = [[*seeds.values()] for seeds in runs.values()]
+    return sizes if min(map(len, sizes)) > 1 else [[run for size in sizes for run in size]]
+
+
+def resampled(points, generator):
+    """The runs drawn again, with replacement: a list of points, of three sizes or all there are."""
+    groups, needed = groups_of_runs(points), min(3, len({p.size for p in points}))
     drawn = []
-    for seeds in runs.values():
-        seeds = list(seeds.values())
-        chosen = torch.randint(len(seeds), (len(seeds),), generator=generator)  # (S,)
-        drawn += [p for i in chosen.tolist() for p in seeds[i]]
+    while len({p.size for p in drawn}) < needed:
+        drawn = [p for runs in groups for i in torch.randint(len(runs), (len(runs),),
+                                                             generator=generator).tolist()
+                 for p in runs[i]]
     return drawn
 
 
-def bootstrap(estimate, *groups, draws=None):
-    """estimate(*groups of points) -> (k,) numbers or None, for `draws` resamplings, or
-    DRAWS. -> (m, k)"""
+def bootstrap(estimate, *samples, draws=None):
+    """The errors of estimate(*samples), which gives k numbers or None for lists of points.
+
+    -> standard errors (k,), nan where there is one run; the estimates (m, k) of `draws`
+    resamplings, or DRAWS
+    """
     generator = torch.Generator().manual_seed(1)
-    found = [estimate(*(resampled(points, generator) for points in groups))
+    found = [estimate(*(resampled(points, generator) for points in samples))
              for _ in range(draws or DRAWS)]
-    return torch.tensor([values for values in found if values is not None], dtype=torch.float64)
-
-
-def spread(draws, seeds):
-    """The standard errors of estimates (m, k) from runs with S seeds. -> (k,); nan for one seed"""
-    if seeds < 2 or len(draws) < 2:
-        return torch.full(draws.shape[1:] or (1,), math.nan, dtype=torch.float64)
-    return draws.std(0) * math.sqrt(seeds / (seeds - 1))  # (k,)
+    found = torch.tensor([values for values in found if values is not None], dtype=torch.float64)
+    n = min(len(runs) for points in samples for runs in groups_of_runs(points))
+    if n < 2 or len(found) < 2:
+        return torch.full(found.shape[1:] or (9,), math.nan), found  # (k,), (m, k)
+    return found.std(0) * math.sqrt(n / (n - 1)), found  # (k,), (m, k)
 
 
 # ---- crossings

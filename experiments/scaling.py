@@ -181,13 +181,13 @@ def points_to_fit(points, config):
 
 # ---- (25.1)
 
-def describe_law(points, seeds):
+def describe_law(points):
     """(25.1) with errors. -> dict of plain numbers; `values` are pairs of value and error"""
     law = power_laws.fit_law(points)
     names = "a", "b", "A", "B", "exponent of N*", "exponent of E*"
     values_of = lambda fit: [fit.a, fit.b, fit.A, fit.B, *fit.compute_exponents]
-    draws = power_laws.bootstrap(lambda points: values_of(power_laws.fit_law(points, law)), points)
-    errors = power_laws.spread(draws, seeds)  # (6,)
+    errors, draws = power_laws.bootstrap(
+        lambda points: values_of(power_laws.fit_law(points, law)), points)  # (6,), (m, 6)
     sizes = sorted({p.size for p in points})
     others = [power_laws.fit_law([p for p in points if p.size != size], law) for size in sizes
               if len(sizes) > 2]
@@ -200,7 +200,7 @@ def print_laws(config):
     """A, a, B, b of each method."""
     for name, points in all_points(config).items():
         chosen = points_to_fit(points, config)
-        found = describe_law(chosen, config.seeds)
+        found = describe_law(chosen)
         print(f"\n{name}: {len(chosen)} of {len(points)} points, those below "
               f"{config.most_excess:g} nats/token; rms of log E {found['fit'][-1]:.3f}")
         for what, (value, error) in found["values"].items():
@@ -212,7 +212,7 @@ def print_laws(config):
 
 # ---- (25.2), (25.3)
 
-def describe_frontier(points, seeds):
+def describe_frontier(points):
     """(25.2) from isoFLOP minima, with errors. -> dict of plain numbers"""
     minima = power_laws.isoflop_minima(points)
     fit = power_laws.fit_frontier(minima)
@@ -222,13 +222,13 @@ def describe_frontier(points, seeds):
         return fit and [fit.size_exponent, fit.excess_exponent]
     if fit is None:
         return {"minima": minima, "fit": None}
-    errors = power_laws.spread(power_laws.bootstrap(estimate, points), seeds)  # (2,)
+    errors, _ = power_laws.bootstrap(estimate, points)  # (2,)
     pairs = zip((fit.size_exponent, fit.excess_exponent), errors.tolist())
     return {"minima": minima, "fit": [*fit],
             "values": dict(zip(("exponent of N*", "exponent of E*"), pairs))}
 
 
-def describe_gap(first, second, seeds):
+def describe_gap(first, second):
     """(25.3) by the laws (25.1) of both methods, in the middle of the excesses of their points.
 
     -> dict of the excess, the ratio of compute, its error as a factor, and the same by the lines
@@ -244,9 +244,8 @@ def describe_gap(first, second, seeds):
     def estimate(*groups):
         fits = [power_laws.fit_law(points, law) for points, law in zip(groups, laws)]
         return [math.log(power_laws.compute_ratio(*fits, E))]
-    draws = power_laws.bootstrap(estimate, first, second)  # (m, 1)
-    error = power_laws.spread(draws, seeds)[0].item()
-    return {"excess": E, "ratio": power_laws.compute_ratio(*laws, E), "factor": math.exp(error),
+    errors, _ = power_laws.bootstrap(estimate, first, second)  # (1,)
+    return {"excess": E, "ratio": power_laws.compute_ratio(*laws, E), "factor": math.exp(errors[0].item()),
             "by lines": power_laws.compute_ratio(*lines, E) if all(lines) else None}
 
 
@@ -254,7 +253,7 @@ def print_frontiers(config):
     """The best size at each C, and the compute that a method needs as a multiple of the first's."""
     chosen = {name: points_to_fit(points, config) for name, points in all_points(config).items()}
     for name, points in chosen.items():
-        found = describe_frontier(points, config.seeds)
+        found = describe_frontier(points)
         print(f"\n{name}{'C':>12}{'N*':>10}{'E*, nats/token':>18}")
         for C, (N, E) in found["minima"].items():
             print(f"{'':<{len(name)}}{C:>12.3g}{N:>10,.0f}{E:>18.3f}")
@@ -264,7 +263,7 @@ def print_frontiers(config):
             print("  fewer than two curves have their minimum inside: no power law")
     first, *others = chosen
     for name in others:
-        gap = describe_gap(chosen[first], chosen[name], config.seeds)
+        gap = describe_gap(chosen[first], chosen[name])
         if gap is None:
             print(f"\n{name} and {first} reach no excess in common")
             continue

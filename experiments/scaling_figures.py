@@ -18,14 +18,14 @@ def measure_scaling(config):
     chosen = {}
     for name, points in scaling.all_points(flags).items():
         chosen[name] = scaling.points_to_fit(points, flags)
-        line = scaling.describe_frontier(chosen[name], flags.seeds)
+        line = scaling.describe_frontier(chosen[name])
         line["minima"] = [[C, *best] for C, best in line["minima"].items()]
         result["methods"][name] = {
             "points": [[*p[:4], round(p.excess, 5), round(p.error, 5)] for p in points],
-            "law": scaling.describe_law(chosen[name], flags.seeds), "line": line}
+            "law": scaling.describe_law(chosen[name]), "line": line}
     first, *others = chosen
     for name in others:
-        result["gaps"][name] = scaling.describe_gap(chosen[first], chosen[name], flags.seeds)
+        result["gaps"][name] = scaling.describe_gap(chosen[first], chosen[name])
     return result
 
 

@@ -206,7 +206,7 @@ SURROUNDINGS = [
 ]
 
 SCALING = [
-    ("experiments/power_laws.py", "draws.std(0) * math.sqrt(seeds / (seeds - 1))", "draws.std(0)",
+    ("experiments/power_laws.py", "found.std(0) * math.sqrt(n / (n - 1))", "found.std(0)",
      "test_scaling", "the spread of S runs about their own mean counts as that about the true one"),
     ("experiments/power_laws.py", "return x.mean().item() - slope / (2 * curve),",
      "return x.mean().item() - slope / curve,",
