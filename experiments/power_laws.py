@@ -93,9 +93,9 @@ def columns(points):
 
 def fit_law(points, start=None):
     """(25.1) by weighted least squares of log E. start: a Law to begin from. -> Law"""
-    if len({p.size for p in points}) < 2 or len({p.tokens for p in points}) < 2 or len(points) < 4:
-        raise UserError("a law of N and D needs four points, of two sizes and two numbers of "
-                        "tokens at least")
+    if len({p.size for p in points}) < 2 or len({p.tokens for p in points}) < 2 or len(points) < 6:
+        raise UserError("a law of N and D needs six points, of two sizes and two numbers of tokens "
+                        f"at least: there are {len(points)}")
     n, d, e, w = columns(points)  # (n,) each
     middle = (start.size, start.tokens) if start else (n.mean().exp().item(), d.mean().exp().item())
     n, d, half = n - math.log(middle[0]), d - math.log(middle[1]), e.mean().item() - math.log(2)
@@ -192,6 +192,19 @@ def fit_frontier(minima):
 def compute_ratio(first, second, E):
     """(25.3): how many times the compute of the first, a Law or a Frontier, the second needs."""
     return second.compute_for(E) / first.compute_for(E)
+
+
+def least_ratio(first, second):
+    """A lower bound of the gap that needs no fit: at the lower compute some size of the first has
+    an excess of E, at the higher one none of the second has. -> E, the ratio; None if there is none
+
+    It holds for the sizes of the points, and is no larger than the span of their curves.
+    """
+    best = [{C: min(p.excess for p in points if p.compute == C)
+             for C in sorted({p.compute for p in points})} for points in (first, second)]
+    found = [(high / low, E) for low, E in best[0].items() for high, other in best[1].items()
+             if high > low and other > E]
+    return max(found)[::-1] if found else None
 
 
 # ---- errors

@@ -3,7 +3,7 @@ Few texts, read many times: where the bound of mdlm falls below the likelihood o
 
     python -m experiments.repetition                   ar, ar with dropout and weight decay, mdlm
     python -m experiments.repetition --num_texts 512 --epochs 1,4,16,64,256
-    python -m experiments.figures repetition --measure --out_dir out/repetition     as a picture
+    python -m experiments.repetition --figure repetition.png    and a picture
 
 Where text is scarce, a network meets each text many times. ar has one task per text and soon knows
 it by heart; a masked network has another task each time, since other words are masked (arXiv:
@@ -24,6 +24,7 @@ import torch
 from data.toy import ToyCorpus
 from evaluation.errors import mean_over_seeds, with_error
 from experiments.command import run_experiment
+from experiments.plotting import load_pyplot, save_figure
 from experiments.power_laws import crossing
 from experiments.scaling import FLAGS, LENGTH, Excess, run_points, shape_of
 from experiments.timing import hardware, parse_numbers
@@ -48,6 +49,7 @@ class Config:
     seeds: int = flag(3, "runs of each line, with seeds 1, 2, ... and texts of their own", least=1)
     max_texts: int = flag(2000, "held-out texts", least=2)
     out_dir: str = flag("out/repetition", "where the results of runs are kept")
+    figure: str = flag("", "draw into this file")
     hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
 
 
@@ -127,7 +129,26 @@ def print_crossing(name, first, second):
               f"{factor:.2f} ({n} seeds)")
 
 
+def draw_lines(lines, config, plot):
+    """Held-out excess over epochs."""
+    figure, axes = plot.subplots(figsize=(6.5, 4))
+    for i, (name, line) in enumerate(lines.items()):
+        excess, error = zip(*line.values())
+        axes.errorbar([*line], excess, error, label=name, marker="o", markersize=3,
+                      color=plot.cm.tab10(i))
+    axes.set(xscale="log", xlabel=f"epochs: how often the same {config.num_texts} texts are read",
+             ylabel="held-out excess over the entropy, nats/word")
+    axes.set_xticks([*line], [f"{n}" for n in line])
+    axes.minorticks_off()
+    axes.set_ylim(0, None)
+    axes.grid(alpha=0.3)
+    axes.legend(title=f"seeds: {config.seeds}; bars: 1 standard error")
+    figure.tight_layout()
+    return figure
+
+
 def main(config, given=()):
+    pyplot = load_pyplot() if config.figure else None  # or UserError, before anything is trained
     found = measure(config)
     lines = {name: mean_line(seeds) for name, seeds in found.items()}
     print(f"\n{hardware(name=config.hardware)}\n{config.num_texts} texts of {LENGTH} words, "
@@ -139,6 +160,8 @@ def main(config, given=()):
     print(f"{'best':<10}" + "".join(f"{with_error(*value):>22}" for _, value in best.values()))
     for name in [name for name in lines if name != "mdlm"]:
         print_crossing(name, found[name], found["mdlm"])
+    if pyplot:
+        save_figure(draw_lines(lines, config, pyplot), config.figure, dpi=100)
 
 
 if __name__ == "__main__":

@@ -184,8 +184,8 @@ def points_to_fit(points, config):
 def describe_law(points):
     """(25.1) with errors. -> dict of plain numbers; `values` are pairs of value and error"""
     law = power_laws.fit_law(points)
-    names = "a", "b", "A", "B", "exponent of N*", "exponent of E*"
-    values_of = lambda fit: [fit.a, fit.b, fit.A, fit.B, *fit.compute_exponents]
+    names = "a", "b", "ln A", "ln B", "exponent of N*", "exponent of E*"
+    values_of = lambda fit: [fit.a, fit.b, math.log(fit.A), math.log(fit.B), *fit.compute_exponents]
     errors, draws = power_laws.bootstrap(
         lambda points: values_of(power_laws.fit_law(points, law)), points)  # (6,), (m, 6)
     sizes = sorted({p.size for p in points})
@@ -200,11 +200,15 @@ def print_laws(config):
     """A, a, B, b of each method."""
     for name, points in all_points(config).items():
         chosen = points_to_fit(points, config)
+        if len(chosen) < 6:
+            print(f"\n{name}: {len(chosen)} of {len(points)} points are below "
+                  f"{config.most_excess:g} nats/token, too few for a law")
+            continue
         found = describe_law(chosen)
         print(f"\n{name}: {len(chosen)} of {len(points)} points, those below "
               f"{config.most_excess:g} nats/token; rms of log E {found['fit'][-1]:.3f}")
         for what, (value, error) in found["values"].items():
-            print(f"  {what:<16}{with_error(value, error, '.3g' if what in 'AB' else '.3f')}")
+            print(f"  {what:<16}{with_error(value, error)}")
         print(f"  correlation of a and b {found['correlation']:+.2f}")
         for what, values in zip("ab", zip(*found["without"])):
             print(f"  {what} without one of the sizes: {min(values):.3f} to {max(values):.3f}")
@@ -232,11 +236,11 @@ def describe_gap(first, second):
     """(25.3) by the laws (25.1) of both methods, in the middle of the excesses of their points.
 
     -> dict of the excess, the ratio of compute, its error as a factor, and the same by the lines
-    (25.2) if both have them; None where the points have no excess in common
+    (25.2) if both have them; None where there are few points or no excess in common
     """
     spans = [[p.excess for p in points] or [math.nan] for points in (first, second)]
     low, high = max(map(min, spans)), min(map(max, spans))
-    if not low < high:
+    if not low < high or min(map(len, spans)) < 6:
         return None
     E, laws = math.sqrt(low * high), [power_laws.fit_law(points) for points in (first, second)]
     lines = [power_laws.fit_frontier(power_laws.isoflop_minima(p)) for p in (first, second)]
@@ -245,15 +249,30 @@ def describe_gap(first, second):
         fits = [power_laws.fit_law(points, law) for points, law in zip(groups, laws)]
         return [math.log(power_laws.compute_ratio(*fits, E))]
     errors, _ = power_laws.bootstrap(estimate, first, second)  # (1,)
-    return {"excess": E, "ratio": power_laws.compute_ratio(*laws, E), "factor": math.exp(errors[0].item()),
+    ratio, factor = power_laws.compute_ratio(*laws, E), math.exp(errors[0].item())
+    return {"excess": E, "ratio": ratio, "factor": factor,
             "by lines": power_laws.compute_ratio(*lines, E) if all(lines) else None}
+
+
+def print_gap(first, second, names, config):
+    """The compute of the second as a multiple of that of the first: a bound, and by the laws."""
+    if bound := power_laws.least_ratio(first, second):
+        print(f"\n{names[1]} needs more than {bound[1]:.0f} times the compute of {names[0]} for an "
+              f"excess of {bound[0]:.3f} nats/token, without a fit")
+    gap = describe_gap(*(points_to_fit(points, config) for points in (first, second)))
+    if gap is None:
+        print("their points below --most_excess are too few or too far apart for a ratio by laws")
+        return
+    lines = f"; by the lines above {gap['by lines']:.1f}" if gap["by lines"] else ""
+    print(f"{names[1]} needs {gap['ratio']:.1f} times the compute of {names[0]} for an excess of "
+          f"{gap['excess']:.3f} nats/token, times or divided by {gap['factor']:.2f}{lines}")
 
 
 def print_frontiers(config):
     """The best size at each C, and the compute that a method needs as a multiple of the first's."""
-    chosen = {name: points_to_fit(points, config) for name, points in all_points(config).items()}
-    for name, points in chosen.items():
-        found = describe_frontier(points)
+    points = all_points(config)
+    for name in points:
+        found = describe_frontier(points_to_fit(points[name], config))
         print(f"\n{name}{'C':>12}{'N*':>10}{'E*, nats/token':>18}")
         for C, (N, E) in found["minima"].items():
             print(f"{'':<{len(name)}}{C:>12.3g}{N:>10,.0f}{E:>18.3f}")
@@ -261,15 +280,9 @@ def print_frontiers(config):
             print(f"  {what:<16}{with_error(value, error)}")
         if found["fit"] is None:
             print("  fewer than two curves have their minimum inside: no power law")
-    first, *others = chosen
+    first, *others = points
     for name in others:
-        gap = describe_gap(chosen[first], chosen[name])
-        if gap is None:
-            print(f"\n{name} and {first} reach no excess in common")
-            continue
-        lines = f"; by the lines above {gap['by lines']:.1f}" if gap["by lines"] else ""
-        print(f"\n{name} needs {gap['ratio']:.1f} times the compute of {first} for an excess of "
-              f"{gap['excess']:.3f} nats/token, times or divided by {gap['factor']:.2f}{lines}")
+        print_gap(points[first], points[name], (first, name), config)
 
 
 COMMANDS = {"laws": print_laws, "isoflop": print_frontiers}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import power_laws, repetition, scaling, training
+from experiments.plotting import load_pyplot, save_figure
 from experiments.power_laws import Frontier, Point
 from flags import UserError, configure
 from methods import make_method
@@ -115,6 +116,15 @@ def test_a_method_that_needs_sixteen_times_the_compute_has_that_gap(monkeypatch)
     assert line.excess(line.compute_for(0.2)) == pytest.approx(0.2)
     easy = [p._replace(excess=p.excess / 100) for p in first]
     assert scaling.describe_gap(first, easy) is None
+
+
+def test_a_bound_of_the_gap_needs_no_fit():
+    """At C = 1 the first has 0.5, which the second has not at C = 4, but at C = 8."""
+    first, second = ([Point(N, 1, C, 1, E, 0.0) for N, C, E in rows] for rows in (
+        [(1, 1, 0.7), (2, 1, 0.5), (1, 2, 0.2)],
+        [(1, 1, 0.9), (1, 4, 0.6), (2, 4, 0.8), (2, 8, 0.4), (1, 8, 0.9)]))
+    assert power_laws.least_ratio(first, second) == (0.5, 4)
+    assert power_laws.least_ratio(second, first) is None
 
 
 def test_a_crossing_is_interpolated_in_the_logarithm():
@@ -235,7 +245,8 @@ def test_both_commands_use_the_same_runs(capsys, monkeypatch):
                  compute=f"{6 * 832 * 128},{6 * 832 * 64 * 9}")
     monkeypatch.setattr(scaling, "plan", lambda config, N: {2: 1e6, 5: 2e6})
     said = run(scaling, capsys, command="laws", **flags)
-    assert said.count("weights") == 8 and "8 of 8 points" in said and "correlation" in said
+    assert said.count("weights") == 8 and "8 of 8 points" in said
+    assert "correlation" in said
     said = run(scaling, capsys, command="isoflop", **flags)
     assert "weights" not in said and "fewer than two curves" in said
     monkeypatch.setattr(scaling, "plan", lambda config, N: {2: 1e6, 5: 2e6, 8: 4e6})
@@ -248,6 +259,14 @@ def test_few_texts_are_read_many_times(capsys, monkeypatch):
     rows = {line.split()[0]: line for line in said.splitlines() if line}
     assert rows["1"].count("+-") == rows["2"].count("+-") == rows["best"].count("+-") == 3
     assert said.count("mdlm falls below ar") == 2 and said.count("weights") == 12
+
+
+def test_epochs_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    lines = {name: {n: (1 / n, 0.01) for n in (2, 4, 8)} for name in repetition.LINES}
+    figure = repetition.draw_lines(lines, configure(repetition.Config), load_pyplot())
+    save_figure(figure, tmp_path / "lines.png")
+    assert (tmp_path / "lines.png").stat().st_size > 5000
 
 
 def test_the_curves_give_each_size_its_tokens():
