@@ -4,9 +4,12 @@ A prompt with or without gaps, from the command line or a file, as the beginning
     "Return the"                     is continued
     "Return ____ of the ____."       is filled in: each _ is one token
     "FILE:notes.txt"                 is read from a file
+
+Models of puzzles answer a held-out question if there is no prompt.
 """
 import torch
 
+from data import load_data
 from data.reading import read_text, tidy
 from data.tokenizer import encode
 from flags import UserError
@@ -17,6 +20,12 @@ def read_prompt(prompt):
     if not prompt.startswith("FILE:"):
         return tidy(prompt)
     return read_text(prompt.removeprefix("FILE:"), "the prompt ")
+
+
+def held_out_question(data, block_size, number=0):
+    """A held-out question of a data set that asks questions. -> ids (L,), frozen (L,) bool"""
+    x, frozen, _ = load_data(data, block_size).example_windows("val")  # (n, L) each
+    return x[number % len(x)], frozen[number % len(x)]  # (L,), (L,)
 
 
 def encode_prompt(prompt, gap, encoding, length, block_size):
