@@ -112,8 +112,7 @@ def main(config, given=()):
                   if config.classifier and config.label else None)
     data = data_of(model, config.data)
     held = texts_of(model, data, config, device)
-    prompts = held if data.prompted else None
-    given = held.frozen.all(0) if prompts else torch.zeros_like(held.x[0], dtype=torch.bool)  # (L,)
+    given = held.frozen.all(0) if data.prompted else torch.zeros_like(held.x[0]).bool()  # (L,)
     writer = writer_of(config, model, denoiser, given, classifier)
     rival = load_rival(config.against, model, data, device)
     if config.judge and data.answers:
@@ -132,7 +131,7 @@ def main(config, given=()):
                        network_calls=denoiser.calls, **how)
     elif config.num_samples:
         with report.part("samples"):
-            samples = draw_samples(writer, data.block_size, config, device, prompts)
+            samples = draw_samples(writer, data.block_size, config, device, data.prompted and held)
             report.add(**sample_figures(samples, held.x, data, judge, held.label, config), **how)
     for name in dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))):
         with report.part(name):

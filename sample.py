@@ -30,7 +30,7 @@ from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data import DATASETS
 from data.files import check_writable
-from data.prompt import encode_prompt, held_out_question, read_prompt
+from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
 from flags import UserError, change, flag, load_row
 from methods import METHODS
@@ -121,10 +121,8 @@ def print_texts(config, model, device):
     """Print the texts of one model as they are finished. -> their Recording, for --html, or None"""
     encoding, L = model.encoding, model.config.block_size
     check_length(config.length)
-    prompt = read_prompt(config.prompt)
-    asks = model.config.data and load_row(DATASETS, model.config.data).prompted and not prompt
-    given, frozen = (held_out_question(model.config.data, L, config.seed) if asks else  # (L,) each
-                     encode_prompt(prompt, config.gap, encoding, config.length, L))
+    given, frozen = encode_prompt(read_prompt(config.prompt), config.gap, encoding, config.length,
+                                  L, model.config.data, config.seed)  # (L,) each
     check(config, model, len(given))
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     config = choose_sampler(config, model, frozen)

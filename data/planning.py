@@ -5,10 +5,10 @@ Chapter 20. Planning: find the way through a star graph (Bachmann and Nagarajan,
 
     ab ea bd ...  e d  ->  a b d        the edges in any order, the start, the goal, then the way
 
-`arms` ways of `steps` edges lead from the start to as many ends, one of which is the goal. The first
-step is the only choice, and only the whole way behind it tells which is right: a model that writes
-from left to right and has not learned to look ahead is right once in `arms` times. Read from the
-goal backwards, every step follows from one edge.
+`arms` ways of `steps` edges lead from the start to as many ends, one of which is the goal. The
+first step is the only choice, and only the whole way behind it tells which is right: a model that
+writes from left to right and has not learned to look ahead is right once in `arms` times. Read from
+the goal backwards, every step follows from one edge.
 
 All graphs of one shape are the same up to the names of nodes and the order of edges, so puzzles are
 held out by a hash of the text, and what is tested is whether any names in any order will do.

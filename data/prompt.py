@@ -9,10 +9,10 @@ Models of puzzles answer a held-out question if there is no prompt.
 """
 import torch
 
-from data import load_data
+from data import DATASETS, load_data
 from data.reading import read_text, tidy
 from data.tokenizer import encode
-from flags import UserError
+from flags import UserError, load_row
 
 
 def read_prompt(prompt):
@@ -28,11 +28,15 @@ def held_out_question(data, block_size, number=0):
     return x[number % len(x)], frozen[number % len(x)]  # (L,), (L,)
 
 
-def encode_prompt(prompt, gap, encoding, length, block_size):
+def encode_prompt(prompt, gap, encoding, length, block_size, data="", number=0):
     """A prompt as the ids of a text, and where they are given: not in gaps, nor after the prompt.
 
-    length: of the text; 0 is that of a prompt with gaps, else block_size. -> (L,), (L,) bool
+    length: of the text; 0 is that of a prompt with gaps, else block_size
+    data, number: which held-out question it is, where data has questions and there is no prompt
+    -> (L,), (L,) bool
     """
+    if not prompt and data and load_row(DATASETS, data).prompted:
+        return held_out_question(data, block_size, number)
     if len(gap) != 1:
         raise UserError(f"--gap must be one character (got {gap!r})")
     ids, frozen = [], []

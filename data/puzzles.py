@@ -41,7 +41,7 @@ def side_of(code):
 class Puzzle(Dataset):
     """What all puzzles share. A subclass has symbols, name, length and
 
-        draw(n, side, generator)   x (m, L), frozen (m, L): some puzzles of that side, answered right
+        draw(n, side, generator)   x (m, L), frozen (m, L): some puzzles of that side, solved
         solved(x)                  (m,) bool, whether the answers of texts are right
     """
     splits = ("train", "val", "test")

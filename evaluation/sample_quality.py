@@ -41,7 +41,7 @@ def draw_samples(writer, length, config, device, held=None):
     to as many held-out questions, evenly spread. -> (n, length)"""
     torch.manual_seed(config.seed)
     n, given, frozen = config.num_samples, None, None
-    if held is not None:
+    if held:
         rows = torch.linspace(0, len(held.x) - 1, n).round().long().to(device)  # (n,)
         given, frozen = held.x[rows], held.frozen[rows]  # (n, length) each
     texts = []

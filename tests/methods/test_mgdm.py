@@ -1,4 +1,4 @@
-"""MGDM: the figures of the public code, what its loss learns, and that time weights are harmless."""
+"""MGDM: the figures of the public code, what its loss learns, and its weights of times."""
 import pytest
 import torch
 from references import Figures, same
