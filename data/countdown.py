@@ -8,7 +8,7 @@ Chapter 20. Countdown: reach a number with other numbers, each used once, and + 
 Three, four or five numbers and the target, two digits each; the answer has an equation less than
 there are numbers. All results are whole, from 1 to 99. A puzzle is held out by a hash of its sorted
 numbers and its target. The order of the numbers is all that may differ between puzzles which are
-the same. Any right answer counts; `answers` finds all of them.
+the same. Any right answer counts; `all_answers` finds all of them.
 """
 from itertools import permutations
 
@@ -40,7 +40,7 @@ def number(tokens):
     return torch.where(digits, 10 * tokens[:, 0] + tokens[:, 1], 0)  # (n,)
 
 
-def answers(numbers, target):
+def all_answers(numbers, target):
     """All answers to a puzzle, as texts. -> set"""
     def steps(left):
         if len(left) == 1:
@@ -129,7 +129,7 @@ def main():
     for row in data.windows("val", 5):
         text = data.text(row.tolist())
         given = [int(text[2 * i:2 * i + 2]) for i in range(4)]
-        print(f"{text[:8]} -> {text[8:]}, one of {len(answers(given[:3], given[3]))} answers")
+        print(f"{text[:8]} -> {text[8:]}, one of {len(all_answers(given[:3], given[3]))} answers")
 
 
 if __name__ == "__main__":

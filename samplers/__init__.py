@@ -130,7 +130,8 @@ FEW_STEPS = 16  # so few cost little: a few gaps are filled one at a time, which
 def choose_sampler(config, model, frozen=None):
     """The flags with --sampler and --steps where they are not given. frozen (L,): given tokens"""
     method, L = model.method, model.config.block_size
-    config = change(config, sampler=config.sampler or first_sampler(config, method, model.config.data))
+    first = config.sampler or first_sampler(config, method, model.config.data)
+    config = change(config, sampler=first)
     n = min(method.block_length or L, L if frozen is None else int((~frozen).sum()))  # at once
     words = load_row(SAMPLERS, config.sampler).words_per_step
     enough = max(-(-n // words), min(n, FEW_STEPS), 1) if words else 128
@@ -139,8 +140,8 @@ def choose_sampler(config, model, frozen=None):
 
 def sampler_of(config, model):
     """The sampler that the flags describe, for a model; UserError if it does not fit."""
-    config = change(config, sampler=config.sampler or first_sampler(config, model.method,
-                                                                     model.config.data))
+    first = config.sampler or first_sampler(config, model.method, model.config.data)
+    config = change(config, sampler=first)
     rows = load_row(SAMPLERS, config.sampler), load_row(CORRECTORS, config.corrector)
     options = {key: getattr(config, key) for row in rows for key in flags_of(row)}
     sampler = make_sampler(config.sampler, model.method, config.corrector, **options)

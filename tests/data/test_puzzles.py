@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import DATASETS, load_data
-from data.countdown import answers
+from data.countdown import all_answers
 from data.puzzles import HELD_OUT, TRAIN, Puzzle, side_of
 from data.sudoku import (
     geometry,
@@ -163,7 +163,7 @@ def as_text(data, text):
 
 def test_all_answers_of_countdown_count_and_nothing_else_does():
     data, question = load_data("countdown3", 0), "02030615"
-    right = answers([2, 3, 6], 15)
+    right = all_answers([2, 3, 6], 15)
     assert "03*061818-0315" not in right and "02*061212+0315" in right and "03+021515" not in right
     assert all(data.solved(as_text(data, question + text)) for text in right)
     for wrong in ("03*051515/0115", "02+030506+0915", "06+060912+0315", "02*061202*0612",
