@@ -1,6 +1,9 @@
 """Fits find what synthetic data were made of, within their own errors; and runs on the toy language
 are scored above its exact entropy, each point with a schedule of its own."""
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -267,6 +270,29 @@ def test_epochs_are_drawn(tmp_path):
     figure = repetition.draw_lines(lines, configure(repetition.Config), load_pyplot())
     save_figure(figure, tmp_path / "lines.png")
     assert (tmp_path / "lines.png").stat().st_size > 5000
+
+
+def test_the_table_and_the_figures_of_the_page_are_those_that_were_measured():
+    docs = Path(__file__).parents[2] / "docs"
+    kept = json.loads((docs / "figures" / "scaling.json").read_text("utf-8"))
+    page = (docs / "25-scaling.md").read_text("utf-8")
+    points = {name: [Point(*row) for row in part["points"]]
+              for name, part in kept["methods"].items()}
+    sizes = sorted({p.size for p in points["ar"]})
+    rows = re.findall(r"^\| (\d[\d.]*e\d+) \| (.*) \|$", page, re.M)
+    assert [f"{float(C):.2e}" for C, _ in rows] == sorted(
+        {f"{p.compute:.2e}" for p in points["ar"]}, key=float)
+    for C, cells in rows:
+        for N, cell in zip(sizes, cells.split("|"), strict=True):
+            found = [p.excess for name in ("ar", "mdlm") for p in points[name]
+                     if p.size == N and f"{p.compute:.2e}" == f"{float(C):.2e}"]
+            assert [float(word) for word in cell.split("/") if word.strip()] == pytest.approx(
+                found, abs=6e-4)
+    assert power_laws.least_ratio(points["ar"], points["mdlm"]) == (0.22918, 32)
+    law = power_laws.fit_law(points["ar"])
+    assert [*law] == pytest.approx(kept["methods"]["ar"]["law"]["fit"], abs=1e-3)
+    for word in (f"a = {law.a:.2f} ", f"b = {law.b:.2f} ", f"square of {law.residual:.2f}"):
+        assert word in page.replace("\n", " "), word
 
 
 def test_the_curves_give_each_size_its_tokens():
