@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from diffusion import stratified
 from methods.symbol_schedules import SymbolSchedules
 from methods.udlm import zero_frozen
 from model import Transformer
@@ -54,11 +55,23 @@ class GenMD4(SymbolSchedules):
     def rate(self, t, v, place):
         return self.w(t.device)[v] / t
 
+    def time_of(self, u, x):
+        return u ** (1 / self.w(x.device)[x].double())  # (B, L)
+
     def log_q(self, z, x, t):
         """log q(z_t | x) of each token, with a gradient in w. -> (B, L) nats"""
         log_masked = self.w(x.device)[x] * t.log()  # (B, L)
         log_kept = torch.log(-torch.expm1(log_masked))  # (B, L)
         return torch.where(z == self.mask, log_masked, log_kept)  # (B, L)
+
+    def times(self, x):
+        """t = u^2 for uniform u, and dt/du, (B, 1) each.
+
+        The weight w/t of a mask has infinite variance for w <= 1 at uniform times, and only for
+        w <= 1/2 at these. (Times must not depend on w here, or (3.5) had a third term.)
+        """
+        u = stratified(len(x), x.device)  # (B, 1)
+        return u ** 2, 2 * u  # (B, 1) each
 
     def loss(self, denoiser, x, frozen=None):
         """(3.3), with the gradient (3.5) from a term whose value is 0. -> (B, L) nats"""

@@ -66,19 +66,38 @@ class SymbolSchedules(Method):
         zeros = torch.zeros(x.shape, dtype=nats.dtype, device=x.device)  # (B, L)
         return zeros.masked_scatter(at, nats)  # (B, L)
 
-    def times(self, x):
-        """t = u^2 for uniform u, and dt/du, (B, 1) each.
+    def time_of(self, u, x):
+        """When each token of x (B, L) is a mask with probability u (B, 1). -> (B, L) float64"""
+        low, high = torch.zeros_like(x, dtype=torch.float64), torch.ones_like(x).double()  # (B, L)
+        for _ in range(50):  # halves the interval, to the precision of float64
+            middle = (low + high) / 2  # (B, L)
+            early = self.masked(middle, x, places(x)) < u  # (B, L)
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return high  # (B, L)
 
-        Near 0 the weight of a mask is w/t for some w. It has infinite variance for w <= 1 at
-        uniform times, and only for w <= 1/2 at these.
+    def draw(self, x, frozen=None):
+        """A time and a noisy text, with bounded weights. -> t (B, 1), weight (B, 1), z (B, L)
+
+        Of n free tokens one is chosen, and is a mask; u ~ U(0, 1) says with which probability, and
+        so at which time. Any other is a mask with its own probability then. The density of that
+        is sum_masks w_l / n times that of a uniform time.
         """
-        u = stratified(len(x), x.device)  # (B, 1)
-        return u ** 2, 2 * u  # (B, 1) each
+        free = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen  # (B, L)
+        n = free.sum(-1, keepdim=True)  # (B, 1)
+        u1, u2 = (stratified(len(x), x.device)[torch.randperm(len(x), device=x.device)]
+                  for _ in range(2))  # (B, 1) each
+        chosen = free & (free.cumsum(-1) - 1 == (u1 * n).floor())  # (B, L)
+        t = (self.time_of(u2.double(), x) * chosen).sum(-1, keepdim=True)  # (B, 1)
+        t = torch.where(n > 0, t, 0.5)  # (B, 1)
+        z = torch.where(chosen, self.mask, self.corrupt(x, t, frozen))  # (B, L)
+        w = self.rate(t, x, places(x)).expand(x.shape) * (z == self.mask)  # (B, L)
+        weight = n / w.sum(-1, keepdim=True).clamp(min=1e-30)  # (B, 1)
+        return t.float(), weight.float(), z
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (16.7). -> (B, L) nats"""
-        t, dt = self.times(x)  # (B, 1) each
-        return dt * self.bound(denoiser, x, self.corrupt(x, t, frozen), t)  # (B, L)
+        t, weight, z = self.draw(x, frozen)  # (B, 1), (B, 1), (B, L)
+        return weight * self.bound(denoiser, x, z, t)  # (B, L)
 
     def prior(self, shape, device="cpu"):
         return torch.full(shape, self.mask, device=device)  # (B, L)
@@ -101,7 +120,8 @@ class SymbolSchedules(Method):
             at = (z == self.mask) & (coin(z.shape) < most)  # (B, L)
             if at.any():
                 logits = denoiser(z, t.float().expand(len(z), 1), at=at)  # (M, V)
-                new, l = categorical(to_probs(logits[:, :self.n_tokens])), at.nonzero()[:, 1]  # (M,)
+                new = categorical(to_probs(logits[:, :self.n_tokens]))  # (M,)
+                l = at.nonzero()[:, 1]  # (M,)
                 due = opens.expand(z.shape[1], self.n_tokens)[l, new]  # (M,)
                 closed = coin(len(new)) * most[l] >= due  # (M,)
                 z = z.masked_scatter(at, new.masked_fill(closed, self.mask))  # (B, L)
