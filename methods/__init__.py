@@ -14,6 +14,7 @@ METHODS = {
     "diffusionbert": "methods.diffusionbert:DiffusionBERT",  # masks in the order of word frequency
     "rdm": "methods.rdm:RDM",  # masks, with weights over steps and pairs of times
     "radd": "methods.radd:RADD",  # masks: four forms of one bound
+    "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
     "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",  # a time for each token
