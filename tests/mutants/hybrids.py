@@ -45,7 +45,6 @@ SPINDLE = [
      "test_rdm", "the noise of routing never fades"),
 ]
 
-HYBRIDS = [*FORCING, *SPINDLE]
 PUZZLES = [
     ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
      "solutions of held-out puzzles are learned"),
@@ -69,4 +68,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *PUZZLES]
+HYBRIDS = [*FORCING, *SPINDLE, *PUZZLES]
