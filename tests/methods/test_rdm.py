@@ -185,3 +185,14 @@ def test_a_conditional_word_goes_back_only_if_it_is_drawn_again_and_less_surely(
         states = list(TopK(rescore=True, conditional=True)(
             Absorbing(2), partial(denoiser, again, p0), z, NOTHING[:1, :3], 3, GREEDY))
         assert (states[1][0, 0] == 1) == stays and (states[-1] < 2).all()
+
+
+def test_the_noise_of_routing_fades_with_the_share_of_masks(monkeypatch):
+    """Two words with confidences .9 and .5, and the noises 0 and 1: 1 is enough for the second word
+    at a rate of 3/4, and not at 1/2."""
+    monkeypatch.setattr(samplers.remasking, "gumbel", lambda like: torch.tensor([[0.0, 1.0]]))
+    net = lambda z, t, at: torch.tensor([[[0.1, 0.9], [0.5 - 1e-6, 0.5 + 1e-6]]]).log()[at]
+    for rescore in (False, True):
+        states = TopK(rescore=rescore, stochastic=1.0)(
+            Absorbing(2), net, torch.full((1, 2), 2), NOTHING[:1, :2], 4, GREEDY)
+        assert [state[0].tolist() for state in states][:3] == [[2, 1], [1, 2], [1, 1]]
