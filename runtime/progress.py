@@ -46,6 +46,8 @@ def print_evaluation(trainer, step, folder):
     def shown(nats, error):
         if method.classifies:
             return f"{with_error(nats, error)} nats/text"
+        if not method.bounded:  # no bits, which would be those of a code
+            return f"{with_error(nats, error)} nats/token"
         return format_nats(nats, error, bytes_per_scored(data))
 
     if step == 0:
