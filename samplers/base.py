@@ -63,6 +63,10 @@ class Corrector(Sampler):
         return self.sampler.draws_from_model
 
     @property
+    def costs(self):
+        return self.sampler.costs
+
+    @property
     def uses_cache(self):
         return self.sampler.uses_cache
 

@@ -149,7 +149,7 @@ def test_two_rows_of_a_cache_for_each_text_give_what_rereading_gives(method, end
      "leave out --sampler and --corrector"),
     (["--label", "farm", "--classifier", "exact", "--oracle", "bd3lm"], "--labels"),
     (["--label", "farm", "--classifier", "exact", "--oracle", "genmd4"], "--labels"),
-    (["--out_dir", "judge"], "judge is a classifier, which writes no text"),
+    (["--out_dir", "judge"], "judge writes no text: use it as --label"),
 ])
 def test_what_cannot_be_guided_is_one_line(argv, says, labeled, capsys):
     known = {"judge": labeled / "judge", "MDLM": labeled / "plain-mdlm",
