@@ -27,7 +27,7 @@ import torch
 
 from diffusion import categorical, probabilities, reverse_step
 from flags import UserError, flag
-from samplers.base import MaskSampler, scatter_at
+from samplers.base import MaskSampler, scatter_at, toss
 
 
 def choose_by_softmax(log_w):
@@ -40,8 +40,7 @@ def choose_by_metropolis(log_w):
     at = torch.zeros_like(log_w[:, 0], dtype=torch.long)  # (B,)
     for k in range(1, log_w.shape[1]):
         chance = (log_w[:, k] - log_w.gather(1, at[:, None])[:, 0]).exp()  # (B,)
-        coin = torch.rand(len(at), dtype=torch.float64, device=at.device)  # (B,)
-        at = torch.where(coin < chance, k, at)  # (B,) nan, both impossible: stays
+        at = torch.where(toss(chance), k, at)  # (B,) nan, both impossible: stays
     return at
 
 
