@@ -13,12 +13,10 @@ A step from t to s draws K texts x~ ~ q, that is from x_theta under --temperatur
 keeps one of them by its weight w = p(x~ | z) / q(x~):
 
     softmax       the j-th with probability w_j / sum_i w_i                                   (18.7)
-    metropolis    the j-th in place of the one so far with probability min(1, w_j / w)
+    metropolis    the first, then the j-th in its place with probability min(1, w_j / w)
 
-Then it opens masks as (0.3) does, with the words of that text. Both are exact for K -> infinity. A
-softmax begins anew in each step. Metropolis goes on from step to step with the text that it has:
-that is possible, since its masks are still masks in part, and so the error falls with steps as well
-as with K. q needs no correction for its temperature: w has it.
+Then it opens masks as (0.3) does, with the words of that text. Both are exact for K -> infinity,
+whatever q is: a temperature of the draws is in w, too.
 """
 from collections import Counter
 from dataclasses import dataclass, field
@@ -53,8 +51,7 @@ class EnergySampler(MaskSampler):
     energy: str = flag("", "who rates texts: the folder of a run of ar, or of energy, or for the "
                        "toy language the oracle ar")
     energy_texts: int = flag(4, "texts that a step draws to choose from", least=1, most=1000)
-    energy_rule: str = flag("softmax", "how it chooses; metropolis goes on from step to step",
-                            [*RULES])
+    energy_rule: str = flag("softmax", "how it chooses one of them", [*RULES])
     energy_window: float = flag(1.0, "the share of the steps that use the energy, from noise on",
                                 least=0, most=1)
     carry: bool = flag(False, "rate each new token by what stands before it alone (coAR)")
@@ -95,7 +92,7 @@ class EnergySampler(MaskSampler):
         """The model whose law the texts have for many candidates, or None, and a sentence.
         config: the flags of sampling"""
         name, exact = self.energy, self.judge.method.exact
-        if self.energy_window == 0 or self.energy_texts == 1 and self.energy_rule == "softmax":
+        if self.energy_window == 0 or self.energy_texts == 1:
             return None  # the model's own
         if not exact:
             return None, f"the likelihood of these texts is not known: {name} has energies, no sums"
@@ -126,22 +123,18 @@ class EnergySampler(MaskSampler):
         given = ~at if self.carry else None  # (B, L)
         return lambda x: -method.nelbo(network, x, given).double().sum(-1)  # (B,)
 
-    def choose(self, process, denoiser, z, t, rows, to_probs, now=None):
-        """One of K draws of all masks of the texts `rows` (B,) of z (B, L), by (18.7).
-        now (B, L): the texts to go on from -> (b, L)"""
+    def choose(self, process, denoiser, z, t, rows, to_probs):
+        """One of K draws of all masks of the texts `rows` (B,) of z (B, L), by (18.7). -> (b, L)"""
         at, t = (z == process.mask) & rows[:, None], t.float()  # (B, L), (B, 1)
         q = to_probs(denoiser(z, t, at=at)[:, :process.n_tokens]).double()  # (N, V)
         z, t, at = z[rows], t[rows], at[rows]  # (b, L), (b, 1), (b, L)
 
         def log_q(x):
             return scatter_at(at, q.gather(1, x[at][:, None])[:, 0].log()).sum(-1)  # (B,)
-        rate, log_w = self.rate(z, t, at, log_q), []
-        texts = [] if now is None else [now[rows]]  # (b, L) each
+        rate, texts, log_w = self.rate(z, t, at, log_q), [], []
         for _ in range(self.energy_texts):
-            texts.append(z.masked_scatter(at, categorical(q)))  # (B, L)
-        for x in texts:
-            log_p, of_draft = rate(x), log_q(x)  # (B,) each
-            log_w.append(torch.where(of_draft > -torch.inf, log_p - of_draft, -torch.inf))  # (B,)
+            texts.append(z.masked_scatter(at, categorical(q)))  # (b, L)
+            log_w.append(rate(texts[-1]) - log_q(texts[-1]))  # (b,)
         self.spent.update(judge_calls=len(texts), judge_texts=len(texts) * len(z))
         best = RULES[self.energy_rule](torch.stack(log_w, 1))  # (B,)
         return torch.stack(texts, 1)[torch.arange(len(z), device=z.device), best]  # (B, L)
@@ -149,7 +142,6 @@ class EnergySampler(MaskSampler):
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
         self.spent_before = self.spent.copy()
-        goes_on, x = self.energy_rule == "metropolis", None
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)  # (n + 1,)
         for step, (t, s) in enumerate(zip(times[:-1], times[1:])):
             t, s = t.expand(len(z), 1), s.expand(len(z), 1)  # (B, 1) each
@@ -157,12 +149,11 @@ class EnergySampler(MaskSampler):
                 z = reverse_step(process, denoiser, z, frozen, s, t, to_probs)  # (B, L)
                 yield z
                 continue
-            masked, opens = z == process.mask, opening(process, z, s, t)  # (B, L) each
-            rows = (masked if goes_on else opens).any(-1)  # (B,) the texts that need a choice
+            opens = opening(process, z, s, t)  # (B, L)
+            rows = opens.any(-1)  # (B,)
             if rows.any():
-                chosen = self.choose(process, denoiser, z, t, rows, to_probs, x)  # (b, L)
-                chosen = z.index_put((rows,), chosen)  # (B, L)
-                z, x = torch.where(opens, chosen, z), chosen if goes_on else None  # (B, L) each
+                chosen = self.choose(process, denoiser, z, t, rows, to_probs)  # (b, L)
+                z = torch.where(opens, z.index_put((rows,), chosen), z)  # (B, L)
             yield z
 
 
