@@ -48,7 +48,7 @@ RULES = {"softmax": choose_by_softmax, "metropolis": choose_by_metropolis}
 @dataclass(eq=False)
 class EnergySampler(MaskSampler):
     """--sampler energy: of several draws of all masks, one that an energy prefers."""
-    energy: str = flag("", "who rates texts: the folder of a run of ar, or of energy, or for the "
+    energy: str = flag("ar", "who rates texts: the folder of a run of ar, or of energy, or for the "
                        "toy language the oracle ar")
     energy_texts: int = flag(4, "texts that a step draws to choose from", least=1, most=1000)
     energy_rule: str = flag("softmax", "how it chooses one of them", [*RULES])
@@ -61,7 +61,7 @@ class EnergySampler(MaskSampler):
 
     @property
     def draws_from_model(self):
-        return not self.energy
+        return self.judge is None
 
     def fits(self, method):
         if reason := super().fits(method):
@@ -70,9 +70,6 @@ class EnergySampler(MaskSampler):
             return f"rates whole texts, and {method.name} does not read them at once"
 
     def prepare(self, model):
-        if not self.energy:
-            raise UserError("--sampler energy needs a model that rates texts: --energy and the "
-                            "folder of a run of ar or of energy")
         self.judge = model.beside("--energy", self.energy)
         method, length = self.judge.method, self.judge.config.block_size
         if not (method.exact or method.rate):

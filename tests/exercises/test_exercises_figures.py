@@ -53,8 +53,8 @@ def test_exercise_22_the_prediction_is_what_the_code_reports():
         g = torch.Generator().manual_seed(seed)
         ar, masked = 0.2 + 2 * torch.rand(2, length, generator=g, dtype=DOUBLE)  # (L,) each
         logits = torch.stack([-ar, torch.log1p(-(-ar).exp())], -1)  # (L, 2) word 0 costs ar
-        judge = SimpleNamespace(method=make_method("ar", 2), denoiser=lambda z, t, at: logits.expand(
-            *z.shape, 2)[at])
+        judge = SimpleNamespace(method=make_method("ar", 2),
+                                denoiser=lambda z, t, at: logits.expand(*z.shape, 2)[at])
         sampler = make_sampler("energy", make_method("mdlm", 2), energy="its folder", carry=True)
         sampler.judge = judge
         torch.manual_seed(seed)

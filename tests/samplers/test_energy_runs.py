@@ -159,14 +159,14 @@ def test_the_likelihood_of_texts_is_that_of_the_ar_model_where_that_is_so(flags,
 
 def test_evaluate_tells_the_likelihood_of_the_energy_from_that_of_the_network(capsys):
     """The exact one with the whole energy, and none with --carry: it would be the AR model's."""
-    few = ["--oracle", "mdlm", "--sampler", "energy", "--energy", "ar", "--max_texts", 30,
+    few = ["--oracle", "mdlm", "--sampler", "energy", "--max_texts", 30,
            "--num_samples", 0, "--draws", 1]
     law = results(capsys, *few)["law"]
     x = load_data("toy", 32).example_windows("val", 30)[0]
     nats = -load_data("toy", 32).language.log_prob(x) / 32  # (30,)
     assert abs(law["nats_per_token"] - float(nats.mean())) < 1e-9
     assert results(capsys, *few, "--carry")["law"].keys() == {"says"}
-    assert "law" not in results(capsys, "--oracle", "mdlm", *few[6:])
+    assert "law" not in results(capsys, "--oracle", "mdlm", *few[4:])
     run(*few)
     said = capsys.readouterr().out
     assert "the closer its texts come to the law of ar" in said and "those of mdlm alone" in said
@@ -198,7 +198,6 @@ def beside(name, block_size=8):
 
 
 @pytest.mark.parametrize("flags, judge, says", [
-    ({}, beside("ar"), "needs a model that rates texts: --energy and the folder of a run"),
     (dict(energy="x"), beside("udlm"), "run of udlm, which has a bound and no probabilities: give"),
     (dict(energy="x"), beside("classifier"), "run of classifier, which has a bound"),
     (dict(energy="x", carry=True), beside("energy"), "next-token probabilities, which x has not"),
