@@ -32,7 +32,7 @@ def network(seed=0, **options):
 
 
 def conditional(z, net):
-    """In the state z (3,), of all texts that fit: numbers (k,), log x_theta and log p(x | z) (k,)"""
+    """Of all texts that fit the state z (3,): numbers, log x_theta and log p(x | z), (k,) each"""
     keep = ((z == N) | (TEXTS == z)).all(-1).nonzero()[:, 0]  # (k,)
     at = (z == N)[None]  # (1, 3)
     log_p = net(z[None], torch.ones(1, 1), at=at)[:, :N].double().log_softmax(-1)  # (m, N)
@@ -92,7 +92,7 @@ def test_its_loss_teaches_a_table_the_exact_energies_of_the_world():
 
 
 def test_an_exact_energy_turns_any_draft_into_the_data(monkeypatch):
-    """Its weights are p(x | z) / q(x), also where the draft is another one, or has a temperature."""
+    """Its weights are p(x | z) / q(x), also for a draft of another network or temperature."""
     net = network()
 
     def exact(z, t, at=None, text=None):
@@ -145,7 +145,8 @@ def test_a_run_starts_from_a_masked_run_that_also_drafts_and_goes_on(capsys):
     fit("model", method="mdlm")
     state = fit("judge", method="energy", init_from="model", max_iters=3, eval_interval=2)
     printed = capsys.readouterr().out
-    assert "1.386 +- 0.000 nats/text" in printed and "bits" not in printed.partition("energy on toy")[2]
+    assert "1.386 +- 0.000 nats/text" in printed
+    assert "bits" not in printed.partition("energy on toy")[2]
     draft, judge = load_model("model").denoiser, load_model("judge").denoiser
     z = torch.full((2, 8), judge.vocab_size - 1)  # (2, 8)
     assert torch.equal(draft(z, None), judge(z, None))
