@@ -4,6 +4,7 @@ import torch
 
 from checkpoints.load import load_chosen
 from flags import UserError, configure, load_row
+from kinds import enough
 from methods import METHODS, make_method
 from oracle import exact
 from samplers import SAMPLERS, SamplingFlags, make_sampler
@@ -29,7 +30,8 @@ def fits(sampler, name):
         return None
 
 
-PAIRS = [(name, sampler) for name in WRITERS for sampler in SAMPLERS if fits(sampler, name)]
+PAIRS = enough([(name, sampler) for name in WRITERS for sampler in SAMPLERS if fits(sampler, name)],
+               {name: make_method(name, 8) for name in WRITERS})
 
 
 def rough(V):
