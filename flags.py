@@ -61,8 +61,9 @@ def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None
     """
     once = once or each and "give all in one, with commas between"
     about = {"help": help, "choices": choices, "range": (least, most), "alone": alone,
-             "table": table, "fixed": fixed, "later": later, "instead": instead, "unless": unless, "each": each,
-             "once": once, "text": text, "needs": needs, "idle": idle}
+             "table": table, "fixed": fixed, "later": later, "instead": instead,
+             "unless": unless, "each": each, "once": once, "text": text, "needs": needs,
+             "idle": idle}
     return field(default=default, metadata=about)
 
 

@@ -62,7 +62,8 @@ def test_on_the_toy_language_every_size_has_the_same_bound(size):
     """Within four standard errors of 8 batches, of at most 1.5 %; text by text for size 1."""
     data = ToyCorpus(block_size=16)
     method, x = made(data.language.V, size), data.windows("val", 400)  # (n, 16)
-    exact, denoiser = -data.language.log_prob(x) / 16, made(data.language.V, 4).oracle(data.language)
+    exact = -data.language.log_prob(x) / 16  # (n,)
+    denoiser = made(data.language.V, 4).oracle(data.language)
     torch.manual_seed(0)
     more = torch.stack([(method.nelbo(denoiser, part).mean(-1) - nats).mean()
                         for part, nats in zip(x.split(50), exact.split(50))])  # (8,)
@@ -94,7 +95,7 @@ def test_training_draws_one_size_for_a_batch_as_often_as_its_weight_says(monkeyp
     (dict(block_sizes="1,4", size_weights="1"), "has 1 numbers and --block_sizes 2: give one for"),
     (dict(size_weights="0,0"), "are all 0: let one be more"),
     (dict(size_weights="1,2"), "has 2 numbers, and there are 4 sizes, 1, 2, 4, 12: give one for"),
-    (dict(block_sizes="1,5"), "--block_size 12 must be a multiple of all --block_sizes, and 5 does")])
+    (dict(block_sizes="1,5"), "12 must be a multiple of all --block_sizes, and 5 does")])
 def test_sizes_that_do_not_fit_are_refused_in_one_line(flags, says):
     with pytest.raises(UserError, match=says):
         made(block=4, **flags).check(type("Config", (), dict(block_size=12)))

@@ -1,8 +1,8 @@
 """
 Blocks that are checked from left to right: laws of the world of 27 texts, as products of matrices.
 
-`metropolis` keeps p(x) = prod p(x_l | x_<l) whatever writes its changes, and reaches it; `arpc` keeps
-nothing. Both draw by the laws that are computed here.
+`metropolis` keeps p(x) = prod p(x_l | x_<l) whatever writes its changes, and reaches it; `arpc`
+keeps nothing. Both draw by the laws that are computed here.
 """
 from functools import cache
 from itertools import product

@@ -183,7 +183,8 @@ def test_a_sampler_that_denies_it_does_not_draw_from_the_model(sampler):
 
 @pytest.mark.parametrize("corrector", CORRECTORS)
 def test_a_corrector_keeps_the_models_distribution_if_it_says_so(corrector):
-    for name in [name for name in ("mdlm", "udlm") if fits(corrector, METHOD[name])] or ["blockgen"]:
+    names = [name for name in ("mdlm", "udlm") if fits(corrector, METHOD[name])]
+    for name in names or ["blockgen"]:
         far, error = drawn(name, "ancestral", corrector)
         keeps = make_sampler("ancestral", METHOD[name], corrector).draws_from_model
         assert far < ERROR + 4 * error if keeps else far > 10 * ERROR
