@@ -17,7 +17,8 @@ that `in order` finds unlikely are drawn again until they are likely.
 `metropolis` has the same two passes in a round, and leaves p(x) = prod_l p(x_l | x_<l) as it is,
 whatever the diffusion is, by Metropolis and Hastings:
 
-    mask      R: word l with probability r_l(x) = remask (1 - p(x_l | x_<l)), each by itself
+    mask      R: word l with probability r_l(x), each by itself: remask, or with --choose
+              doubtful  remask (1 - p(x_l | x_<l))
     draw      x'_R ~ x_theta( . | x without R), each by itself                                 (8.7)
     accept    with probability min(1, a),
               a = p(x')/p(x)  prod_(l in R) x_theta(x_l)/x_theta(x'_l)  c(R | x')/c(R | x),
@@ -99,10 +100,10 @@ def log_choice(rate, at):
 class Metropolis(InRounds):
     """--corrector metropolis: words are drawn again, and the change is kept if it fits in order."""
     rounds: int = flag(8, "changes that are tried in each block", least=1)
-    remask: float = flag(0.5, "share of the words that a change masks, if all are doubtful",
-                         least=0, most=1)
-    choose: str = flag("doubtful", "which words: those that are unlikely in order, or any",
-                       ["doubtful", "random"])
+    remask: float = flag(0.5, "share of the words that a change masks; if they are chosen by doubt, "
+                         "the most", least=0, most=1)
+    choose: str = flag("random", "which words: any, or rather those that are unlikely in order",
+                       ["random", "doubtful"])
 
     def fits(self, method):
         if not method.reads_in_order:
