@@ -100,8 +100,8 @@ def log_choice(rate, at):
 class Metropolis(InRounds):
     """--corrector metropolis: words are drawn again, and the change is kept if it fits in order."""
     rounds: int = flag(8, "changes that are tried in each block", least=1)
-    remask: float = flag(0.5, "share of the words that a change masks; if they are chosen by doubt, "
-                         "the most", least=0, most=1)
+    remask: float = flag(0.5, "share of the words that a change masks, at most if they are chosen "
+                         "by doubt", least=0, most=1)
     choose: str = flag("random", "which words: any, or rather those that are unlikely in order",
                        ["random", "doubtful"])
 
@@ -137,6 +137,6 @@ class Metropolis(InRounds):
         log_q = lambda words: scatter_at(at, q.gather(-1, words[:, None])[:, 0].log())  # (B, L')
         gain = (new - log_p + log_q(z[at]) - log_q(words)).sum(-1)  # (B,)
         gain = gain + log_choice(self.rates(new, ~frozen), at) - log_choice(rate, at)  # (B,)
-        toss = torch.rand(len(z), 1, dtype=torch.float64, device=z.device)  # (B, 1)
+        toss = torch.rand((len(z), 1), dtype=torch.float64, device=z.device)  # (B, 1)
         accept = toss.log() < gain[:, None]  # (B, 1) false where gain is undefined
         return torch.where(accept, x, z), torch.where(accept, new, log_p)  # (B, L') each

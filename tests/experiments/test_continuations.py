@@ -1,4 +1,4 @@
-"""Continuations of prompts: what is measured is the language's own, and every model has its lines."""
+"""Continuations of prompts: what is measured is the language's, and every model has its lines."""
 import pytest
 import torch
 

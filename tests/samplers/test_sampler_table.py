@@ -20,7 +20,7 @@ from world import L, N, P, distance, numbers
 
 WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 BIASED = {"klass": dict(certainty=0.4, drift=10.0, patience=1),  # flags that show it in three words
-          "edit": dict(open_above=0.4, edit_above=0.4)}
+          "edit": dict(open_above=0.4, edit_above=0.4), "arpc": dict(steps=8)}
 ERROR = 0.003  # of a sampler in 128 steps that draws from the model: sum (q - p)^2 / p over texts
 
 
