@@ -42,7 +42,6 @@ MIXED_BLOCKS = [
      "test_later_flags", "a trained causal network is used as one that sees all"),
 ]
 
-HYBRIDS = [*FORCING, *MIXED_BLOCKS]
 PUZZLES = [
     ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
      "solutions of held-out puzzles are learned"),
@@ -66,4 +65,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *PUZZLES]
+HYBRIDS = [*FORCING, *PUZZLES, *MIXED_BLOCKS]
