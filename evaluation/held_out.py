@@ -99,10 +99,13 @@ def bound_figures(model, data, held, config, rival=None):
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
                            config.seed, condition, padding)  # (n,) each
     mean, error = mean_nats(nats, scored, padding, alone)
-    figures = likelihood_figures(nats, scored, x, data, frozen, padding)
-    figures |= {"method": model.config.method, "data": data.about, "split": config.split,
-                "step": model.step, "draws": config.draws, "exact": model.method.exact,
-                "nats_per_token": mean, "standard_error": error}
+    facts = {"method": model.config.method, "data": data.about, "split": config.split,
+             "step": model.step, "draws": config.draws, "exact": model.method.exact}
+    if not model.method.bounded:
+        return facts | {"loss_per_token": mean, "loss_per_token_error": error, "texts": len(x),
+                        "no_bound": model.method.unbounded_reason}
+    figures = likelihood_figures(nats, scored, x, data, frozen, padding) | facts
+    figures |= {"nats_per_token": mean, "standard_error": error}
     if size := bytes_per_scored(data):
         figures["bits_per_byte"] = mean / math.log(2) / size
     if data.answers:

@@ -57,6 +57,10 @@ def print_results(r, data, config, exact):
     bound = "" if exact else "at most "
     if "nats_per_token" in r:
         print_bound(r, data, bound)
+    if "no_bound" in r:
+        print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text "
+              f"{pair(r, 'loss_per_token')} nats/token ({r['texts']:,} texts of {data.block_size} "
+              f"tokens, {r['draws']} noise draws each)\nno bound on -log p: {r['no_bound']}")
     if "answers" in r:
         print_answers(r, config)
     if "samples" in r:

@@ -5,7 +5,8 @@ A method is a dataclass: its fields are its flags, its functions are its equatio
 oracle is one of them. To add one, write methods/NAME.py and one row in methods/__init__.py.
 
     loss(denoiser, x, frozen=None)      (B, L) nats, what training minimizes; may be a surrogate
-    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x)
+    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x),
+                                        if the method is `bounded`
     sample(denoiser, z, frozen, steps)  yields (B, L) ids, from noise to text
     oracle(language)                    the exact denoiser of a language with known probabilities
 
@@ -61,6 +62,8 @@ class Method:
 
     # the loss
     exact = False  # nelbo is -log p(x) itself, not a bound
+    bounded = True  # nelbo is a bound on -log p(x), at least; else scripts print it as a loss only,
+    unbounded_reason = ""  # and this, as the end of a sentence: why there is none
     classifies = False  # the loss is that of a class, and there is no text to sample
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
@@ -167,6 +170,10 @@ class Method:
 
     def on_start(self, read_weights):
         """Before a new run. read_weights(flag, folder) -> the averaged weights of another run."""
+
+    def on_data(self, data):
+        """Before a new run, and for an oracle: what the method keeps of the training text, a data
+        set. The default is nothing."""
 
     def on_step(self, step, trainer):
         """Before each training step: curricula, searches, schedules."""

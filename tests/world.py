@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import Absorbing, Hybrid, Uniform, likelihood, posterior_x0, reverse
+from methods import make_method
 
 
 def weights(seed, *shape):
@@ -69,6 +70,20 @@ class Language:
 
 
 LANGUAGE = Language()
+
+
+class Corpus:
+    """The world as a data set: what Method.on_data reads of one, 1,000 texts by their numbers."""
+
+    def ids(self, split):
+        return TEXTS.repeat_interleave((1000 * P).round().long(), 0).flatten().numpy()  # (m,)
+
+
+def make_world_method(name, n_tokens, **flags):
+    """The method `name`, which has seen the world as its training text."""
+    method = make_method(name, n_tokens, **flags)
+    method.on_data(Corpus())
+    return method
 
 
 def by_state(denoiser):
