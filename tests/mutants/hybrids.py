@@ -40,6 +40,8 @@ MIXED_BLOCKS = [
      "test_later_flags", "a flag of the trained model is lost when the sampler is chosen"),
     ("checkpoints/load.py", 'if f.metadata["later"]}', "}",
      "test_later_flags", "a trained causal network is used as one that sees all"),
+]
+
 SPINDLE = [
     ("methods/symbol_schedules.py", "w_x * (ce - 1) + (w * log_p.exp()).sum(-1)", "w_x * ce",
      "test_diffusionbert test_genmd4", "a weighted cross-entropy read as a bound"),
@@ -96,5 +98,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *PUZZLES, *MIXED_BLOCKS]
-HYBRIDS = [*FORCING, *SPINDLE, *PUZZLES]
+HYBRIDS = [*FORCING, *SPINDLE, *PUZZLES, *MIXED_BLOCKS]
