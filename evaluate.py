@@ -121,7 +121,7 @@ def main(config, given=()):
 
     report = Report(config, model, data)
     with report.part("bound"):
-        report.add(**bound_figures(model, data, held, config, rival))
+        report.add(**bound_figures(model, data, held, config, rival, writer.sampler))
     chosen = choose_sampler(config, model, given)
     steps = min(chosen.steps, model.method.max_steps or chosen.steps)
     how = {"sampler": chosen.sampler, "steps": steps}

@@ -29,6 +29,7 @@ METHODS = {
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
+    "energy": "methods.energy:Energy",  # text or draws? chooses among those of a masked model
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 

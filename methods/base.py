@@ -65,6 +65,8 @@ class Method:
     bounded = True  # nelbo is a bound on -log p(x), at least; else scripts print it as a loss only,
     unbounded_reason = ""  # and this, as the end of a sentence: why there is none
     classifies = False  # the loss is that of a class, and there is no text to sample
+    pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
+    rate = None  # of an energy: (network, z, t, at) -> function of x (B, L): log p(x | z) + const
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 
@@ -184,6 +186,14 @@ class Method:
 
     def load_extra_state(self, state):
         """Take back what extra_state() returned, from the dict of a checkpoint."""
+
+    def weights_from(self, other, weights):
+        """The weights with which a run of this method starts from one of the method `other`; None:
+        they do not fit."""
+        return weights if other.classifies == self.classifies else None
+
+    def usage(self, folder, classes):
+        """Of methods that classify: the flags of sample.py that name a run, {name: value}."""
 
     def with_network(self, network):
         """The method to use with another network, such as the average, if it reads parts of it."""

@@ -52,8 +52,8 @@ def print_evaluation(trainer, step, folder):
 
     if step == 0:
         folder.log(step=0, **run_facts(trainer))
-    if step == 0 and config.init_from == "scratch" and method.bounded:
-        # no need to measure: predictions are uniform
+    known = config.init_from == "scratch" and method.bounded and not method.pairs_at
+    if step == 0 and known:  # no need to measure: predictions are uniform
         n = len(trainer.classes) if method.classifies else data.encoding.n_vocab
         what = "classes" if method.classifies else "symbols"
         tqdm.write(f"step     0  all {n:,} {what} are equally likely: {shown(math.log(n), 0)}")
@@ -75,8 +75,8 @@ def print_summary(trainer):
     if method.classifies:
         network, device = trainer.gathered, trainer.device
         print_by_noise(classifier_rows(method, network, data, SUMMARY_TEXTS, device))
-        guided = spell({"label": trainer.classes[0], "classifier": config.out_dir})
-        print(f"\npython sample.py {guided} --out_dir ...")
+        use = spell(method.usage(config.out_dir, trainer.classes))
+        print(f"\npython sample.py {use} --out_dir ...")
         return
     x, nats, scored = trainer.nats("val", SUMMARY_TEXTS, SUMMARY_DRAWS)  # (n, L), (n,), (n,)
     mean, error = mean_nats(nats, scored, data.padding(x), data.independent_texts)

@@ -35,6 +35,7 @@ SAMPLERS = {
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
+    "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
 }
 CORRECTORS = {

@@ -134,6 +134,18 @@ def left_to_right(z, t, at, label=None):
     return p[at[:, -1]].log()  # (N, n_tokens)
 
 
+def next_token(p):
+    """The exact p(x_l | x_<l) of a law p (27,), as ar calls its network."""
+    def denoiser(z, t, at=None, **layout):
+        x, rows = z.roll(-1, 1), []  # (B, L)
+        for l in range(x.shape[1]):
+            match = (TEXTS[None, :, :l] == x[:, None, :l]).all(-1) * p  # (B, 27)
+            rows.append(torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))
+        logits = torch.stack(rows, 1).log()  # (B, L, N)
+        return logits if at is None else logits[at]
+    return denoiser
+
+
 def vandal(z, t, at=None):
     """A wrong denoiser that depends on all it is given: position, neighbours and the time."""
     left, right = z.roll(1, -1), z.roll(-1, -1)  # (B, L)

@@ -75,6 +75,37 @@ SPINDLE = [
      "test_rdm", "the noise of routing never fades"),
 ]
 
+ENERGY = [
+    ("samplers/energy.py", "log_w.softmax(-1)", "(-log_w).softmax(-1)",
+     "test_energy_sampler", "an energy of the wrong sign (public code)"),
+    ("samplers/energy.py", "x[at][:, None])[:, 0].log()).sum(-1)", "x[at][:, None])[:, 0]).sum(-1)",
+     "test_energy_sampler", "probabilities of the draft for their logarithms (public code)"),
+    ("samplers/energy.py", "torch.stack(texts, 1)[torch.arange(len(z), device=z.device), best]",
+     "torch.stack(texts).view(len(z), -1, z.shape[1])"
+     "[torch.arange(len(z), device=z.device), best]",
+     "test_energy_sampler", "candidates of a batch in another order (public code)"),
+    ("samplers/energy.py", "given = ~at if self.carry else None", "given = ~at",
+     "test_energy_sampler", "the whole energy is blind to the right"),
+    ("samplers/energy.py", "        if self.carry:", "        if False:",
+     "test_energy_runs", "the perplexity of the AR model for that of --carry (public code)"),
+    ("samplers/energy.py", "log_w.append(rate(texts[-1]) - log_q(texts[-1]))",
+     "log_w.append(rate(texts[-1]))",
+     "test_energy_sampler", "the draft's probabilities are left out"),
+    ("samplers/energy.py", "(log_w[:, k] - log_w.gather", "(log_w[:, k] - 0 * log_w.gather",
+     "test_energy_sampler", "Metropolis forgets the text that it has"),
+    ("samplers/energy.py", "opens = opening(process, z, s, t)", "opens = z == process.mask",
+     "test_energy_sampler", "all masks open in the first step"),
+    ("methods/energy.py", "F.softplus(of_text) + F.softplus(-of_draw)",
+     "F.softplus(-of_text) + F.softplus(of_draw)",
+     "test_energy test_energy_runs", "text and draws are exchanged"),
+    ("methods/energy.py", "return total - network(z, t, text=x)",
+     "return -network(z, t, text=x)",
+     "test_energy", "the law of the draws is left out of a trained energy"),
+    ("methods/energy.py", "module.register_buffer(name, p.detach())",
+     "module.register_parameter(name, p)",
+     "test_energy test_methods", "the frozen network is trained"),
+]
+
 PUZZLES = [
     ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
      "solutions of held-out puzzles are learned"),
@@ -99,3 +130,4 @@ PUZZLES = [
 ]
 
 HYBRIDS = [*FORCING, *SPINDLE, *PUZZLES, *MIXED_BLOCKS]
+HYBRIDS = [*FORCING, *SPINDLE, *ENERGY, *PUZZLES]
