@@ -17,6 +17,7 @@ METHODS = {
     "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
+    "blockgen": "methods.blockgen:BlockGen",  # the same in blocks of several sizes
     "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",  # a time for each token
 
     "udlm": "methods.udlm:UDLM",  # random words

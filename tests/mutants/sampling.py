@@ -54,8 +54,8 @@ SAMPLERS = [
 ]
 
 CACHES = [
-    ("methods/bd3lm.py", "torch.cat([past, z], 1), at, lo,",
-     "torch.cat([past, z], 1), at, lo + z.shape[1],", "test_cache test_bd3lm",
+    ("methods/bd3lm.py", "cache, text, at, text.shape[1] - n, pattern)",
+     "cache, text, at, text.shape[1], pattern)", "test_cache test_bd3lm",
      "the cache keeps noisy tokens"),
     ("model.py", "(cache.start if cache else 0)", "0",
      "test_cache", "positions start anew behind a cache"),
