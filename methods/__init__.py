@@ -14,6 +14,7 @@ METHODS = {
     "radd": "methods.radd:RADD",  # masks: four forms of one bound
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
+    "maria": "methods.maria:MARIA",  # gaps from left to right: a head on an ar and a masked model
     "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",  # a time for each token
 
     "udlm": "methods.udlm:UDLM",  # random words

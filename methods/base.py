@@ -164,8 +164,9 @@ class Method:
     def check(self, config):
         """Raises UserError where flags of the script do not fit this method's."""
 
-    def on_start(self, read_weights):
-        """Before a new run. read_weights(flag, folder) -> the averaged weights of another run."""
+    def on_start(self, read_model):
+        """Before a new run. read_model(flag, folder) -> the model of another run on the same tokens,
+        as checkpoints/load.py: load_model returns it."""
 
     def on_step(self, step, trainer):
         """Before each training step: curricula, searches, schedules."""
