@@ -69,6 +69,7 @@ class Method:
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
     scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
+    heads = 1  # tokens that one state predicts: its network takes `ahead`, as methods/ar.py says
     block_length = None  # of methods that write blocks in order: tokens per block
     max_steps = None  # the most steps there are (in a block); None: no limit
     first_token = None  # the id that every text of a published network begins with
