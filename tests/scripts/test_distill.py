@@ -201,7 +201,7 @@ def test_a_teacher_without_text_and_a_step_that_cannot_be_shared(trained, capsys
         ([], "name the model to distill"),
         (["--init_from", "resume"], "name the run to continue: --out_dir"),
         (["--teacher", "nowhere"], "there is no checkpoint"),
-        (["--teacher", "MDLM", "--method", "dcd"], "is mdlm, which --method sdtt can distill"),
+        (["--teacher", "MDLM", "--method", "dcd"], "is mdlm, which --method sdtt or streak can distill"),
         (["--teacher", "DUO", "--method", "sdtt"], "is duo, which --method dcd can distill"),
         (["--teacher", "AR"], "is ar, which no --method of distill.py can distill"),
         (["--init_from", "resume", "--out_dir", "MDLM"], "is no run of distill.py"),
