@@ -121,7 +121,7 @@ def main(config, given=()):
 
 
 def mean_of(found):
-    """The mean and its error, over texts and runs (12.4). found: a list of (n,), one for each run"""
+    """The mean and its error, over texts and runs (12.4). found: [(n,)], one for each run"""
     return mean_over_seeds(*zip(*(mean_error(a, independent=True) for a in found)))
 
 

@@ -166,8 +166,8 @@ class Method:
         """Raises UserError where flags of the script do not fit this method's."""
 
     def on_start(self, read_model):
-        """Before a new run. read_model(flag, folder) -> the model of another run on the same tokens,
-        as checkpoints/load.py: load_model returns it."""
+        """Before a new run. read_model(flag, folder) -> the model of another run on the same
+        tokens, as checkpoints/load.py: load_model returns it."""
 
     def on_step(self, step, trainer):
         """Before each training step: curricula, searches, schedules."""

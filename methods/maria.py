@@ -58,7 +58,7 @@ SIZES = "n_layer", "n_head", "n_embd", "cond_dim", "n_classes", "qk_norm", "norm
 
 
 def sizes_of(model):
-    """Numbers that describe the network of an expert: SIZES, and the length of its texts. -> (9,)"""
+    """What describes the network of an expert: SIZES, and the length of its texts. -> (9,)"""
     network, config = model.denoiser, model.config
     cond_dim = 0 if network.adaln is None else network.adaln.in_features
     numbers = {**vars(config), "cond_dim": cond_dim, "n_classes": len(model.classes),
@@ -134,7 +134,7 @@ class TwoExperts(nn.Module):
 
 @dataclass(eq=False)
 class MARIA(Method):
-    """--method maria: the head of two experts, which are runs on the same text. `nelbo` is exact."""
+    """--method maria: a head on two experts, which are runs on the same text. `nelbo` is exact."""
     ar: str = flag("out/python-ar", "folder of the run of ar that writes", fixed=True)
     masked: str = flag("out/python-mdlm", "folder of the run with masks that reads both sides",
                        fixed=True)
@@ -149,16 +149,15 @@ class MARIA(Method):
     # ---- the experts
 
     def on_start(self, read_model):
-        fits = {"ar": lambda method: method.exact and method.block_length == 1,
-                "masked": lambda method: method.opens_masks and method.bidirectional
-                and not method.uses_time and method.network is Transformer}
-        models = []
-        for name, fit in fits.items():
-            where = getattr(self, name)
-            models.append(read_model(f"--{name}", where))
-            if not fit(models[-1].method):
-                raise UserError(f"--{name} {where} is a run of {models[-1].method.name}: give one "
-                                f"of {'ar' if name == 'ar' else 'mdlm, md4 or radd'}")
+        models = [read_model("--ar", self.ar), read_model("--masked", self.masked)]
+        writer, reader = (model.method for model in models)
+        if not (writer.exact and writer.block_length == 1 and writer.network is Transformer):
+            raise UserError(f"--ar {self.ar} is a run of {writer.name}: give one of ar, with one "
+                            "head")
+        if (not (reader.opens_masks and reader.bidirectional) or reader.uses_time
+                or reader.network is not Transformer):
+            raise UserError(f"--masked {self.masked} is a run of {reader.name}: give one of mdlm, "
+                            "md4 or radd")
         self.sizes = torch.stack([sizes_of(model) for model in models])  # (2, 9)
         self.weights = [model.denoiser.state_dict() for model in models]
 
@@ -275,7 +274,8 @@ class MARIA(Method):
             for l in range(L):
                 rows = torch.ones(len(z)).bool() if at is None else at[:, l].cpu()  # (B,)
                 if rows.any():
-                    seen = torch.cat([x[:, :l], z.new_full((len(z), 1), self.mask), z[:, l + 1:]], 1)
+                    gap = z.new_full((len(z), 1), self.mask)  # (B, 1)
+                    seen = torch.cat([x[:, :l], gap, z[:, l + 1:]], 1)  # (B, L)
                     e = self.likelihood(seen, half).cpu()[rows]  # (b, L, n_tokens)
                     topic = None if label is None else label.cpu()[rows]  # (b,)
                     p[rows, l] = language.posterior(e, topic=topic)[:, l]

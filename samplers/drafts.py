@@ -124,7 +124,8 @@ class HeadsDraft(NgramDraft):
         if self.state is None:
             return torch.zeros(len(b), V, device=w.device)  # (N, V)
         j, last = place - self.first[b], self.state.shape[1] - 1  # (N,)
-        return torch.where((j <= last)[:, None], self.state[b, j.clamp(max=last), :V], 0.0)  # (N, V)
+        guess = self.state[b, j.clamp(max=last), :V]  # (N, V)
+        return torch.where((j <= last)[:, None], guess, 0.0)  # (N, V)
 
     def check(self, best, length, state):
         self.state, self.first = state, length  # (B, H - 1, V), (B,)

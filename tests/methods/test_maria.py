@@ -237,7 +237,7 @@ def test_a_run_trains_the_head_resumes_exactly_and_needs_no_other_folder(
 
 
 @pytest.mark.parametrize("flags, says", [
-    (dict(ar="mdlm"), "--ar mdlm is a run of mdlm: give one of ar"),
+    (dict(ar="mdlm"), "--ar mdlm is a run of mdlm: give one of ar, with one head"),
     (dict(masked="ar"), "--masked ar is a run of ar: give one of mdlm, md4 or radd"),
     (dict(masked="udlm"), "--masked udlm is a run of udlm: give one of mdlm"),
     (dict(ar="nowhere"), "there is no checkpoint nowhere"),
