@@ -1,5 +1,5 @@
 """
-Drafts that remember what they know of a text: another ar with a cache, and the heads of an ar. Their
+Drafts that remember what they know of a text: another ar with a cache, and heads of an ar. Their
 law is that of the AR model in the world of 27 texts (test_speculative.py has the others).
 """
 from types import SimpleNamespace
