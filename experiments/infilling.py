@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from checkpoints.load import load_model
-from diffusion import stratified
+from diffusion import ancestral, stratified
 from evaluation.errors import mean_error, mean_over_seeds
 from evaluation.held_out import data_of
 from experiments.command import run_experiment
@@ -24,6 +24,7 @@ from flags import UserError, flag
 from methods import make_method
 from methods.maria import TwoExperts
 from methods.mdlm import any_order
+from samplers import make_sampler
 from samplers.generate import generate
 
 
@@ -85,8 +86,10 @@ def milliseconds(model, x, rounds):
     network, V = model.denoiser, model.encoding.n_vocab
     frozen = torch.arange(x.shape[1]) % 2 == 0  # (L,)
     masks, ar = make_method("mdlm", V), make_method("ar", V)
-    write = lambda method, part: generate(method, part, 1, x.shape[1], int((~frozen).sum()),
-                                          given=x[:1], frozen=frozen[None])
+    one = {masks: make_sampler("first-hitting", masks)}  # at a time
+    write = lambda method, part: generate(
+        method, part, 1, x.shape[1], int((~frozen).sum()), one.get(method, ancestral),
+        given=x[:1], frozen=frozen[None])
     found = time_in_turns({
         "maria": (lambda: write(model.method, network), 1),
         "ar alone": (lambda: write(ar, network.ar), 1),
