@@ -10,7 +10,8 @@ Take both as they are. z is the text with masks in its gaps, which are filled fr
     loss     = (1/k) sum_{z_l = m} -log p(x_l | x_<l, z),   k ~ U{1..n} masks anywhere       (18.13)
 
 h are the last hidden states, W_AR and W_MLM the heads of the two experts. W and b alone are
-trained. The masked expert reads z once, and the AR expert each token once, by its cache.
+trained; an expert for which no run is named starts from nothing and learns along. The masked expert
+reads z once, and the AR expert each token once, by its cache.
 
 The sum in (18.13) is exactly -log p(x_M | all that is not in M) for the masked tokens M: the chain
 rule. If all is masked it is -log p(x). (Without its 1/k a loss of that size for any k.) What the
@@ -88,7 +89,7 @@ class InfillCache(Cache):
 
 
 class TwoExperts(nn.Module):
-    """Two frozen networks under one head, (18.12).
+    """Two networks under one head, (18.12).
 
     network(z, t, at): z (B, 2 L) is a text with masks, and behind it that text as ar reads it;
     at (B, 2 L) selects places of the first half. With an InfillCache, z (B, n) are new tokens as ar
@@ -99,7 +100,7 @@ class TwoExperts(nn.Module):
 
     def __init__(self, ar, masked):
         super().__init__()
-        self.ar, self.masked = ar.requires_grad_(False), masked.requires_grad_(False)
+        self.ar, self.masked = ar, masked
         heads, self.vocab_size = (ar.head, masked.head), ar.vocab_size
         self.head = nn.Linear(sum(head.in_features for head in heads), ar.vocab_size)
         with torch.no_grad():  # the product of the experts
@@ -111,82 +112,94 @@ class TwoExperts(nn.Module):
         """The wider embedding, by which memory is estimated. -> (V, D)"""
         return max(self.ar.embed, self.masked.embed, key=lambda a: a.shape[1])
 
-    @torch.no_grad()
-    def states(self, z, at, cache, mask_mod):
+    def states(self, z, at, cache, mask_mod, label):
         """[h_AR ; h_MLM] at the places `at`. -> (N, D) or (B, L, D)"""
+        how = dict(head=keep_states, label=label)
         if cache:
             if cache.states is None:
-                cache.states = self.masked(cache.text, head=keep_states)  # (B, L, D)
+                text = cache.text.repeat(len(z) // len(cache.text), 1)  # (B, L) twice if guided
+                cache.states = self.masked(text, **how)  # (B, L, D)
             lo = cache.start
             right = select_rows(cache.states[:, lo:lo + z.shape[1]], at)  # (N, D)
-            left = self.ar(z, at=at, cache=cache, mask_mod=mask_mod, head=keep_states)  # (N, D)
+            left = self.ar(z, at=at, cache=cache, mask_mod=mask_mod, **how)  # (N, D)
         else:
             L = z.shape[1] // 2
             at = at if at is None else offset_positions(at, 2 * L, L)  # (B, L) or (N,)
-            right, left = (part(half, at=at, head=keep_states) for part, half in zip(
+            right, left = (part(half, at=at, **how) for part, half in zip(
                 (self.masked, self.ar), z.split(L, 1)))  # (N, D) each
         return torch.cat([left, right], -1)  # (N, D) or (B, L, D)
 
-    def forward(self, z, noise=None, at=None, cache=None, mask_mod=None, head=None):
-        h = self.states(z, at, cache, mask_mod)  # (N, D) or (B, L, D)
+    def forward(self, z, noise=None, at=None, label=None, cache=None, mask_mod=None, head=None):
+        h = self.states(z, at, cache, mask_mod, label)  # (N, D) or (B, L, D)
         return self.head(h) if head is None else head(h, self.head.weight, self.head.bias)
 
 
 @dataclass(eq=False)
 class MARIA(Method):
     """--method maria: a head on two experts, which are runs on the same text. `nelbo` is exact."""
-    ar: str = flag("out/python-ar", "folder of the run of ar that writes", fixed=True)
-    masked: str = flag("out/python-mdlm", "folder of the run with masks that reads both sides",
-                       fixed=True)
+    ar: str = flag("", "folder of the run of ar that writes; empty: it learns along", fixed=True)
+    masked: str = flag("", "folder of the run with masks that reads both sides; empty: it learns "
+                       "along", fixed=True)
     predicts = "each token from the text before it and what is given after it"
     exact, shardable, samplers = True, False, ("ancestral",)
-    sizes = weights = None  # of the experts: (2, 9); their weights, in a new run
 
     def __post_init__(self):
         self.noise, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
         self.mask = self.start = self.n_tokens
+        self.given = {}  # {"ar" or "masked": (its sizes (9,), its weights in a new run)}
 
     # ---- the experts
 
     def on_start(self, read_model):
-        models = [read_model("--ar", self.ar), read_model("--masked", self.masked)]
-        writer, reader = (model.method for model in models)
-        if not (writer.exact and writer.block_length == 1 and writer.network is Transformer):
-            raise UserError(f"--ar {self.ar} is a run of {writer.name}: give one of ar, with one "
-                            "head")
-        if (not (reader.opens_masks and reader.bidirectional) or reader.uses_time
-                or reader.network is not Transformer):
-            raise UserError(f"--masked {self.masked} is a run of {reader.name}: give one of mdlm, "
-                            "md4 or radd")
-        self.sizes = torch.stack([sizes_of(model) for model in models])  # (2, 9)
-        self.weights = [model.denoiser.state_dict() for model in models]
+        fits = {"ar": lambda method: method.exact and method.block_length == 1,
+                "masked": lambda method: method.opens_masks and method.bidirectional
+                and not method.uses_time}
+        for name, fit in fits.items():
+            if where := vars(self)[name]:
+                model = read_model(f"--{name}", where)
+                if not fit(model.method) or model.method.network is not Transformer:
+                    those = {"ar": "ar, with one head", "masked": "mdlm, md4 or radd"}[name]
+                    raise UserError(f"--{name} {where} is a run of {model.method.name}: give one "
+                                    f"of {those}")
+                self.given[name] = sizes_of(model), model.denoiser.state_dict()
 
     def extra_state(self):
-        return {} if self.sizes is None else {"experts": self.sizes}
+        return {f"expert_{name}": sizes for name, (sizes, _) in self.given.items()}
 
     def load_extra_state(self, state):
-        self.sizes = state["experts"].cpu()  # (2, 9)
+        self.given = {name: (state[f"expert_{name}"].cpu(), None) for name in ("ar", "masked")
+                      if f"expert_{name}" in state}
 
-    def network(self, vocab_size, *sizes, **options):
-        """The network; what the flags say of one counts for nothing (`check`)."""
-        experts = [expert_of(row, vocab_size, mask_mod)
-                   for row, mask_mod in zip(self.sizes, (causal, None))]
-        for expert, weights in zip(experts, self.weights or ()):
-            expert.load_state_dict(weights)
+    def network(self, vocab_size, *sizes, mask_mod=None, **options):
+        """Experts that were given are frozen; the others have the sizes of the flags."""
+        experts = []
+        for name, pattern in (("ar", causal), ("masked", None)):
+            if name in self.given:
+                numbers, weights = self.given[name]
+                expert = expert_of(numbers, vocab_size, pattern).requires_grad_(False)
+                if weights:
+                    expert.load_state_dict(weights)
+            else:
+                expert = Transformer(vocab_size, *sizes, mask_mod=pattern, **options)
+                expert.head.requires_grad_(False)  # nobody calls it
+            experts.append(expert)
         return TwoExperts(*experts)
 
     def check(self, config):
+        if not self.given:
+            return
         if config.init_from not in ("scratch", "resume"):
             raise UserError(f"--init_from {config.init_from}: maria starts from --ar and --masked, "
                             "leave it out")
         if config.labels:
             raise UserError("--labels: the experts of maria are called without classes, leave it "
                             "out")
-        known, longest = flags_of(config), int(self.sizes[:, -1].min())
-        for name in flags_of(NetworkFlags):
+        known = flags_of(config)
+        for name in flags_of(NetworkFlags) if len(self.given) == 2 else ():
             if getattr(config, name) != known[name].default:
                 raise UserError(f"--{name} counts for nothing with maria, whose experts have their "
                                 "own: leave it out")
+        longest = min(int(sizes[-1]) for sizes, _ in self.given.values())
         if config.block_size > longest:
             raise UserError(f"--block_size {config.block_size}: the experts know texts of {longest}"
                             " tokens, give at most that")

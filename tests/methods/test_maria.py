@@ -148,7 +148,8 @@ GIVEN = torch.tensor([[1, 1, 0, 0, 1, 0, 0, 1], [0] * 8, [1, 0, 1, 1, 1, 1, 0, 0
 def networks():
     """A random ar and a random masked network of other sizes, for 5 symbols."""
     sizes = dict(vocab_size=6, cond_dim=0)
-    return random_net(1, mask_mod=causal, **sizes), random_net(2, n_embd=8, n_layer=1, **sizes)
+    nets = random_net(1, mask_mod=causal, **sizes), random_net(2, n_embd=8, n_layer=1, **sizes)
+    return [net.requires_grad_(False) for net in nets]
 
 
 def test_at_first_the_logits_are_the_mean_of_the_experts_where_they_stand():
