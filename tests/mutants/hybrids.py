@@ -31,7 +31,6 @@ EXPERTS = [
      "a draft learns to agree often, not for long"),
 ]
 
-HYBRIDS = [*FORCING, *EXPERTS]
 SPINDLE = [
     ("methods/symbol_schedules.py", "w_x * (ce - 1) + (w * log_p.exp()).sum(-1)", "w_x * ce",
      "test_diffusionbert test_genmd4", "a weighted cross-entropy read as a bound"),
@@ -119,4 +118,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *SPINDLE, *ENERGY, *PUZZLES]
+HYBRIDS = [*FORCING, *SPINDLE, *ENERGY, *PUZZLES, *EXPERTS]
