@@ -168,14 +168,14 @@ def tokens_of(config, state):
     return from_json((state or read_state(config.init_from))["encoding"])
 
 
-def weights_for(option, where, encoding, data, out_dir):
-    """The averaged weights of another run on the same tokens, for a run to out_dir. option, data:
-    flags, for messages"""
+def model_for(option, where, encoding, data, out_dir):
+    """The model of another run on the same tokens, for a run to out_dir. option, data: flags, for
+    messages"""
     refuse_own_folder(option, where, out_dir)
-    state = read_state(where)
-    if state["encoding"] != to_json(encoding):
+    model = load_model(where)
+    if to_json(model.encoding) != to_json(encoding):
         raise UserError(f"{option} {where} has other tokens than {data}: train it on that text")
-    return state["ema"]
+    return model
 
 
 def initial_weights(where, config, encoding, n_classes=0, device="cpu"):

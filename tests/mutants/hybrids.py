@@ -40,6 +40,23 @@ MIXED_BLOCKS = [
      "test_later_flags", "a flag of the trained model is lost when the sampler is chosen"),
     ("checkpoints/load.py", 'if f.metadata["later"]}', "}",
      "test_later_flags", "a trained causal network is used as one that sees all"),
+EXPERTS = [
+    ("methods/maria.py", "[head.weight for head in heads], 1) / 2",
+     "[head.weight for head in heads], 1)", "test_maria", "a product of experts without its root"),
+    ("methods/maria.py", "shifted = self.shift(x)", "shifted = x", "test_maria",
+     "the AR expert reads the token that it predicts"),
+    ("methods/maria.py", "if cache.states is None:", "if True:", "test_maria",
+     "the masked expert reads the text again for each token"),
+    ("methods/maria.py", "z, n / k, frozen, share)", "z, 1.0 * n, frozen, share)", "test_maria",
+     "the loss of two experts counts texts with many gaps more"),
+    ("samplers/drafts.py", "self.cache.keep(min(0, int(length.min()) - self.cache.read))", "pass",
+     "test_drafts", "the cache of a draft keeps refused words"),
+    ("samplers/speculative.py", "n - 1, 1:]", "n - 1, :-1]", "test_drafts",
+     "heads draft one place too far left"),
+    ("methods/ar.py", "ahead, x[:, j:].flatten()", "ahead, x[:, :L - j].flatten()",
+     "test_drafts", "all heads learn the next token"),
+    ("runtime/streak.py", "log.cumsum(-1).exp()[at]", "log.exp()[at]", "test_streak",
+     "a draft learns to agree often, not for long"),
 ]
 
 SPINDLE = [
@@ -129,4 +146,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *MIXED_BLOCKS, *SPINDLE, *ENERGY, *PUZZLES]
+HYBRIDS = [*FORCING, *MIXED_BLOCKS, *EXPERTS, *SPINDLE, *ENERGY, *PUZZLES]

@@ -90,7 +90,7 @@ DRAFTS = [
      "test_speculative", "drafts that began otherwise are checked too"),
     ("samplers/speculative.py", "cache.keep(int(length.min())", "cache.keep(int(length.max())",
      "test_speculative", "the cache keeps tokens that were refused"),
-    ("samplers/speculative.py", "(best * B + torch.arange(B", "(0 * best + torch.arange(B",
+    ("samplers/drafts.py", "(best * B + torch.arange(B", "(0 * best + torch.arange(B",
      "test_speculative", "the cache keeps the first draft, not the one that stays"),
     ("methods/base.py", "hit = (z == end) & ~more if", "hit = (z == end) & ~frozen if",
      "test_speculative", "an end before given text ends the text"),
