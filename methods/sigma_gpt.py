@@ -37,10 +37,9 @@ def log_mean_exp(nats, free):
     With w_j = p_j / sum p it is sum_j w_j (-log p_j) + sum_j w_j log(n w_j), whose second part is
     spread over the tokens that are `free` (B, L).
     """
-    w = -nats.double().sum(-1)  # (n, B)
-    w = w.softmax(0)  # (n, B)
+    w = (-nats.double().sum(-1)).softmax(0)  # (n, B)
     apart = torch.special.xlogy(w, len(w) * w).sum(0)  # (B,)
-    share = free / free.sum(-1, keepdim=True).clamp(min=1)  # (B, L)
+    share = free.double() / free.sum(-1, keepdim=True).clamp(min=1)  # (B, L)
     return (w[..., None] * nats).sum(0) + apart[:, None] * share  # (B, L)
 
 
