@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from diffusion import Absorbing, ancestral, categorical, probabilities
+from diffusion import ancestral, categorical, probabilities
 from flags import flag
 from methods.base import Method, copy_capabilities, cross_entropy, loss_at, new_cache
 from methods.in_order import oracle_in_order
@@ -52,11 +52,10 @@ class SigmaGPT(Method):
                          "is tighter than the mean of their logs", least=1)
     predicts = "the next token of an order"
     mask_mod = staticmethod(causal)
-    bidirectional, classifier_process, samplers = False, None, ("ancestral",)
+    bidirectional, classifier_process, samplers = False, None, ("ancestral", "burst")
 
     def __post_init__(self):
-        self.process, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
-        self.start = self.process.mask  # also where nothing is written yet
+        self.start, self.vocab_size = self.n_tokens, self.n_tokens + 1
 
     @property
     def exact(self):
@@ -72,10 +71,10 @@ class SigmaGPT(Method):
             key = torch.rand(frozen.shape, device=frozen.device)  # (B, L)
         return (key - frozen.float()).argsort(-1)  # (B, L)
 
-    def read_in(self, x, order):
-        """[start, x_s(0), .., x_s(L-2)] (B, L), and the places that each token predicts and that it
-        has, (B, 2, L)"""
-        tokens = F.pad(x.gather(1, order), (1, 0), value=self.start)[:, :-1]  # (B, L)
+    def shift(self, words, order):
+        """[start, x_s(0), .., x_s(L-2)] (B, L) from words in the order, and for each token the
+        place that it predicts and its own, (B, 2, L)"""
+        tokens = F.pad(words, (1, 0), value=self.start)[:, :-1]  # (B, L)
         own = F.pad(order, (1, 0), value=-1)[:, :-1]  # (B, L)
         return tokens, torch.stack([order, own], 1)
 
@@ -85,15 +84,16 @@ class SigmaGPT(Method):
         """(18.16) for one order of each text. -> (B, L) nats"""
         given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen  # (B, L)
         order = self.draw_order(given, order)  # (B, L)
-        (tokens, positions), given = self.read_in(x, order), given.gather(1, order)
+        words, given = x.gather(1, order), given.gather(1, order)  # (B, L) each, in the order
+        tokens, positions = self.shift(words, order)  # (B, L), (B, 2, L)
 
         def ordered(z, t, at, **head):
             if at.dtype == torch.bool:  # texts without selected positions would be left out
                 at = at.flatten().nonzero()[:, 0]  # (N,)
             return denoiser(z, None, at=at, positions=positions, **head)  # (N, V)
-        denoise, facts = copy_capabilities(denoiser, ordered), (x.gather(1, order),)
-        nats = loss_at(denoise, tokens, None, ~given, cross_entropy, facts, self.n_tokens, 1.0,
-                       None if frozen is None else given)  # (B, L) in that order
+        denoise = copy_capabilities(denoiser, ordered)
+        nats = loss_at(denoise, tokens, None, ~given, cross_entropy, (words,), self.n_tokens, 1.0,
+                       None if frozen is None else given)  # (B, L) in the order
         return nats.gather(1, order.argsort(-1))  # (B, L)
 
     def loss(self, denoiser, x, frozen=None):
@@ -109,6 +109,10 @@ class SigmaGPT(Method):
 
     # ---- samples
 
+    def prior(self, shape, device="cpu"):
+        """No text yet: the start symbol everywhere, which is never read there. -> (B, L)"""
+        return torch.full(shape, self.start, device=device)  # (B, L)
+
     def count_states(self, length, steps):
         """One for each token, whatever `steps` says."""
         return length
@@ -117,6 +121,9 @@ class SigmaGPT(Method):
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
         """One token after the other, in an order of its own for each text; yields z after each."""
+        if sampler.write_in_order:
+            yield from sampler.write_in_order(self, denoiser, z, frozen, to_probs)
+            return
         order = self.draw_order(frozen, self.token_order)  # (B, L)
         free, cache = ~frozen.gather(1, order), new_cache(denoiser, z.shape[1], 1)
         for i in range(z.shape[1]):
@@ -132,7 +139,8 @@ class SigmaGPT(Method):
 
         Keys and values of all earlier tokens stay in the cache, since no later one changes them.
         """
-        (tokens, positions), at = self.read_in(z, order), torch.zeros_like(z, dtype=torch.bool)
+        tokens, positions = self.shift(z.gather(1, order), order)  # (B, L), (B, 2, L)
+        at = torch.zeros_like(z, dtype=torch.bool)  # (B, L)
         at[rows, i], read = True, slice(cache.read if cache else 0, i + 1)
         if cache is None:
             tokens, positions, at = tokens[rows], positions[rows], at[rows]  # (b, ..) each

@@ -34,6 +34,7 @@ SAMPLERS = {
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
+    "burst": "samplers.burst:Burst",                         # drafts that sigma-GPT checks itself
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn

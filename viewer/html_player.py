@@ -183,7 +183,8 @@ def record(config, model, writer, counter, frozen):
     end, writer.end = writer.end, None
     source = "the exact denoiser of the toy language" if config.oracle else model_name(config)
     each = " for each block" if method.left_to_right else ""
-    how = f"{config.sampler}, {config.steps} steps{each}" if method.process else "left to right"
+    one_by_one = "left to right" if method.left_to_right else "one by one"
+    how = f"{config.sampler}, {config.steps} steps{each}" if method.process else one_by_one
     return Recording(model.config.method, f"{source}; {how}", writer.denoiser, counter,
                      model.encoding, frozen, end, unwritten=method.process is None,
                      what=meaning_of(method))

@@ -92,7 +92,7 @@ def test_from_left_to_right_the_likelihood_is_exact_and_tokens_predict_their_nei
     assert method.exact and not made().exact
     nats = method.nelbo(Table(LAW).denoiser(), TEXTS).sum(-1)  # (27,)
     close(nats, chain(LAW, range(L)))
-    tokens, places = method.read_in(TEXTS, method.draw_order(FREE, "left"))  # (27, L), (27, 2, L)
+    tokens, places = method.shift(TEXTS, method.draw_order(FREE, "left"))  # (27, L), (27, 2, L)
     assert (places[:, 0] - places[:, 1] == 1).all() and (tokens[:, 1:] == TEXTS[:, :-1]).all()
 
 
