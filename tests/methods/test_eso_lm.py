@@ -21,6 +21,7 @@ from world import TEXTS, L, N, P
 
 from methods import make_method
 from methods.mdlm import MDLM
+from samplers.guidance import CFG
 
 LAW = random_law(2)
 each_alpha = pytest.mark.parametrize("alpha_0", [0.0, 0.3, 1.0])
@@ -206,3 +207,18 @@ def test_the_cache_gives_the_logits_of_the_pass_that_trains():
     read = method.reader(net, rank, rank)
     for g in range(8):
         torch.testing.assert_close(read(x, g), trained[rank == g], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["eso_lm", "sigma_gpt"])
+def test_guided_texts_have_two_rows_with_a_cache_and_without(name):
+    """Each text keeps its order and its positions in both rows."""
+    method = make_method(name, 10)
+    net, texts = random_net(n_classes=2, mask_mod=method.mask_mod), []
+    z = method.prior((3, 8))  # (3, 8)
+    for supports_cache in (True, False):
+        spy = Recomputes(net, supports_cache)
+        guided = CFG(spy, torch.tensor([1]), 2, 1.5)
+        torch.manual_seed(4)
+        *_, end = method.sample(guided, z, z < 0, 3)
+        texts.append(end)
+    assert torch.equal(*texts) and spy.rows[0] == 6
