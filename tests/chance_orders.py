@@ -1,4 +1,4 @@
-"""Texts of the world in every order: a denoiser for each set of visible tokens, and chain rules."""
+"""Texts of the world in every order: denoisers by the set of visible tokens, and chain rules."""
 from itertools import permutations, product
 
 import torch
@@ -41,7 +41,7 @@ def exact_law():
 
 
 def confused_law():
-    """A third of the exact law is that of the places before it, so orders disagree. -> (64, L, N)"""
+    """A third of the exact law is that of the place before it: orders disagree. -> (64, L, N)"""
     p = exact_law().exp()  # (64, L, N)
     return (2 / 3 * p + p.roll(1, 1) / 3).log()
 

@@ -198,6 +198,19 @@ def test_with_a_cache_it_writes_the_same_and_reads_each_token_twice(alpha_0):
             assert reads[1] == [24] * len(reads[1])
 
 
+def test_tokens_of_one_call_do_not_see_each_other():
+    """Several at a time: the logits are the same with a cache and without."""
+    method, net, z = made(10, alpha_0=0.8), random_net(cond_dim=0), made(10).prior((3, 12))
+    frozen = torch.zeros_like(z).bool()  # (3, 12)
+    tau, diffused, rank = method.draw(frozen)  # (3, 12) each
+    group = method.group(tau, diffused, rank, frozen, 2)  # (3, 12)
+    readers = [method.reader(each, rank, group) for each in (net, Recomputes(net))]
+    for g in range(int(group.max()) + 1):
+        cached, whole = (read(z, g) for read in readers)  # (N, V) each
+        close(cached, whole, 1e-5)
+        z = z.masked_scatter(group == g, whole[:, :10].argmax(-1))  # (3, 12)
+
+
 def test_the_cache_gives_the_logits_of_the_pass_that_trains():
     method, net, x = made(10), random_net(cond_dim=0), torch.randint(10, (2, 8))
     frozen = torch.zeros_like(x).bool()  # (2, 8)

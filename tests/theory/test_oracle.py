@@ -25,7 +25,7 @@ FLAGS = dict(diffusion_steps=1024, rounds=1, keep=0.05, context="full", slope=0.
 # batches of 200 texts for an error of half a percent; 16 if not said
 BATCHES = {"genmd4": 75, "sedd": 58, "gidd": 80, "udlm": 80, "d3pm": 72, "ggm": 72,
            "diffusion_forcing": 45, "sigma_gpt": 2, "eso_lm": 2}  # these two are exact for any text
-TEXTS = {"ggm": 2500, "sigma_gpt": 200, "eso_lm": 200}  # to tell a wrong denoiser from the exact one
+TEXTS = {"ggm": 2500, "sigma_gpt": 200, "eso_lm": 200}  # to tell another denoiser apart
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
                           reason="200 steps take 13 s: set PALIMPSEST_SLOW=1")
 
