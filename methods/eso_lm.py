@@ -59,11 +59,7 @@ class EsoLM(Method):
 
     def __post_init__(self):
         self.process, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
-
-    @property
-    def exact(self):
-        """Then there is a single order."""
-        return self.alpha_0 == 0
+        self.exact = self.alpha_0 == 0  # then there is a single order
 
     # ---- orders
 

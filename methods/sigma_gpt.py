@@ -56,11 +56,7 @@ class SigmaGPT(Method):
 
     def __post_init__(self):
         self.start, self.vocab_size = self.n_tokens, self.n_tokens + 1
-
-    @property
-    def exact(self):
-        """One order is the model itself; a random one is not."""
-        return self.token_order == "left"
+        self.exact = self.token_order == "left"  # one order is the model; a random one is not
 
     # ---- orders
 
