@@ -81,7 +81,10 @@ class Recorder(Wrapper):
         rows = text < self.B  # (N,) a guided network reads each text twice, first with the class
         logits_of_text = logits.reshape(-1, logits.shape[-1])[rows, :self.n_tokens]  # (N', V)
         p = probabilities(logits_of_text).cpu()  # (N', V)
-        keys = zip(text[rows].tolist(), (position[rows] + before).tolist())
+        text, place = text[rows], position[rows] + before  # (N',) each
+        if torch.is_tensor(places := layout.get("positions")):  # (L,), or (B, 1|2, L)
+            place = places[place] if places.dim() == 1 else places[text, 0, position[rows]]  # (N',)
+        keys = zip(text.tolist(), place.tolist())
         self.outputs.update(zip(keys, p))
         return logits
 
