@@ -19,9 +19,9 @@ scores a whole order, over [m .. m ; x], 2L tokens at positions 0..L-1, twice:
 
     a token sees itself, and those tokens k of x with r_k < r_l                              (18.19)
 
-A mask is the question what stands in its place, and no token sees one. Text sees earlier text only,
-so its keys and values do not change when more is written: caches are exact in both phases, and a
-call reads the tokens of the last step and the masks of this one.
+The output at a mask predicts the token in its place, and no other token sees a mask. Text sees
+earlier text only, so its keys and values do not change when more is written: caches are exact in
+both phases, and a call reads the tokens of the last step and the masks of this one.
 
 The published loss (`--parts apart`) scores the two parts in passes of their own: all k masks of one
 z_t, with the weight K/k for K tokens that diffusion writes, and those of z_0. (It draws t, where
