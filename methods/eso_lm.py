@@ -25,8 +25,8 @@ both phases, and a call reads the tokens of the last step and the masks of this 
 
 The published loss (`--parts apart`) scores the two parts in passes of their own: all k masks of one
 z_t, with the weight K/k for K tokens that diffusion writes, and those of z_0. (It draws t, where
-this one draws the number of masks; and its masks also see the masks before them in the order, a
-context that its sampler hardly ever shows them.)
+this one draws the number of masks; and its masks also see the masks before them in the order, which
+a sampler that opens one at a time never shows them.)
 """
 from dataclasses import dataclass
 
