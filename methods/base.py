@@ -287,16 +287,6 @@ def offset_positions(at, L, width):
     return at // L * width + at % L  # (N,)
 
 
-def pack_rows(select):
-    """The places of the True in each row of (B, L), in reading order, padded to the longest row.
-
-    -> places (B, n), n of each row (B,), at least 1 for places
-    """
-    n = select.sum(-1)  # (B,)
-    order = select.byte().argsort(dim=-1, descending=True, stable=True)  # (B, L)
-    return order[:, :max(1, int(n.max()))], n
-
-
 def copy_capabilities(denoiser, call):
     """`call`, a denoiser made from another one, with the abilities of that one."""
     call.supports_fused_head = supports(denoiser, "supports_fused_head")

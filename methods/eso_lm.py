@@ -42,9 +42,8 @@ from methods.base import (
     loss_at,
     new_cache,
     offset_positions,
-    pack_rows,
 )
-from methods.in_order import oracle_in_order, see_earlier
+from methods.in_order import oracle_in_order, pack_rows, see_earlier
 
 
 @dataclass(eq=False)

@@ -21,6 +21,16 @@ def see_earlier(rank, seen):
     return mask_mod
 
 
+def pack_rows(select):
+    """The places of the True in each row of (B, L), in reading order, padded to the longest row.
+
+    -> places (B, n), n of each row (B,), at least 1 for places
+    """
+    n = select.sum(-1)  # (B,)
+    order = select.byte().argsort(dim=-1, descending=True, stable=True)  # (B, L)
+    return order[:, :max(1, int(n.max()))], n
+
+
 def predict_from_seen(language, ids, places, seen, target, topic=None):
     """p(x_l | the tokens ids (B, n) at `places` (B, n) where `seen`), l = target (B,). -> (B, V)"""
     L, rows = int(max(places.max(), target.max())) + 1, seen.nonzero()[:, 0]  # (N,)

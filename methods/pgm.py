@@ -47,7 +47,8 @@ from einops import rearrange
 
 from diffusion import corrupt, stratified
 from flags import UserError, flag
-from methods.base import copy_capabilities, pack_rows
+from methods.base import copy_capabilities
+from methods.in_order import pack_rows
 from methods.mdlm import MDLM
 from model import Block, Transformer, attention, modulate, rotary_angles, select_rows
 

@@ -1,4 +1,4 @@
-"""Mutants of what joins diffusion with autoregression, and of schedules and clocks by token."""
+"""Mutants of what joins diffusion with autoregression, of schedules by token, and of puzzles."""
 
 FORCING = [
     ("methods/diffusion_forcing.py", "self.slope * w * (D - d)", "self.slope * w * d",
@@ -10,6 +10,29 @@ FORCING = [
      "test_diffusion_forcing", "a trapezoid whose middle column is late"),
     ("methods/diffusion_forcing.py", "e.cpu()[rows, :l + 1]", "e.cpu()[rows]",
      "test_diffusion_forcing", "the oracle of a causal network sees to the right"),
+]
+
+PUZZLES = [
+    ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
+     "solutions of held-out puzzles are learned"),
+    ("data/sudoku.py", ".sum(-1).amin(-1)", ".sum(-1)[:, 0]", "test_puzzles",
+     "a held-out puzzle is learned turned around"),
+    ("data/sudoku.py", "clues[fits == 1], solution[fits == 1]", "clues, solution", "test_puzzles",
+     "puzzles with several solutions"),
+    ("data/sudoku.py", "seen.sum(-1) == side - 1", "seen.sum(-1) >= side - 2", "test_puzzles",
+     "a cell is emptied that may hold two digits"),
+    ("data/countdown.py", "                left[row, used] -= 1\n", "", "test_puzzles",
+     "a number may be used twice"),
+    ("data/countdown.py", "start.sort(-1).values @", "start @", "test_puzzles",
+     "numbers in another order are another puzzle"),
+    ("data/planning.py", "is_edge.all(-1) & (way[:, -1] == x[:, self.prompt - 1])",
+     "is_edge.all(-1)", "test_puzzles", "a way to anywhere"),
+    ("methods/mgdm.py", "(-torch.expm1(-nats)).clamp(min=0) ** gamma * nats",
+     "nats", "test_mgdm", "no focal factor"),
+    ("methods/mgdm.py", "self.levels - i + 1.0", "self.levels - i", "test_mgdm",
+     "texts that are all masks have no weight"),
+    ("methods/mgdm.py", "2 * w(i) * every.sum()", "w(i) * every.sum()", "test_mgdm",
+     "a loss of half the size"),
 ]
 
 MIXED_BLOCKS = [
@@ -40,23 +63,6 @@ MIXED_BLOCKS = [
      "test_later_flags", "a flag of the trained model is lost when the sampler is chosen"),
     ("checkpoints/load.py", 'if f.metadata["later"]}', "}",
      "test_later_flags", "a trained causal network is used as one that sees all"),
-EXPERTS = [
-    ("methods/maria.py", "[head.weight for head in heads], 1) / 2",
-     "[head.weight for head in heads], 1)", "test_maria", "a product of experts without its root"),
-    ("methods/maria.py", "shifted = self.shift(x)", "shifted = x", "test_maria",
-     "the AR expert reads the token that it predicts"),
-    ("methods/maria.py", "if cache.states is None:", "if True:", "test_maria",
-     "the masked expert reads the text again for each token"),
-    ("methods/maria.py", "z, n / k, frozen, share)", "z, 1.0 * n, frozen, share)", "test_maria",
-     "the loss of two experts counts texts with many gaps more"),
-    ("samplers/drafts.py", "self.cache.keep(min(0, int(length.min()) - self.cache.read))", "pass",
-     "test_drafts", "the cache of a draft keeps refused words"),
-    ("samplers/speculative.py", "n - 1, 1:]", "n - 1, :-1]", "test_drafts",
-     "heads draft one place too far left"),
-    ("methods/ar.py", "ahead, x[:, j:].flatten()", "ahead, x[:, :L - j].flatten()",
-     "test_drafts", "all heads learn the next token"),
-    ("runtime/streak.py", "log.cumsum(-1).exp()[at]", "log.exp()[at]", "test_streak",
-     "a draft learns to agree often, not for long"),
 ]
 
 SPINDLE = [
@@ -123,6 +129,25 @@ ENERGY = [
      "test_energy test_methods", "the frozen network is trained"),
 ]
 
+EXPERTS = [
+    ("methods/maria.py", "[head.weight for head in heads], 1) / 2",
+     "[head.weight for head in heads], 1)", "test_maria", "a product of experts without its root"),
+    ("methods/maria.py", "shifted = self.shift(x)", "shifted = x", "test_maria",
+     "the AR expert reads the token that it predicts"),
+    ("methods/maria.py", "if cache.states is None:", "if True:", "test_maria",
+     "the masked expert reads the text again for each token"),
+    ("methods/maria.py", "z, n / k, frozen, share)", "z, 1.0 * n, frozen, share)", "test_maria",
+     "the loss of two experts counts texts with many gaps more"),
+    ("samplers/drafts.py", "self.cache.keep(min(0, int(length.min()) - self.cache.read))", "pass",
+     "test_drafts", "the cache of a draft keeps refused words"),
+    ("samplers/speculative.py", "n - 1, 1:]", "n - 1, :-1]", "test_drafts",
+     "heads draft one place too far left"),
+    ("methods/ar.py", "ahead, x[:, j:].flatten()", "ahead, x[:, :L - j].flatten()",
+     "test_drafts", "all heads learn the next token"),
+    ("runtime/streak.py", "log.cumsum(-1).exp()[at]", "log.exp()[at]", "test_streak",
+     "a draft learns to agree often, not for long"),
+]
+
 ANY_ORDER = [
     ("model.py", "(positions[:, :1], positions[:, -1:])", "(positions[:, -1:], positions[:, -1:])",
      "test_sigma_gpt", "a query turns by its own place, not by the one that it predicts"),
@@ -154,27 +179,37 @@ ANY_ORDER = [
      "test_eso_lm", "guided texts have the positions of others"),
 ]
 
-PUZZLES = [
-    ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
-     "solutions of held-out puzzles are learned"),
-    ("data/sudoku.py", ".sum(-1).amin(-1)", ".sum(-1)[:, 0]", "test_puzzles",
-     "a held-out puzzle is learned turned around"),
-    ("data/sudoku.py", "clues[fits == 1], solution[fits == 1]", "clues, solution", "test_puzzles",
-     "puzzles with several solutions"),
-    ("data/sudoku.py", "seen.sum(-1) == side - 1", "seen.sum(-1) >= side - 2", "test_puzzles",
-     "a cell is emptied that may hold two digits"),
-    ("data/countdown.py", "                left[row, used] -= 1\n", "", "test_puzzles",
-     "a number may be used twice"),
-    ("data/countdown.py", "start.sort(-1).values @", "start @", "test_puzzles",
-     "numbers in another order are another puzzle"),
-    ("data/planning.py", "is_edge.all(-1) & (way[:, -1] == x[:, self.prompt - 1])",
-     "is_edge.all(-1)", "test_puzzles", "a way to anywhere"),
-    ("methods/mgdm.py", "(-torch.expm1(-nats)).clamp(min=0) ** gamma * nats",
-     "nats", "test_mgdm", "no focal factor"),
-    ("methods/mgdm.py", "self.levels - i + 1.0", "self.levels - i", "test_mgdm",
-     "texts that are all masks have no weight"),
-    ("methods/mgdm.py", "2 * w(i) * every.sum()", "w(i) * every.sum()", "test_mgdm",
-     "a loss of half the size"),
+ADAPTED = [
+    ("methods/diffugpt.py", "(query >= key) | opened[query, key]", "opened[query, key]",
+     "test_diffugpt", "annealing closes the causal part, too"),
+    ("methods/diffugpt.py", "self.start, self.vocab_size = self.n_tokens + 1, self.n_tokens + 2",
+     "self.start, self.vocab_size = self.n_tokens, self.n_tokens + 2",
+     "test_diffugpt", "start is the mask"),
+    ("methods/diffugpt.py", "offset_positions(at, L, L + 1)", "F.pad(at, (1, 0))",
+     "test_diffugpt", "each row is one place off"),
+    ("methods/diffugpt.py", "(step + 1) / steps", "step / steps",
+     "test_diffugpt", "attention is never open in a run that anneals to its end"),
+    ("methods/diffugpt.py", "insert_row(theirs[name], fresh[name], self.process.mask)",
+     "insert_row(theirs[name], fresh[name], self.process.mask + 1)",
+     "test_diffugpt", "the mask gets the vector of start"),
+    ("checkpoints/load.py", "if other.method.predicts in method.adapts:", "if False:",
+     "test_diffugpt", "weights of ar do not fit diffugpt"),
+    ("methods/ar2diff.py", "self.draw(denoiser, z, frozen), x, 0.5", "z, x, 0.5",
+     "test_ar2diff", "the second term sees the same noise"),
+    ("methods/ar2diff.py", "leave_one_out=False", "leave_one_out=True",
+     "test_ar2diff", "the exact denoiser of a network that reads z_l does not know z_l"),
+    ("methods/ar2diff.py", "torch.where(frozen, z, words)", "words",
+     "test_ar2diff", "given words are drawn again"),
+    ("samplers/unroll.py", "better = score > most", "better = score < most",
+     "test_ar2diff", "the least likely of several texts is kept"),
+    ("evaluation/held_out.py", "if not model.method.has_bound:", "if False:",
+     "test_ar2diff", "a loss is reported as a bound"),
+    ("methods/diffusion_llm.py", "6 * (T - (t - 1)) / T", "6 * (T - t) / T",
+     "test_diffusion_llm", "levels from 0 in the weights, from 1 in the masks"),
+    ("methods/diffusion_llm.py", "torch.where(t1 == t2,", "torch.where(t1 < t2,",
+     "test_diffusion_llm", "equal levels give one text twice"),
+    ("methods/diffusion_llm.py", "< t2 / t1, z1, x)", "< t2 / T, z1, x)",
+     "test_diffusion_llm", "the second text of a pair has too few masks"),
 ]
 
-HYBRIDS = [*FORCING, *MIXED_BLOCKS, *EXPERTS, *SPINDLE, *ENERGY, *ANY_ORDER, *PUZZLES]
+HYBRIDS = [*FORCING, *PUZZLES, *MIXED_BLOCKS, *SPINDLE, *ENERGY, *EXPERTS, *ANY_ORDER, *ADAPTED]
