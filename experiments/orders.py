@@ -5,7 +5,7 @@ trained networks (chapter 24).
     python -m experiments.orders oracle                 KL between the toy language and each sampler
                                                         in both directions, and the calls it takes
     python -m experiments.orders trained --out_dir RUNS the loss by opening in parallel on held-out
-                                                        text, for networks of train.py
+                                                        text, for networks of train.py, over seeds
     python -m experiments.figures frontier --measure    both terms of KL over temperatures
 
 Where q(x) is known, `oracle` prints KL exactly (24.4), (24.5), or `<` an upper bound, if the order
@@ -16,7 +16,6 @@ from functools import partial
 
 import torch
 
-from checkpoints.load import load_model
 from data import load_data
 from diffusion import probabilities
 from evaluation import parallel_cost as cost
@@ -24,6 +23,7 @@ from evaluation.likelihood import mean_error
 from evaluation.sample_quality import unigram_entropy
 from experiments.command import choose_command, run_experiment
 from experiments.timing import hardware
+from experiments.trained_orders import compare_on_held_out
 from flags import UserError, flag
 from methods import make_method
 from samplers import make_sampler
@@ -64,7 +64,8 @@ class Config:
     command: str = flag("", "what to measure; also the first word",
                         ["oracle", "trained"])
     num_samples: int = flag(256, "texts of each row", least=2)
-    steps: str = flag("16,8", "oracle, trained: network calls, with commas between")
+    steps: str = flag("16,8", "oracle: network calls, with commas between")
+    words: str = flag("2,4,8", "trained: masks that open in a call, with commas between")
     out_dir: str = flag("", "trained: folders of runs, with commas between")
     hardware: str = flag("", "the name of the machine, if it cannot be detected")
 
@@ -151,14 +152,14 @@ def compare_rules(config):
         print_row(f"budget {budget:g}, {first}", toy, toy.measure(*rule), " ")
 
 
-def numbers(text):
+def numbers(text, name="steps"):
     """'16,8' -> [16, 8]; or UserError"""
     try:
         found = [int(word) for word in text.split(",")]
     except ValueError:
         found = [0]
     if min(found) < 1:
-        raise UserError(f"--steps {text}: give whole numbers from 1 on, with commas between")
+        raise UserError(f"--{name} {text}: give whole numbers from 1 on, with commas between")
     return found
 
 
@@ -216,42 +217,19 @@ def draw_frontier(rows, pyplot):
 
 # ---- trained networks
 
-TRAINED = {"random": ("first-hitting", {}), "streams": ("spread", {}),
-           "golden ratio": ("spread", dict(order="golden")), "least entropy": ("entropy", {})}
+def compare_trained(config):
+    """Networks of train.py on held-out text: trained_orders.py."""
+    compare_on_held_out(config, numbers(config.words, "words"))
 
 
-def compare_on_held_out(config):
-    """-log q of held-out text in each order, one mask at a time and several; a run for each row."""
-    print(hardware(name=config.hardware))
-    for folder in config.out_dir.split(","):
-        model = load_model(folder)
-        method, L = model.method, model.config.block_size
-        if not method.opens_masks or method.left_to_right:
-            raise UserError(f"{folder} opens no masks of a whole text: name runs of mdlm")
-        data = load_data(model.config.data, L, model.config.tokenizer, model.config.vocab_size)
-        x = data.windows("val", config.num_samples)[:config.num_samples]  # (n, L)
-        print(f"{folder}, step {model.step}: -log q, nats/token, of {len(x)} held-out texts of {L} "
-              "tokens, one mask at a time; more in this many calls")
-        z, nothing = cost.from_nothing(method, len(x), L)
-        for name, (sampler, options) in TRAINED.items():
-            sampler = make_sampler(sampler, method, **options)
-
-            def nats(steps):
-                torch.manual_seed(1)
-                walk = cost.follow(method, model.denoiser, z, nothing, steps, sampler, x=x)
-                return -walk.log_q / L  # (n,)
-            one = nats(L)  # (n,)
-            cells = [f"{n}: {cell(mean_error(nats(n) - one), '+')}" for n in numbers(config.steps)]
-            print(f"{name:<16}{cell(mean_error(one), ' ')}   {'   '.join(cells)}", flush=True)
-
-
-COMMANDS = {"oracle": compare_rules, "trained": compare_on_held_out}
+COMMANDS = {"oracle": compare_rules, "trained": compare_trained}
 
 
 def main(config, given=()):
     command = choose_command(config, COMMANDS)
     numbers(config.steps)  # UserError before minutes of work, not after
-    if command is compare_on_held_out and not config.out_dir:
+    numbers(config.words, "words")
+    if command is compare_trained and not config.out_dir:
         raise UserError("--out_dir names the runs to measure, with commas between")
     command(config)
 

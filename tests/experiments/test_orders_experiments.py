@@ -1,9 +1,9 @@
-"""The table of orders, both terms of KL over temperatures, and the loss of trained networks."""
+"""The table of orders, and both terms of KL over temperatures."""
 import pytest
 
 from experiments import figures, orders
 from flags import configure
-from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
+from runs import cache, complaint, elsewhere  # noqa: F401
 
 
 def run(capsys, **flags):
@@ -35,17 +35,11 @@ def test_a_frontier_has_both_terms_whose_difference_is_kl(monkeypatch):
     assert rows["confidence, at most"][0][1] < rows["confidence, at most"][0][2]
 
 
-def test_the_loss_of_a_trained_network_is_printed_for_each_order(capsys):
-    fit("run", method="mdlm", **TINY)
-    capsys.readouterr()
-    lines = run(capsys, command="trained", out_dir="run", num_samples=4, steps="2")
-    assert "step 2" in lines[1] and [row.split("  ")[0] for row in lines[2:]] == [*orders.TRAINED]
-
-
 @pytest.mark.parametrize("argv, says", [
     ([], "say what to measure: oracle, trained"),
     (["--command", "oracle", "--steps", "8,x"], "give whole numbers from 1 on"),
     (["--command", "oracle", "--steps", "0"], "give whole numbers from 1 on"),
+    (["--command", "trained", "--words", "2,x"], "--words 2,x: give whole numbers from 1 on"),
     (["--command", "trained"], "--out_dir names the runs")])
 def test_bad_input_is_one_line(argv, says, capsys):
     assert says in complaint(orders, *argv, capsys=capsys)
