@@ -25,6 +25,8 @@ METHODS = {
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
+    "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
+
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 

@@ -68,6 +68,7 @@ class Method:
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
+    plans = False  # logit n_tokens is the log-odds that the word there is wrong
     scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
     block_length = None  # of methods that write blocks in order: tokens per block
     max_steps = None  # the most steps there are (in a block); None: no limit
