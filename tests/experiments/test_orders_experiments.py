@@ -2,8 +2,8 @@
 import pytest
 
 from experiments import figures, orders
-from flags import configure
-from runs import cache, complaint, elsewhere  # noqa: F401
+from flags import UserError, configure
+from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 
 
 def run(capsys, **flags):
@@ -33,6 +33,25 @@ def test_a_frontier_has_both_terms_whose_difference_is_kl(monkeypatch):
     (_, h, nats), (_, h1, nats1) = rows["one"]
     assert nats1 == pytest.approx(h1, abs=1e-4) and nats > h + 0.02 and h < h1
     assert rows["confidence, at most"][0][1] < rows["confidence, at most"][0][2]
+
+
+def test_trained_networks_have_an_exact_kl_where_their_orders_do(capsys):
+    """And the planner writes by its head, and by x_theta."""
+    for name, flags in (("masks", dict(method="planner")), ("words", dict(method="udlm")),
+                        ("short", dict(method="mdlm", block_size=4))):
+        fit(name, **{**TINY, "block_size": 32, **flags})
+    capsys.readouterr()
+    lines = run(capsys, command="networks", out_dir="masks", num_samples=8, steps="4",
+                samplers="ancestral,spread,p2")
+    assert lines[3] == "masks, planner, step 2"
+    assert {line[:34].strip(): line[34:].split()[0].strip(".0123456789") for line in lines[4:]} == {
+        "ancestral, 4 steps": "<", "spread, 4 steps": "", "p2, by its head, 4 steps": ">",
+        "p2, 4 steps": ">"}
+    lines = run(capsys, command="networks", out_dir="words", num_samples=8, steps="4",
+                samplers="ancestral")
+    assert lines[-1].startswith("  ancestral, 4 steps") and "<" in lines[-1]
+    with pytest.raises(UserError, match="no run on texts of 32 words"):
+        run(capsys, command="networks", out_dir="short")
 
 
 @pytest.mark.parametrize("argv, says", [
