@@ -4,7 +4,7 @@ Chapter 24. A planner: a language model whose network says, besides, which words
 One more logit at each token, the head h_l, learns from texts in which some words are known to be
 wrong (P2, arXiv:2502.03540; DDPD, 2410.06264):
 
-    planner    l = -[z_l wrong] log sigma(h_l(z)) - [z_l right] log(1 - sigma(h_l(z)))         (24.9)
+    planner  l = -[z_l wrong] log sigma(h_l(z)) - [z_l right] log(1 - sigma(h_l(z)))          (24.9)
 
 It is least at sigma(h_l) = p(z_l is wrong | z). Which words are wrong depends on where z is from:
 

@@ -117,7 +117,7 @@ class DDPD(Planned):
 
 @dataclass(eq=False)
 class P2(MaskSampler, Planned):
-    """--sampler p2: of all words, new and old, keeps those that the others, or the head, call right.
+    """--sampler p2: of all words, new and old, keeps those that the others or the head call right.
     """
     trust: float = flag(1.0, "the power of an old word's probability: 0 never masks it again",
                         least=0)
