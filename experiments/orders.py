@@ -6,8 +6,8 @@ trained networks (chapter 24).
                                                         in both directions, and the calls it takes
     python -m experiments.orders trained --out_dir RUNS the loss by opening in parallel on held-out
                                                         text, for networks of train.py, over seeds
-    python -m experiments.orders networks --out_dir RUNS    both KL of trained networks, teachers and
-                                                        students, on the toy language
+    python -m experiments.orders networks --out_dir RUNS  KL of trained networks, such as teachers
+                                                        and students, on the toy language
     python -m experiments.figures frontier --measure    both terms of KL over temperatures
 
 Where q(x) is known, `oracle` prints KL exactly (24.4), (24.5), or `<` an upper bound, if the order

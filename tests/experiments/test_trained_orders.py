@@ -50,7 +50,8 @@ def test_the_same_order_one_mask_at_a_time_takes_each_step_from_left_to_right():
     assert OneByOne(rule=streams, calls=2).turns(masked, 5).tolist() == [[0, 2, -1, 1, 3]]
 
 
-@pytest.mark.parametrize("sampler, options", [("first-hitting", {}), ("ancestral", dict(coins=True))])
+@pytest.mark.parametrize("sampler, options", [
+    ("first-hitting", {}), ("ancestral", dict(coins=True))])
 def test_their_loss_is_that_of_the_samplers_in_the_table(sampler, options):
     """Of the exact denoiser of 27 texts in two steps, within 4 errors."""
     method, n = make_method("mdlm", world.N), 4000
