@@ -58,7 +58,8 @@ def own_probability(logits, words):
 class Planned(Sampler):
     """A sampler that may ask a trained head which words are wrong."""
     planner: str = flag("", "folder of a run of --method planner that says which words are wrong; "
-                        "empty: the model itself, by its head if it has one, else by x_theta")
+                        "empty: the model itself, by its head if it has one, else by x_theta; a "
+                        "second network takes as many calls again, which are not counted")
     judge: object = None  # the model with the head, from `prepare`; None: x_theta says it
 
     def prepare(self, model):

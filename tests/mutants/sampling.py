@@ -114,8 +114,6 @@ REDRAW = [
      "test_redraw", "text equals its new word of noise too rarely"),
     ("samplers/redraw.py", "(z == x) & ~same, other, z)", "~same, other, z)", "test_redraw",
      "noise is told from text by its own word"),
-    ("methods/audm.py", "closed = (z == denoiser.words)", "closed = (z != denoiser.words)",
-     "test_redraw test_audm_told", "text is called noise"),
 ]
 
 PLANNERS = [
