@@ -43,7 +43,7 @@ class Planner(Method):
     errors: str = flag("draws", "where wrong words are from: the network's own draws at masks, or "
                        "uniform noise in place of masks", ["draws", "words"], fixed=True)
     model: object = None  # the language model
-    fixed_positions, plans = False, True
+    fixed_positions, plans, opens_masks = False, True, True
 
     def __post_init__(self):
         self.model = (MDLM if self.errors == "draws" else UDLM)(self.n_tokens)

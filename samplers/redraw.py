@@ -51,6 +51,7 @@ def redraw_step(process, denoiser, z, frozen, s, t, to_probs):
 @dataclass(eq=False)
 class Redraw(Ancestral):
     """--sampler redraw: steps of (4.7)."""
+    grid: object = "uniform"  # no flag here: methods with steps of their own have no other
     step: object = redraw_step
     draws_from_model, chooses_first, rewrites = False, False, True
 
