@@ -7,6 +7,7 @@ The figures of docs/, each drawn from a small file of what was measured, docs/fi
     python -m experiments.figures frontier           KL of samplers in two terms, over temperatures
     python -m experiments.figures learning           the bound above the exact entropy in training
     python -m experiments.figures parallel           what parallelism costs a causal network
+    python -m experiments.figures scaling            laws of parameters, data and compute
     python -m experiments.figures forward --measure  measures first; `learning` trains, a minute or
                                                      two per method
 
@@ -32,6 +33,8 @@ from experiments.attention_maps import attention_maps
 from experiments.command import choose_command, run_experiment
 from experiments.orders import draw_frontier, measure_frontier
 from experiments.plotting import load_pyplot, save_figure
+from experiments.scaling import SIZES
+from experiments.scaling_figures import draw_scaling, measure_scaling
 from experiments.timing import hardware
 from experiments.training import language_models, method_names, run_to_end
 from flags import UserError, configure, flag
@@ -47,12 +50,16 @@ INK, PAPER, CLEAN, MASK, WORD = "#1d1c1a", "#fbfaf7", "#f0d9a6", "#8d8879", "#6a
 @dataclass
 class Config:
     command: str = flag("", "which figure; also the first word",
-                        ["forward", "attention", "orders", "frontier", "learning", "parallel"])
+                        ["forward", "attention", "orders", "frontier", "learning", "parallel",
+                         "scaling"])
     measure: bool = flag(False, "measure again what is drawn")
     folder: str = flag("docs", "where the pictures go, and figures/ with what was measured")
-    out_dir: str = flag("out/figures", "learning, parallel: where the runs are, or go")
+    out_dir: str = flag("out/figures", "learning, parallel, scaling: where the runs are, "
+                         "or go")
     methods: str = flag("ar,bd3lm,pgm,mdlm,udlm", "learning: with commas between",
                         each=language_models())
+    seeds: int = flag(3, "scaling: runs of each size", least=1)
+    sizes: str = flag(",".join(SIZES), "scaling: blocks x width, with commas between", each=str)
     num_samples: int = flag(256, "orders, frontier: texts", least=1)
     max_texts: int = flag(2000, "parallel: held-out texts", least=2)
 
@@ -274,7 +281,8 @@ FIGURES = {"forward": (measure_forward, draw_forward),
            "orders": (measure_orders, draw_orders),
            "frontier": (measure_frontier, draw_frontier),
            "learning": (measure_learning, draw_learning),
-           "parallel": (measure_parallel, draw_parallel)}
+           "parallel": (measure_parallel, draw_parallel),
+           "scaling": (measure_scaling, draw_scaling)}
 
 
 def main(config, given=()):

@@ -3,6 +3,7 @@ Training inside experiments: a Trainer without a folder, and models trained by t
 
 Results are kept as JSON with the machine that they were measured on.
 """
+import copy
 import time
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from checkpoints.file import as_json
 from checkpoints.load import load_model, read_state
 from data.files import write_file
 from experiments.timing import hardware
-from flags import change, configure, load_row
+from flags import UserError, change, configure, load_row
 from methods import METHODS
+from methods.base import Method
 from runtime.device import device_of, dtype_of
 from runtime.trainer import Trainer
 
@@ -52,6 +54,46 @@ def configure_run(out_dir, share, **flags):
     config = configure(train.Config, **{"eval_interval": 10**6, **flags}, out_dir=str(out_dir))
     steps = config.max_iters or config.recipe_iters
     return change(config, max_iters=max(1, round(steps * share)))
+
+
+def decayed_at(trainer, ends, share=0.2):
+    """Train at a constant rate, and yield each of the steps `ends` (in order) after the rate has
+    fallen to 0 over the last `share` of that many steps: one run serves all of them, since each
+    decay is a branch that is undone (arXiv:2405.18392). The trainer's --lr_schedule is constant.
+
+    A method that changes along a run as a share of it (`on_step`) has no common trunk: for each end
+    it begins anew, and --max_iters is that end.
+    """
+    config, step, trunk = trainer.config, 0, type(trainer.method).on_step is Method.on_step
+    start = weights_of(trainer)
+    for end in ends:
+        begin = end - max(1, round(share * end))
+        if begin < config.warmup_iters:
+            raise UserError(f"a run of {end} steps would decay within the warm-up of "
+                            f"{config.warmup_iters}: ask for longer ones")
+        if not trunk:
+            restore_weights(trainer, start)
+            step, trainer.config = 0, change(config, max_iters=end)
+        for step in range(step, begin):
+            train.train_step(trainer, step)
+        kept, step = weights_of(trainer), begin
+        trainer.config = change(config, lr_schedule="linear", warmup_iters=begin, max_iters=end)
+        for last in range(begin, end):
+            train.train_step(trainer, last)
+        yield end
+        trainer.config = config
+        restore_weights(trainer, kept)
+
+
+def weights_of(trainer):
+    """A copy of the network, its average and the state of the optimizers."""
+    parts = trainer.model, trainer.average, *trainer.optimizers
+    return copy.deepcopy([part.state_dict() for part in parts])
+
+
+def restore_weights(trainer, kept):
+    for part, state in zip((trainer.model, trainer.average, *trainer.optimizers), kept):
+        part.load_state_dict(copy.deepcopy(state))
 
 
 def train_or_load(config, name, **flags):

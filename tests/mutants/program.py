@@ -205,4 +205,24 @@ SURROUNDINGS = [
      "return rank, world", "test_processes", "variables of a job that make no sense count"),
 ]
 
-PROGRAM = [*SURROUNDINGS, *NETWORK, *TRAINING, *DATA, *EVALUATION, *FILES]
+SCALING = [
+    ("experiments/power_laws.py", "found.std(0) * math.sqrt(n / (n - 1))", "found.std(0)",
+     "test_scaling", "the spread of S runs about their own mean counts as that about the true one"),
+    ("experiments/power_laws.py", "return x.mean().item() - slope / (2 * curve),",
+     "return x.mean().item() - slope / curve,",
+     "test_scaling", "the minimum of a parabola at twice its distance"),
+    ("experiments/power_laws.py", "(a + b) / (b * E))) / a", "(a + b) / (a * E))) / a",
+     "test_scaling", "the least compute at a size where the two terms have the wrong ratio"),
+    ("experiments/power_laws.py", "i = above[-1]", "i = above[0]",
+     "test_scaling", "a line that crosses twice counts at its first crossing"),
+    ("experiments/scaling.py", "self.nats(method, denoiser) - self.floor",
+     "self.nats(method, denoiser)", "test_scaling", "the loss for its excess"),
+    ("experiments/training.py", "        restore_weights(trainer, kept)\n", "",
+     "test_scaling", "a decay is not undone"),
+    ("experiments/training.py", "lr_schedule=\"linear\", warmup_iters=begin",
+     "lr_schedule=\"linear\"", "test_scaling", "the decay begins far below the rate of the trunk"),
+    ("experiments/repetition.py", "place = number * n - first * self.n", "place = 0",
+     "test_scaling", "some texts of an epoch are read twice, others never"),
+]
+
+PROGRAM = [*SCALING, *SURROUNDINGS, *NETWORK, *TRAINING, *DATA, *EVALUATION, *FILES]
