@@ -43,7 +43,6 @@ def supports(denoiser, what):
 
 class Wrapper:
     """A denoiser that calls another one, and declares the abilities of that one.
-
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
     fixed_shapes         is called at the same number of positions every time
@@ -242,7 +241,6 @@ def softmax_temperature(to_probs):
 
 def categorical(p):
     """One draw per row of p (..., V) float64, by inverse CDF. Rows need not sum to 1. -> (...) ids
-
     Gumbel-max in float32 never draws events rarer than 6e-8: with 50,000 symbols and 1,000 steps it
     loses rare words and opens too few masks, which flatters samples (arXiv:2409.02908).
     """
@@ -313,7 +311,9 @@ class Sampler:
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
     words_per_step = None  # where --steps is not given; None: 128 steps
     rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
-    write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z; then it has costs()
+    write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z
+    costs = None  # (whole) -> {what a batch or all texts took besides network calls: number}
+    follows = None  # (flags) -> whose law texts have if not the model's, or None; a sentence
 
     def fits(self, method):
         """Why this sampler cannot serve a method, as the end of a sentence; None if it can."""

@@ -30,7 +30,7 @@ from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data.tokenizer import end_of_text
 from evaluation.chat import score_answers
-from evaluation.comparison import load_rival
+from evaluation.comparison import check_comparable, load_rival
 from evaluation.downstream import last_words, multiple_choice, read_passages, read_questions
 from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_of, zero_shot_figures
 from evaluation.judges import load_judge
@@ -101,7 +101,7 @@ def main(config, given=()):
     check_evaluation(config)
     device = start_device(config)
     model = load_chosen(config, device)
-    config = adapt_flags(config, model, device)
+    config = adapt_flags(check_comparable(config, model.method), model, device)
     if model.method.classifies:
         return evaluate_classifier(config, model, device)
 
@@ -121,7 +121,7 @@ def main(config, given=()):
 
     report = Report(config, model, data)
     with report.part("bound"):
-        report.add(**bound_figures(model, data, held, config, rival))
+        report.add(**bound_figures(model, data, held, config, rival, writer.sampler))
     chosen = choose_sampler(config, model, given)
     steps = min(chosen.steps, model.method.max_steps or chosen.steps)
     how = {"sampler": chosen.sampler, "steps": steps}

@@ -23,6 +23,7 @@ def exact(method_name, **options):
     """The oracle in the form of load_model: .config .encoding .method .denoiser .step .classes"""
     data = ToyCorpus(block_size=32)
     method = make_method(method_name, data.encoding.n_vocab, **options)
+    method.on_data(data)
     if method.classifies:
         raise UserError(f"--oracle {method_name} writes no text: name a language model")
     config = SimpleNamespace(data=data.name, tokenizer="model", sft=False, method=method_name,

@@ -45,7 +45,7 @@ from samplers.generate import (
     truncate_at_eos,
     writer_of,
 )
-from script import run_script
+from script import run_script, spell
 from suggest import suggest
 
 try:
@@ -98,8 +98,8 @@ def models_beside(config):
 def check(config, model, length):
     """Raises UserError if the flags do not fit the model, for texts of `length` tokens."""
     if model.method.classifies:
-        raise UserError(f"{model_name(config)} is a classifier, which writes no text: give it to "
-                        "--classifier")
+        use = spell(model.method.usage(model_name(config), model.classes))
+        raise UserError(f"{model_name(config)} writes no text: use it as {use}")
     if config.guidance != 1 and not (config.label or config.prompt):
         raise UserError("--guidance requires --label or --prompt")
     if config.png:

@@ -22,7 +22,7 @@ data: dataset dataset_name text input corpus file train_file path; tokenizer: to
 method: model algo loss; out_dir: method model checkpoint ckpt output output_dir save_dir outdir out
 dtype: precision fp16 bf16 amp half; device: gpu cuda cpu; optimizer: opt optim; vocab_size: vocab
 eval_interval: eval_every save_every save_interval eval_steps; log_interval: log_every log_steps
-mdlm: masked mask masking absorb absorbing mdm llada; absorbing: masked mask absorb masks
+mdlm: masked mask masking absorb absorbing mdm mdml llada; absorbing: masked mask absorb masks
 udlm: uniform; uniform: udlm words; bd3lm: block blocks bd3 bd3_lm block_diffusion; pgm: partition
 d3pm: d3pm_absorbing d3pm_uniform d3pm_gaussian d3pm_nearest; ar: autoregressive gpt causal lm
 gidd: hybrid; sedd: score ratio; remdm-conf: remdm remask; semi-ar: llada; ancestral: ddpm

@@ -168,17 +168,17 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
     other, refused = load_model(where, device), f"--init_from {where} does not fit: it has"
     method = build_method(config, encoding)
     needs = f"{refused} a network of {other.config.method}, and {config.method} needs another"
-    if other.method.classifies != method.classifies:
+    theirs = method.weights_from(other.method, other.denoiser.state_dict())
+    if theirs is None:
         raise UserError(needs)
     for name in NETWORK:
-        theirs, ours = vars(other.config)[name], vars(config)[name]
-        if theirs != ours:
-            raise UserError(f"{refused} --{name} {theirs}, not {ours}")
+        one, another = vars(other.config)[name], vars(config)[name]
+        if one != another:
+            raise UserError(f"{refused} --{name} {one}, not {another}")
     if to_json(other.encoding) != to_json(encoding):
         raise UserError(f"{refused} other tokens than {config.data}: --tokenizer model keeps its "
                         "own")
     ours = build_network(config, method, n_classes).state_dict()
-    theirs = other.denoiser.state_dict()
     if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
         raise UserError(needs)
     if other.method.predicts != method.predicts:
@@ -205,7 +205,8 @@ def load_classifier(where, model, device):
         data = load_data(model.config.data, model.config.block_size, model.encoding)
         return exact_classifier(data.language, process), data.classes, data.block_size
     classifier = load_model(where, device)
-    if not classifier.method.classifies or to_json(classifier.encoding) != to_json(model.encoding):
+    others, told = classifier.method, to_json(classifier.encoding) == to_json(model.encoding)
+    if not (told and others.classifies) or others.pairs_at:
         raise UserError(f"--classifier {where} must be a run of train.py --method classifier with "
                         f"the same tokens")
     theirs = classifier.method.process

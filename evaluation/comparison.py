@@ -26,6 +26,15 @@ def load_rival(name, model, data, device):
     return NgramRival(data) if name == NGRAM else ModelRival(name, model, data, device)
 
 
+def check_comparable(config, method):
+    """The flags, or UserError if they compare likelihoods, and the method has no bound on them."""
+    for name in ("against", "zero_shot", "lambada", "choices"):
+        if getattr(config, name) and not method.bounded:
+            raise UserError(f"--{name} compares likelihoods, and {method.name} has no bound on "
+                            f"them here: {method.unbounded_reason}")
+    return config
+
+
 class Rival:
     """Another model of the same texts."""
     name = None
@@ -52,6 +61,9 @@ class ModelRival(Rival):
             raise UserError(f"--against {name} was trained on texts of "
                             f"{self.model.config.block_size} tokens, and these have "
                             f"{data.block_size}")
+        if not self.model.method.bounded:
+            raise UserError(f"--against {name} has no bound on a likelihood: "
+                            f"{self.model.method.unbounded_reason}")
         self.exact = self.model.method.exact
 
     def nats(self, held, config, padding):

@@ -89,20 +89,24 @@ def texts_of(model, data, config, device):
 
 # ---- the bound
 
-def bound_figures(model, data, held, config, rival=None):
+def bound_figures(model, data, held, config, rival=None, sampler=None):
     """The bound on held-out texts, beside the exact entropy if it is known. -> dict of numbers
 
     rival: who else is scored on the same texts (comparison.py), or None
+    sampler: its texts may have the law of another model
     """
     x, frozen, label, condition = held
     padding, alone = data.padding(x), data.independent_texts  # (n, L)
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
                            config.seed, condition, padding)  # (n,) each
     mean, error = mean_nats(nats, scored, padding, alone)
-    figures = likelihood_figures(nats, scored, x, data, frozen, padding)
-    figures |= {"method": model.config.method, "data": data.about, "split": config.split,
-                "step": model.step, "draws": config.draws, "exact": model.method.exact,
-                "nats_per_token": mean, "standard_error": error}
+    facts = {"method": model.config.method, "data": data.about, "split": config.split,
+             "step": model.step, "draws": config.draws, "exact": model.method.exact}
+    if not model.method.bounded:
+        return facts | {"loss_per_token": mean, "loss_per_token_error": error, "texts": len(x),
+                        "no_bound": model.method.unbounded_reason}
+    figures = likelihood_figures(nats, scored, x, data, frozen, padding) | facts
+    figures |= {"nats_per_token": mean, "standard_error": error}
     if size := bytes_per_scored(data):
         figures["bits_per_byte"] = mean / math.log(2) / size
     if data.answers:
@@ -110,6 +114,8 @@ def bound_figures(model, data, held, config, rival=None):
         figures |= {"nats_per_answer": per_answer, "nats_per_answer_error": answer_error}
     if rival:
         figures |= rival.figures(nats, scored, held, padding, config, alone)
+    if sampler and sampler.follows and (law := sampler.follows(config)):
+        figures |= law_figures(*law, held, config, padding, alone)
     if data.language is None:
         return figures
     if label is None:
@@ -122,6 +128,18 @@ def bound_figures(model, data, held, config, rival=None):
         _, gap_error = mean_error((nats / scored).cpu() + log_p / x.shape[1], alone)
     return figures | {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
                       "gap_error": gap_error}
+
+
+def law_figures(other, sentence, held, config, padding, independent):
+    """What is known of the law of a sampler's texts: an exact model `other`, or None, on the same
+    held-out texts, and a sentence. -> dict"""
+    figures = {"says": sentence}
+    if other:
+        nats, scored = nats_of(other.method, other.denoiser, held.x, 1, config.batch_size,
+                               held.frozen, config.seed, padding=padding)  # (n,) each
+        mean, error = mean_nats(nats, scored, padding, independent)
+        figures |= {"nats_per_token": mean, "nats_per_token_error": error}
+    return {"law": figures}
 
 
 def zero_shot_figures(model, name, config, device):
@@ -166,18 +184,32 @@ def classifier_by_noise(process, classifiers, x, label, times, batch_size=64, se
     return results
 
 
+@torch.no_grad()
+def pairs_by_noise(method, network, x, times, batch_size=64, seed=1337):
+    """The same for text and draws. -> {time: [(nats, share that is told right), (n,) each]}"""
+    torch.manual_seed(seed)
+    pairs = lambda t: zip(*(method.pairs_at(network, a, t.expand(len(a), 1))
+                            for a in x.split(batch_size)))
+    return {time: [tuple(map(torch.cat, pairs(torch.tensor([[time]], device=x.device))))]
+            for time in times}
+
+
 def classifier_rows(method, network, data, texts, device, batch_size=64, seed=1337, split="val"):
-    """A classifier on held-out text at several noise levels, beside the exact p(y | z) if known.
+    """A classifier on held-out text at several noise levels, beside the exact p(y | z) if known; or
+    what tells text from draws.
 
     -> [dict of plain numbers]
     """
     data.check_split(split)
     x, _, label = data.example_windows(split, texts)  # (n, L), (n,)
-    classifiers = {"": network}
-    if data.language is not None:
-        classifiers["exact_"] = exact_classifier(data.language, method.process)
-    by_time = classifier_by_noise(method.process, classifiers.values(), x.to(device),
-                                  label.to(device), TIMES, batch_size, seed)
+    classifiers, x = {"": network}, x.to(device)  # (n, L)
+    if method.pairs_at:
+        by_time = pairs_by_noise(method, network, x, TIMES, batch_size, seed)
+    else:
+        if data.language is not None:
+            classifiers["exact_"] = exact_classifier(data.language, method.process)
+        by_time = classifier_by_noise(method.process, classifiers.values(), x, label.to(device),
+                                      TIMES, batch_size, seed)
     rows = []
     for t, results in by_time.items():
         rows.append({"t": t})

@@ -56,7 +56,11 @@ def print_results(r, data, config, exact):
     """Print whatever of it is in the dict r."""
     bound = "" if exact else "at most "
     if "nats_per_token" in r:
-        print_bound(r, data, bound)
+        print_bound(r, data, config, bound)
+    if "no_bound" in r:
+        print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text "
+              f"{pair(r, 'loss_per_token')} nats/token ({r['texts']:,} texts of {data.block_size} "
+              f"tokens, {r['draws']} noise draws each)\nno bound on -log p: {r['no_bound']}")
     if "answers" in r:
         print_answers(r, config)
     if "samples" in r:
@@ -87,7 +91,7 @@ def percent(row, name):
     return with_error(row[name], row[name + "_error"], ".1%")
 
 
-def print_bound(r, data, bound):
+def print_bound(r, data, config, bound):
     print(r["data"])
     nats = format_nats(r["nats_per_token"], r["standard_error"], bytes_per_scored(data))
     kind = "bound" if bound else "exact"
@@ -102,6 +106,11 @@ def print_bound(r, data, bound):
     if "gap" in r:
         print(f"exact entropy {pair(r, 'entropy', 4)} nats/token: the model is "
               + describe_difference(r["gap"], r["gap_error"], "it"))
+    if "law" in r:
+        row = r["law"]
+        known = f": exact {pair(row, 'nats_per_token')} nats/token" if len(row) > 1 else ""
+        print(f"--sampler {config.sampler}: {row['says']}{known}. The figures above are those of "
+              f"{r['method']} alone")
     if "against" in r:
         row = r["against"]
         other = describe_difference(row["difference"], row["difference_error"], row["name"])

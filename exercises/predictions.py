@@ -50,3 +50,26 @@ def share_of_matching_pairs(steps):
     # exercise 15: one line
     return 1 - 1 / (2 * steps)
     # end
+
+
+def bits_per_byte_of(record):
+    """21: a model on a text, as published: {"nats_per_token", "bytes_per_token", "bits_per_byte",
+    "tokens", "characters", "bytes"}. The counts in the last three are right, and so are the nats.
+    bytes_per_token was read off the vocabulary: its mean over all tokens, the long and rare ones as
+    well. Too good to be true: what are the bits per byte?"""
+    # exercise 21: one line
+    return record["nats_per_token"] / math.log(2) * record["tokens"] / record["bytes"]
+    # end
+
+
+def report_of_carry_over(ar_nats, masked_nats):
+    """22: an AR model chooses among the draws of a masked model (--sampler energy --carry). Its
+    authors report as the likelihood of a text the mean over t and masks of
+
+        (1/t) sum_l [z_l = m] -log p_AR(x_l | x_<l)
+
+    The tokens of a text cost the AR model ar_nats, and the masked model masked_nats (lists, -log p
+    of each token). Which number is reported, in nats per text? Whose perplexity is it?"""
+    # exercise 22: one line
+    return sum(ar_nats)
+    # end

@@ -33,7 +33,9 @@ def make_trainer(data, custom=None, /, **flags):
     device = device_of(config.device)
     dtypes = {name: dtype_of(getattr(config, name), device) for name in ("dtype", "muon_dtype")}
     config = change(config, **dtypes)
-    return Trainer(config, data, custom or build_method(config, data.encoding), device)
+    method = custom or build_method(config, data.encoding)
+    method.on_data(data)
+    return Trainer(config, data, method, device)
 
 
 def train_model(out_dir, share=1.0, **flags):

@@ -11,6 +11,8 @@ METHODS = {
     "mdlm": "methods.mdlm:MDLM",  # masks
     "md4": "methods.md4:MD4",  # masks by a schedule
     "genmd4": "methods.genmd4:GenMD4",  # masks by a learned schedule for each symbol
+    "diffusionbert": "methods.diffusionbert:DiffusionBERT",  # masks in the order of word frequency
+    "rdm": "methods.rdm:RDM",  # masks, with weights over steps and pairs of times
     "radd": "methods.radd:RADD",  # masks: four forms of one bound
     "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
@@ -28,6 +30,7 @@ METHODS = {
 
     "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
 
+    "energy": "methods.energy:Energy",  # text or draws? chooses among those of a masked model
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 

@@ -5,7 +5,8 @@ A method is a dataclass: its fields are its flags, its functions are its equatio
 oracle is one of them. To add one, write methods/NAME.py and one row in methods/__init__.py.
 
     loss(denoiser, x, frozen=None)      (B, L) nats, what training minimizes; may be a surrogate
-    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x)
+    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x),
+                                        if the method is `bounded`
     sample(denoiser, z, frozen, steps)  yields (B, L) ids, from noise to text
     oracle(language)                    the exact denoiser of a language with known probabilities
 
@@ -61,7 +62,11 @@ class Method:
 
     # the loss
     exact = False  # nelbo is -log p(x) itself, not a bound
+    bounded = True  # nelbo is a bound on -log p(x), at least; else scripts print it as a loss only,
+    unbounded_reason = ""  # and this, as the end of a sentence: why there is none
     classifies = False  # the loss is that of a class, and there is no text to sample
+    pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
+    rate = None  # of an energy: (network, z, t, at) -> function of x (B, L): log p(x | z) + const
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 
@@ -168,6 +173,10 @@ class Method:
     def on_start(self, read_weights):
         """Before a new run. read_weights(flag, folder) -> the averaged weights of another run."""
 
+    def on_data(self, data):
+        """Before a new run, and for an oracle: what the method keeps of the training text, a data
+        set. The default is nothing."""
+
     def on_step(self, step, trainer):
         """Before each training step: curricula, searches, schedules."""
 
@@ -177,6 +186,14 @@ class Method:
 
     def load_extra_state(self, state):
         """Take back what extra_state() returned, from the dict of a checkpoint."""
+
+    def weights_from(self, other, weights):
+        """The weights with which a run of this method starts from one of the method `other`; None:
+        they do not fit."""
+        return weights if other.classifies == self.classifies else None
+
+    def usage(self, folder, classes):
+        """Of methods that classify: the flags of sample.py that name a run, {name: value}."""
 
     def with_network(self, network):
         """The method to use with another network, such as the average, if it reads parts of it."""

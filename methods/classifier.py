@@ -64,6 +64,9 @@ class Classifier(Method):
             raise UserError("a classifier learns the class of every text: leave out --no_labels "
                             "and --label_dropout")
 
+    def usage(self, folder, classes):
+        return {"label": classes[0], "classifier": folder}
+
     def loss(self, labeled, x, frozen=None):
         """(11.5). labeled: a Labeled, the network and the classes of x. -> (B, 1) nats per text"""
         t = stratified(len(x), x.device)  # (B, 1)

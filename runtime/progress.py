@@ -46,11 +46,14 @@ def print_evaluation(trainer, step, folder):
     def shown(nats, error):
         if method.classifies:
             return f"{with_error(nats, error)} nats/text"
+        if not method.bounded:  # no bits, which would be those of a code
+            return f"{with_error(nats, error)} nats/token"
         return format_nats(nats, error, bytes_per_scored(data))
 
     if step == 0:
         folder.log(step=0, **run_facts(trainer))
-    if step == 0 and config.init_from == "scratch":  # no need to measure: predictions are uniform
+    known = config.init_from == "scratch" and method.bounded and not method.pairs_at
+    if step == 0 and known:  # no need to measure: predictions are uniform
         n = len(trainer.classes) if method.classifies else data.encoding.n_vocab
         what = "classes" if method.classifies else "symbols"
         tqdm.write(f"step     0  all {n:,} {what} are equally likely: {shown(math.log(n), 0)}")
@@ -58,6 +61,7 @@ def print_evaluation(trainer, step, folder):
         n = config.eval_iters * config.batch_size
         train, val = (trainer.bound(split, n) for split in ("train", "val"))
         kind = "cross-entropy" if method.classifies else "exact" if method.exact else "bound"
+        kind = kind if method.bounded else "loss, no bound"
         tqdm.write(f"step {step:>5}  {kind}  train {shown(*train)}   held-out {shown(*val)}")
         folder.log(step=step, train_bound=train[0], train_se=train[1],
                    val_bound=val[0], val_se=val[1])
@@ -71,11 +75,17 @@ def print_summary(trainer):
     if method.classifies:
         network, device = trainer.gathered, trainer.device
         print_by_noise(classifier_rows(method, network, data, SUMMARY_TEXTS, device))
-        guided = spell({"label": trainer.classes[0], "classifier": config.out_dir})
-        print(f"\npython sample.py {guided} --out_dir ...")
+        use = spell(method.usage(config.out_dir, trainer.classes))
+        print(f"\npython sample.py {use} --out_dir ...")
         return
     x, nats, scored = trainer.nats("val", SUMMARY_TEXTS, SUMMARY_DRAWS)  # (n, L), (n,), (n,)
     mean, error = mean_nats(nats, scored, data.padding(x), data.independent_texts)
+    model = spell({"out_dir": config.out_dir})
+    commands = f"\npython sample.py {model}\npython evaluate.py {model}"
+    if not method.bounded:
+        print(f"\nheld-out text, {SUMMARY_DRAWS} noise draws: loss {with_error(mean, error)} "
+              f"nats/token\nno bound on -log p: {method.unbounded_reason}\n{commands}")
+        return
     size, kind = bytes_per_scored(data), "exact" if method.exact else "bound"
     bits = lambda nats: nats / math.log(2) / size if size else None
     rows = [(f"{config.method}, {kind}", mean, bits(mean)), *ngram_baselines(data)]
@@ -91,8 +101,7 @@ def print_summary(trainer):
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2 if size else 1]):
         print(f"{what:<32}{cell(per_token):>12}" + f"{cell(per_byte):>12}" * bool(size)
               + f"  {less.get(what.split(',')[0], ''):>20}".rstrip())
-    model = spell({"out_dir": config.out_dir})
-    print(f"\npython sample.py {model}\npython evaluate.py {model}")
+    print(commands)
 
 
 def compare_with_ngrams(data, x, nats):

@@ -113,6 +113,7 @@ class Run:
                        ", name it with --data, or start anew with another --out_dir")
         method = build_method(config, data.encoding, state)
         if not state:
+            method.on_data(data)
             method.on_start(lambda option, where: weights_for(
                 option, where, data.encoding, config.data, config.out_dir))
         method.check(config)

@@ -35,6 +35,7 @@ SAMPLERS = {
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
+    "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
 }
 CORRECTORS = {

@@ -6,6 +6,8 @@ in samplers/__init__.py.
 """
 from dataclasses import dataclass
 
+import torch
+
 from diffusion import Sampler, ancestral
 
 
@@ -29,6 +31,11 @@ def masks_to_open(n, left):
 def highest(score, k):
     """The k highest scores of each row; k (B, 1) may differ between rows. (B, L) -> (B, L) bool"""
     return score.argsort(-1, descending=True).argsort(-1) < k  # (B, L)
+
+
+def toss(chance):
+    """Coins that fall on True with these probabilities. chance (B,) -> (B,) bool"""
+    return torch.rand(chance.shape, dtype=torch.float64, device=chance.device) < chance  # (B,)
 
 
 def scatter_at(at, values, fill=0.0):
@@ -61,6 +68,10 @@ class Corrector(Sampler):
     @property
     def draws_from_model(self):
         return self.sampler.draws_from_model
+
+    @property
+    def costs(self):
+        return self.sampler.costs
 
     @property
     def uses_cache(self):

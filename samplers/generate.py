@@ -77,13 +77,13 @@ class CallCounter(Wrapper):
 
     def explained(self, writer, length):
         """What texts of `length` tokens cost, and why calls may be fewer than steps."""
-        process = writer.method.process
+        process, costs = writer.method.process, writer.costs(whole=True).items()
+        counted = ", ".join([str(self), *(f"{name.replace('_', ' ')} {n}" for name, n in costs)])
         if process is None:
-            costs = writer.costs(whole=True).items()
-            return ", ".join([str(self), *(f"{name.replace('_', ' ')} {n}" for name, n in costs)])
+            return counted
         what = "mask opens" if process.text_stays else "word changes"
         steps = f"{writer.steps} step{'s' * (writer.steps != 1)}"
-        return f"{self} ({length} tokens in {steps}; no call where no {what})"
+        return f"{counted} ({length} tokens in {steps}; no call where no {what})"
 
     def __str__(self):
         return (f"{self.calls} network call{'s' * (self.calls != 1)}, {self.positions:,} "
@@ -108,7 +108,7 @@ class Writer:
 
     def costs(self, whole=False):
         """What a batch, or all texts, took besides calls of the network. -> {name: number}"""
-        return self.sampler.costs(whole) if self.sampler.write_in_order else {}
+        return self.sampler.costs(whole) if self.sampler.costs else {}
 
     def count_states(self, length):
         """How many states a text of `length` tokens has after the first, at most."""

@@ -11,11 +11,19 @@ the network gave to it when it was drawn, before --temperature and --top_p (arXi
 
 Neither draws from the model. Both prefer what is easy to predict: texts look better, and vary less.
 
-RDM does not remember c_l. Every step draws a word at all places, also where a word stands, and c_l
-is the probability of that draw; a word that stands there stays the same, or is masked. `--rescore`
-does this. (In MGDM, arXiv:2410.14157, the draw also replaces the word.) A masked network gets no
-loss at words that it sees, so what it says there is untrained.
+RDM does not remember c_l: `--rescore`. Step i of n draws a word at all places, also where a word
+stands, and c_l is the probability of that draw. Then
+
+    routing    the floor(rate L) places with the least log c_l + a rate G_l become masks,     (3.12)
+               G_l ~ Gumbel; the other masks open; a word that stands stays as it is.
+               rate = 1 - (i + 1)/n, linear,   or cos(pi/2 (i + 1)/n), cosine
+
+That is reparam-uncond-deterministic-linear of its code for a = 0; `--stochastic` is a. With
+`--conditional` (reparam-cond) a word becomes a mask only if it is also drawn again, with a lower
+c_l than it was written with. A masked network gets no loss at words that it sees, so what it says
+there is untrained. (In MGDM, arXiv:2410.14157, the draw also replaces the word.)
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -69,21 +77,39 @@ class TopK(MaskSampler):
     """
     rescore: bool = flag(False, "as in RDM: each step scores all places anew by what the network "
                                 "draws there now; else a word keeps its confidence")
+    conditional: bool = flag(False, "a word is taken back only if it is drawn again, and less "
+                                    "surely than when it was written", needs=["rescore"])
+    stochastic: float = flag(0.0, "Gumbel noise on the log of the confidence; it fades as masks "
+                                  "do", least=0, most=100)
+    rate: str = flag("linear", "share of masks after each step: equal steps, or small ones first",
+                     ["linear", "cosine"])
     draws_from_model, rewrites = False, True
 
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
-        L = z.shape[1]
-        n = (z == process.mask).sum(-1, keepdim=True)  # (B, 1)
-        confidence = torch.full_like(z, torch.inf, dtype=torch.float64)  # (B, L) inf: given
+        L, n = z.shape[1], (z == process.mask).sum(-1, keepdim=True)  # (B, 1)
+        written = torch.full_like(z, torch.inf, dtype=torch.float64)  # (B, L) inf: given
         for left in range(steps - 1, -1, -1):
             masked = z == process.mask  # (B, L)
-            if not masked.any():
+            if not masked.any() and (frozen.all() or not self.conditional):
                 return
             t = masked.sum(-1, keepdim=True) / L  # (B, 1)
             at = ~frozen if self.rescore else masked  # (B, L)
             drawn, new = fill_from_model(denoiser, process, z, t, at, to_probs)  # (B, L), (N,)
-            z, confidence = torch.where(masked, drawn, z), confidence.masked_scatter(at, new)
-            stays = highest(confidence, L - n * left // steps)  # (B, L)
-            z = z.masked_fill(~stays, process.mask)  # (B, L)
+            now = written.masked_scatter(at, new)  # (B, L)
+            rate = left / steps if self.rate == "linear" else math.sin(math.pi / 2 * left / steps)
+            back = (n * rate + 1e-9).long()  # (B, 1) the floor; n rate may be a bit below a number
+            score = now  # (B, L)
+            if self.stochastic:
+                score = now.log() + self.stochastic * rate * gumbel(now)  # (B, L)
+            closes = ~highest(score, L - back)  # (B, L)
+            if self.conditional:
+                closes &= masked | (drawn == z) & (now < written)  # (B, L)
+            written = torch.where(masked, now, written) if self.conditional else now  # (B, L)
+            z = torch.where(masked, drawn, z).masked_fill(closes, process.mask)  # (B, L)
             yield z
+
+
+def gumbel(like):
+    """Draws of the Gumbel distribution, of the shape of `like`."""
+    return -torch.empty_like(like).exponential_().log()

@@ -44,16 +44,11 @@ from diffusion import Sampler, categorical
 from flags import UserError, flag
 from methods.base import end_texts, new_cache, read_with_cache
 from model import block_causal
-from samplers.base import highest
+from samplers.base import highest, toss
 
 # Total variation from the AR model's law in the world of tests/world.py: 27 texts of 3 tokens
 NOT_LOSSLESS = {"coins": (2, 0.020), "random": (3, 0.043), "right": (2, 0.067),
                 "confident": (2, 0.128)}  # order: steps, distance
-
-
-def toss(chance):
-    """Coins that fall on True with these probabilities. chance (B,) -> (B,) bool"""
-    return torch.rand(chance.shape, dtype=torch.float64, device=chance.device) < chance  # (B,)
 
 
 def residual(p, q):

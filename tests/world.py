@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import Absorbing, Hybrid, Uniform, likelihood, posterior_x0, reverse
+from methods import make_method
 
 
 def weights(seed, *shape):
@@ -71,6 +72,20 @@ class Language:
 LANGUAGE = Language()
 
 
+class Corpus:
+    """The world as a data set: what Method.on_data reads of one, 1,000 texts by their numbers."""
+
+    def ids(self, split):
+        return TEXTS.repeat_interleave((1000 * P).round().long(), 0).flatten().numpy()  # (m,)
+
+
+def make_world_method(name, n_tokens, **flags):
+    """The method `name`, which has seen the world as its training text."""
+    method = make_method(name, n_tokens, **flags)
+    method.on_data(Corpus())
+    return method
+
+
 def by_state(denoiser):
     """The same denoiser, called once for equal texts: many draws are in few states."""
     def call(z, t, at=None, label=None, **layout):
@@ -117,6 +132,18 @@ def left_to_right(z, t, at, label=None):
     match = (TEXTS[None, :, :l] == x[:, None]).all(-1) * weight  # (B, 27)
     p = torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1)  # (B, N)
     return p[at[:, -1]].log()  # (N, n_tokens)
+
+
+def next_token(p):
+    """The exact p(x_l | x_<l) of a law p (27,), as ar calls its network."""
+    def denoiser(z, t, at=None, **layout):
+        x, rows = z.roll(-1, 1), []  # (B, L)
+        for l in range(x.shape[1]):
+            match = (TEXTS[None, :, :l] == x[:, None, :l]).all(-1) * p  # (B, 27)
+            rows.append(torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))
+        logits = torch.stack(rows, 1).log()  # (B, L, N)
+        return logits if at is None else logits[at]
+    return denoiser
 
 
 def vandal(z, t, at=None):

@@ -1,4 +1,4 @@
-"""Answers to exercises 11 to 20: see answers.py."""
+"""Answers to exercises 11 to 22: see answers.py."""
 
 from answers import BLIND
 
@@ -96,6 +96,13 @@ z = torch.where(highest(score, k), z.masked_scatter(masked, drawn), z)""".replac
                    f"({FWD}).sum(1)"),
          "p, q = (student, teacher) if name == 'kl-bwd' else (teacher, student)\n"
          + "if name.startswith('kl'): return (p.exp() * p - p.exp() * q).sum(dim=-1)"],
+    21: ['return record["nats_per_token"] * record["tokens"] / record["bytes"] / math.log(2)',
+         "bits = record['nats_per_token'] / math.log(2) * record['tokens']\n"
+         "return bits / record['bytes']",
+         "size = record['bytes'] / record['tokens']\n"
+         "return math.log2(math.exp(record['nats_per_token'])) / size"],
+    22: ["return math.fsum(ar_nats)", "return sum(ar_nats) + 0 * sum(masked_nats)",
+         "import torch\nreturn torch.tensor(ar_nats).sum()"],
 }
 
 WRONG = {
@@ -179,4 +186,15 @@ WRONG = {
          (KL.format(f"-({BWD}).sum(-1)", f"-({FWD}).sum(-1)"), "the sign is wrong"),
          (KL.format("(student - teacher).sum(-1)", "(teacher - student).sum(-1)"),
           "not weighted by a probability")],
+    21: [('return record["bits_per_byte"]', "you trust its bytes_per_token"),
+         ('return record["nats_per_token"] / record["bytes"] * record["tokens"]', "nats per byte"),
+         ('return record["nats_per_token"] / math.log(2) * record["tokens"] / record["characters"]',
+          "characters are not bytes"),
+         ('return record["nats_per_token"] / math.log(2)', "bits per token"),
+         ("pass", "is not a number")],
+    22: [("return sum(masked_nats)", "the bound of the masked model"),
+         ("return sum(ar_nats) / 2", "did not make up for"),
+         ("return sum(ar_nats) / len(ar_nats)", "nats per token"),
+         ("return sum(ar_nats) + sum(masked_nats)", "both counted"),
+         ("pass", "is not a number")],
 }

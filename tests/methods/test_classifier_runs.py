@@ -11,7 +11,7 @@ import train
 from checkpoints.load import load_model
 from diffusion import Absorbing, Hybrid, Uniform
 from evaluation.held_out import TIMES
-from flags import configure
+from flags import configure, load_row
 from methods import METHODS
 from methods.base import new_cache
 from methods.md4 import Scheduled
@@ -84,7 +84,7 @@ def test_a_classifier_of_masks_guides_what_has_masks_or_a_beginning(method, labe
     assert len(capsys.readouterr().out) > 100
 
 
-MODELS = [name for name in METHODS if name != "classifier"]
+MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 
 
 @pytest.mark.parametrize("method", MODELS)
@@ -149,7 +149,7 @@ def test_two_rows_of_a_cache_for_each_text_give_what_rereading_gives(method, end
      "leave out --sampler and --corrector"),
     (["--label", "farm", "--classifier", "exact", "--oracle", "bd3lm"], "--labels"),
     (["--label", "farm", "--classifier", "exact", "--oracle", "genmd4"], "--labels"),
-    (["--out_dir", "judge"], "judge is a classifier, which writes no text"),
+    (["--out_dir", "judge"], "judge writes no text: use it as --label"),
 ])
 def test_what_cannot_be_guided_is_one_line(argv, says, labeled, capsys):
     known = {"judge": labeled / "judge", "MDLM": labeled / "plain-mdlm",

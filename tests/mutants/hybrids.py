@@ -12,6 +12,70 @@ FORCING = [
      "test_diffusion_forcing", "the oracle of a causal network sees to the right"),
 ]
 
+SPINDLE = [
+    ("methods/symbol_schedules.py", "w_x * (ce - 1) + (w * log_p.exp()).sum(-1)", "w_x * ce",
+     "test_diffusionbert test_genmd4", "a weighted cross-entropy read as a bound"),
+    ("methods/symbol_schedules.py", "leave_one_out=False", "leave_one_out=True",
+     "test_diffusionbert", "the pattern of masks is no evidence for the oracle"),
+    ("methods/symbol_schedules.py", "weight = n / w.sum", "weight = 1 / w.sum",
+     "test_diffusionbert", "draws of a schedule by symbol stand for one token"),
+    ("methods/symbol_schedules.py", "closed = coin(len(new)) * most[l]", "closed = coin(len(new))",
+     "test_diffusionbert", "the second coin forgets that the first one came up"),
+    ("methods/diffusionbert.py", "f - (counts * f).sum() / counts.sum()", "f - f.mean()",
+     "test_diffusionbert", "centered by the vocabulary, not by the text"),
+    ("methods/diffusionbert.py", "keepdim=True) if not self.bounded else c)", "keepdim=True))",
+     "test_diffusionbert", "every schedule is centered by the text, as published"),
+    ("methods/diffusionbert.py", "return t * (1 - self.k(", "return t * (1 + self.k(",
+     "test_diffusionbert", "easy first for key first"),
+    ("methods/diffusionbert.py", "slope / self.masked(t, v, place)", "slope / t",
+     "test_diffusionbert", "the weight of the plain schedule"),
+    ("methods/diffusionbert.py", '"counts": self.counts', '"counts": torch.ones(self.n_tokens)',
+     "test_diffusionbert_runs", "a checkpoint forgets how frequent words are"),
+    ("evaluation/held_out.py", "if not model.method.bounded:", "if False:",
+     "test_diffusionbert_runs", "a loss is printed as a bound"),
+    ("methods/rdm.py", "u[1] > 1 - low / high", "u[1] > low / high",
+     "test_rdm", "a couple keeps the masks that it should open"),
+    ("methods/rdm.py", "torch.where(first, less, more)", "less",
+     "test_rdm", "both of a couple have the smaller share of masks"),
+    ("methods/rdm.py", "zip((t1, t2), masks)", "zip((t2, t1), masks)",
+     "test_rdm", "each of a couple has the weight of the other"),
+    ("samplers/remasking.py", "(drawn == z) & (now < written)", "(drawn == z)",
+     "test_rdm", "a conditional word goes back though it is surer than before"),
+    ("samplers/remasking.py", "self.stochastic * rate * gumbel", "self.stochastic * gumbel",
+     "test_rdm", "the noise of routing never fades"),
+]
+
+ENERGY = [
+    ("samplers/energy.py", "log_w.softmax(-1)", "(-log_w).softmax(-1)",
+     "test_energy_sampler", "an energy of the wrong sign (public code)"),
+    ("samplers/energy.py", "x[at][:, None])[:, 0].log()).sum(-1)", "x[at][:, None])[:, 0]).sum(-1)",
+     "test_energy_sampler", "probabilities of the draft for their logarithms (public code)"),
+    ("samplers/energy.py", "torch.stack(texts, 1)[torch.arange(len(z), device=z.device), best]",
+     "torch.stack(texts).view(len(z), -1, z.shape[1])"
+     "[torch.arange(len(z), device=z.device), best]",
+     "test_energy_sampler", "candidates of a batch in another order (public code)"),
+    ("samplers/energy.py", "given = ~at if self.carry else None", "given = ~at",
+     "test_energy_sampler", "the whole energy is blind to the right"),
+    ("samplers/energy.py", "        if self.carry:", "        if False:",
+     "test_energy_runs", "the perplexity of the AR model for that of --carry (public code)"),
+    ("samplers/energy.py", "log_w.append(rate(texts[-1]) - log_q(texts[-1]))",
+     "log_w.append(rate(texts[-1]))",
+     "test_energy_sampler", "the draft's probabilities are left out"),
+    ("samplers/energy.py", "(log_w[:, k] - log_w.gather", "(log_w[:, k] - 0 * log_w.gather",
+     "test_energy_sampler", "Metropolis forgets the text that it has"),
+    ("samplers/energy.py", "opens = opening(process, z, s, t)", "opens = z == process.mask",
+     "test_energy_sampler", "all masks open in the first step"),
+    ("methods/energy.py", "F.softplus(of_text) + F.softplus(-of_draw)",
+     "F.softplus(-of_text) + F.softplus(of_draw)",
+     "test_energy test_energy_runs", "text and draws are exchanged"),
+    ("methods/energy.py", "return total - network(z, t, text=x)",
+     "return -network(z, t, text=x)",
+     "test_energy", "the law of the draws is left out of a trained energy"),
+    ("methods/energy.py", "module.register_buffer(name, p.detach())",
+     "module.register_parameter(name, p)",
+     "test_energy test_methods", "the frozen network is trained"),
+]
+
 PUZZLES = [
     ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
      "solutions of held-out puzzles are learned"),
@@ -35,4 +99,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *PUZZLES]
+HYBRIDS = [*FORCING, *SPINDLE, *ENERGY, *PUZZLES]

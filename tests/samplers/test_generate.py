@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from checkpoints.load import load_chosen
 from flags import UserError, configure, load_row
 from kinds import enough
 from methods import METHODS, make_method
@@ -113,8 +114,8 @@ def test_every_method_begins_with_noise_keeps_given_tokens_and_ends_in_text(name
 @pytest.mark.parametrize("name, sampler", PAIRS)
 def test_no_more_states_than_announced(name, sampler):
     """The bar of --watch ends with the text: it does not stop early or go on after it."""
-    model, frozen = exact(name), torch.zeros(32, dtype=torch.bool)  # (L,)
     config = configure(SamplingFlags, oracle=name, sampler=sampler, steps=5)
+    model, frozen = load_chosen(config, "cpu"), torch.zeros(32, dtype=torch.bool)  # (L,)
     writer = writer_of(config, model, model.denoiser, frozen)
     _, *states = writer.trajectory(frozen.long()[None], frozen[None])
     assert 1 <= len(states) <= writer.count_states(32)

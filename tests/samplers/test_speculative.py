@@ -21,7 +21,7 @@ from references import Figures
 from samplers import make_sampler, speculative
 from samplers.generate import CallCounter
 from samplers.guidance import guide_by_classifier
-from world import L, N, TEXTS, numbers
+from world import L, N, TEXTS, next_token, numbers
 
 FIGURES = Figures("speculative_reference")
 P, X_THETA = FIGURES("spec/p"), FIGURES("spec/x_theta")  # (27,), (64, 3, 3)
@@ -57,18 +57,6 @@ class AllOutcomes:
         heads, chance = self.digit(2) == 0, chance.clamp(max=1).nan_to_num(0.5)  # (B,) each
         self.weight = self.weight * torch.where(heads, chance, 1 - chance)  # (B,)
         return heads
-
-
-def next_token(p):
-    """The exact p(x_l | x_<l) of a law p (27,), as ar calls its network."""
-    def denoiser(z, t, at=None, **layout):
-        x, rows = z.roll(-1, 1), []  # (B, L)
-        for l in range(x.shape[1]):
-            match = (TEXTS[None, :, :l] == x[:, None, :l]).all(-1) * p  # (B, 27)
-            rows.append(torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))
-        logits = torch.stack(rows, 1).log()  # (B, L, N)
-        return logits if at is None else logits[at]
-    return denoiser
 
 
 def masked_draft(z, t, at=None, **layout):

@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_old_image_whole_and_all_texts(capsys):
     (["--device", "tpu"], "there is no device 'tpu'"),
     (["--oracle", "ddpm"], "is not one of ar, mdlm"),
     (["--oracle", "classifier"], "writes no text"),
-    (["--out_dir", "CLASSIFIER"], "is a classifier, which writes no text: give it to --classifier"),
+    (["--out_dir", "CLASSIFIER"], "writes no text: use it as --label farm --classifier"),
     (["--guidance", "2"], "--guidance requires --label or --prompt"),
     (["--guidance", "2", "--prompt", "the cat", "--length", "40"], "not beyond the length"),
     (["--label", "sea"], "no classes"),

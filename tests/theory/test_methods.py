@@ -38,7 +38,7 @@ NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=T
 @each_model
 def test_the_bound_of_the_oracle_is_the_entropy_of_the_world(name):
     """In the mean over texts and noise, within 4.5 standard errors of less than 1 %."""
-    method = make_method(name, N, **WORLD)
+    method = world.make_world_method(name, N, **WORLD)
     exact = method.oracle(world.LANGUAGE)
     torch.manual_seed(0)
 
@@ -53,7 +53,7 @@ def test_the_bound_of_the_oracle_is_the_entropy_of_the_world(name):
 def test_what_is_not_given_bounds_the_conditional(name):
     """With the first token given, and an exact denoiser that knows it: H(x_2, x_3 | x_1), within
     4.5 standard errors of less than 1 %."""
-    method = make_method(name, N, **WORLD)
+    method = world.make_world_method(name, N, **WORLD)
     likelihood = method.likelihood
 
     def knows_the_first(z, t):
@@ -77,7 +77,7 @@ def test_what_is_not_given_bounds_the_conditional(name):
 @each_model
 def test_any_other_denoiser_gives_more_in_the_world(name):
     """Sharper, flatter, or confused: on the same noise, each by five standard errors."""
-    method = make_method(name, N, **WORLD)
+    method = world.make_world_method(name, N, **WORLD)
     exact = method.oracle(world.LANGUAGE)
     x = TEXTS[torch.multinomial(P, 20_000, replacement=True)]  # (n, L)
 
@@ -94,7 +94,7 @@ def test_any_other_denoiser_gives_more_in_the_world(name):
 @each_model
 def test_a_method_is_exact_if_it_says_so(name):
     """Then its nelbo is -log p(x) of each text, without noise; else two draws differ."""
-    method = make_method(name, N, **WORLD)
+    method = world.make_world_method(name, N, **WORLD)
     draws = [method.nelbo(method.oracle(world.LANGUAGE), TEXTS).sum(-1) for _ in range(2)]
     assert torch.equal(*draws) == method.exact
     if method.exact:
@@ -107,6 +107,7 @@ def built(name, **flags):
     """A tiny method, and its network, as train.py makes them."""
     method = make_method(name, WORDS, **{"embedding": "a folder", **flags})
     torch.manual_seed(0)
+    method.on_data(world.Corpus())
     method.on_start(lambda flag, folder: {"embed": torch.randn(WORDS + 1, 3)})
     n_classes = 3 if method.classifies else 0
     return method, build_network(SimpleNamespace(**NETWORK), method, n_classes)
@@ -249,7 +250,9 @@ def test_facts_name_what_there_is(name):
     assert method.name == name and set(method.samplers or ()) <= set(SAMPLERS)
     assert (method.block_length or 1) >= 1 and method.count_states(12, 5) >= 1
     assert all(isinstance(getattr(method, fact), bool) for fact in (
-        "uses_time", "bidirectional", "shardable", "exact", "classifies", "fixed_positions",
-        "counts_padding", "opens_masks", "scores_ratios", "left_to_right", "revises_text"))
+        "uses_time", "bidirectional", "shardable", "exact", "bounded", "classifies",
+        "fixed_positions", "counts_padding", "opens_masks", "scores_ratios", "left_to_right",
+        "revises_text"))
+    assert method.bounded or method.unbounded_reason
     with pytest.raises(TypeError):
         type(method)(WORDS, no_such_flag=1)

@@ -23,8 +23,8 @@ MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 # of diffusion_forcing with how few tokens are noisy at a time
 FLAGS = dict(diffusion_steps=1024, rounds=1, keep=0.05, context="full", slope=0.05)
 # batches of 200 texts for an error of half a percent; 16 if not said
-BATCHES = {"genmd4": 75, "sedd": 58, "gidd": 80, "udlm": 80, "d3pm": 72, "ggm": 72,
-           "diffusion_forcing": 45}
+BATCHES = {"genmd4": 30, "sedd": 58, "gidd": 80, "udlm": 80, "d3pm": 72, "ggm": 72,
+           "diffusion_forcing": 45, "diffusionbert": 24}
 TEXTS = {"ggm": 2500}  # to tell a wrong denoiser from the exact one
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
                           reason="200 steps take 13 s: set PALIMPSEST_SLOW=1")
@@ -33,6 +33,7 @@ SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
 def model_of(name):
     """-> a method for the toy language, its oracle"""
     method = make_method(name, DATA.encoding.n_vocab, **FLAGS)
+    method.on_data(DATA)
     if name == "genmd4":  # another schedule for each word
         method.w_raw = torch.linspace(0.2, 2.0, LANGUAGE.V)[torch.randperm(LANGUAGE.V)]
     return method, method.oracle(LANGUAGE)
