@@ -3,6 +3,7 @@ Chapter 10. Distillation: a student that needs fewer steps. SDTT for masks, DCD 
 
     python distill.py --teacher out/toy-mdlm --method sdtt
     python distill.py --teacher out/toy-duo --method dcd
+    python distill.py --teacher out/toy-mdlm --method streak --judge out/toy-ar --rounds 1
     python sample.py --out_dir out/toy-duo-dcd --steps 8 --corrector greedy    a usual checkpoint
 
 In each round the student learns to do in one step what its teacher does in more; then it becomes
@@ -14,7 +15,9 @@ the teacher, and the step doubles. D compares two predictions of the clean text,
     dcd    (arXiv:2506.10892, section 4.2) two points of one path of noise, t and s = t - dt:
            loss = mean over tokens of D(student(z_t), teacher(z_s))                           (10.1)
 
-Both are means over the tokens of a batch, so a long answer counts for more than a short one.
+    streak (arXiv:2511.00606) no fewer steps: a draft for --sampler speculative, runtime/streak.py
+
+All are means over the tokens of a batch, so a long answer counts for more than a short one.
 
 The path is the Gaussian's, w = a x + s eps with a fixed eps. Its argmax is the clean word, and from
 some moment on the wrong word with the largest eps. Drawn without Gaussians: u and a wrong word j,
@@ -34,6 +37,7 @@ from flags import flag
 from gaussian import GaussianUniform
 from methods.base import to_float32
 from runtime.run import Run
+from runtime.streak import Streak
 from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, plan_rounds,
                              print_commands, print_round, student_flags)
 
@@ -41,10 +45,13 @@ from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, pl
 @dataclass
 class Config(StudentFlags):
     teacher: str = flag("", "folder of the checkpoint to distill, or the file")
-    method: str = flag("sdtt", "sdtt for mdlm, audm and pgm, dcd for udlm and duo", ["sdtt", "dcd"])
+    method: str = flag("sdtt", "sdtt for mdlm, audm and pgm, dcd for udlm and duo, streak "
+                       "for mdlm", ["sdtt", "dcd", "streak"])
     first_steps: int = flag(64, "the teacher's steps from noise to text in round 1", least=1)
     substeps: int = flag(2, "sdtt: teacher's steps that the student does in one", least=1)
     divergence: str = flag("kl-bwd", "of student and teacher", ["kl-bwd", "kl-fwd", "mse", "tvd"])
+    judge: str = flag("", "streak: the ar that will check drafts")
+    gamma: int = flag(8, "streak: tokens that a draft has", least=1, needs=["judge"])
 
 
 def divergence(name, student, teacher):
@@ -130,7 +137,7 @@ class DCD(Student):
 
 def main(settings, given=()):
     settings, config, state, teacher = student_flags(settings, given, train.Config)
-    objective = {"sdtt": SDTT, "dcd": DCD}[settings.method]
+    objective = {"sdtt": SDTT, "dcd": DCD, "streak": Streak}[settings.method]
     objective = partial(make_student, objective, settings, teacher)
     with Run(config, given, objective, state, teacher) as run:
         run.report, run.summary = print_round, print_commands

@@ -40,7 +40,8 @@ LARGEST = {int: 10**9, float: 1e38}  # of numbers without a limit of their own; 
 
 
 def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None, table=None,
-         fixed=False, unless=(), each=None, once=None, text=False, needs=(), idle=(), **instead):
+         fixed=False, later=False, unless=(), each=None, once=None, text=False, needs=(), idle=(),
+         **instead):
     """One flag.
 
     least, most  the range of a number
@@ -51,6 +52,8 @@ def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None
     alone        the value of a flag that is given without one
     table        {name: "module:Class"}: it names a row, whose flags join; a * makes a pattern
     fixed        part of what is trained: it cannot change when a run is resumed
+    later        of a method: no part of what is trained, so that scripts which use a trained model
+                 take it, too, in place of the value of the run
     instead      other defaults where a flag of that name is given, as in sft=700
     unless       flags that keep the first default where they are given
     needs        flags without all of which this one counts for nothing: to set it is refused then
@@ -58,8 +61,9 @@ def flag(default, help, choices=None, least=-math.inf, most=math.inf, alone=None
     """
     once = once or each and "give all in one, with commas between"
     about = {"help": help, "choices": choices, "range": (least, most), "alone": alone,
-             "table": table, "fixed": fixed, "instead": instead, "unless": unless, "each": each,
-             "once": once, "text": text, "needs": needs, "idle": idle}
+             "table": table, "fixed": fixed, "later": later, "instead": instead,
+             "unless": unless, "each": each, "once": once, "text": text, "needs": needs,
+             "idle": idle}
     return field(default=default, metadata=about)
 
 
@@ -81,13 +85,13 @@ def load_row(table, name):
     return getattr(importlib.import_module(module), cls)
 
 
-def extend(cls, values):
+def extend(cls, values, more=None):
     """The dataclass `cls` with the flags of every row that its tables name under `values`, and
-    those of their tables.
+    those of their tables. more: other flags {name: (field, its default here)}
 
     -> the dataclass; {title of a group of flags: their names}
     """
-    known, groups, defaults = flags_of(cls), {}, {}
+    known, groups, defaults, more = flags_of(cls), {}, {}, more or {}
     added, waiting = {}, [f for f in known.values() if f.metadata["table"]]
     while waiting:
         f = waiting.pop(0)
@@ -104,9 +108,13 @@ def extend(cls, values):
         added |= own
         defaults |= getattr(row, "defaults", {})
         waiting += [g for g in own.values() if g.metadata["table"]]
+    for key, (f, value) in more.items():
+        if key not in known and key not in added:
+            groups.setdefault("Method of the trained model", []).append(key)
+            added[key], defaults[key] = f, value
     rows = [(key, f.type, field(default=defaults.get(key, f.default), metadata=f.metadata))
             for key, f in {**known, **added}.items() if key in added or key in defaults]
-    own = {"script": cls, "__module__": cls.__module__}
+    own = {"script": cls, "__module__": cls.__module__, "more": more}
     made = make_dataclass(cls.__name__, rows, bases=(cls,), namespace=own)
     return made, groups
 
@@ -128,7 +136,7 @@ def tables_by_default(cls, given):
 def change(config, **values):
     """`config` with other values; where a value names another row, the flags of that row have their
     defaults."""
-    made, _ = extend(config.script, {**vars(config), **values})
+    made, _ = extend(config.script, {**vars(config), **values}, config.more)
     known = flags_of(made)
     values = {**vars(config), **values}
     return made(**{name: value for name, value in values.items() if name in known})
@@ -231,7 +239,10 @@ def parse(cls, argv=None):
     """The command line as an instance of the dataclass, and the names of the flags that were given.
 
     A mistake ends the script with one line and exit code 2. A script may have cls.implied(given)
-    -> the rows of tables that follow from other flags, such as those of a run to resume.
+    -> the rows of tables that follow from other flags, such as those of a run to resume. Where a
+    flag is given that the script lacks, the function in the row "flags" of cls.later, if there is
+    one, is called with the values of all flags -> those of the model that they name, as `extend`
+    takes them.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -244,7 +255,11 @@ def parse(cls, argv=None):
         rows = {**tables_by_default(cls, vars(first)), **implied, **vars(first)}
         made, groups = extend(cls, rows)
         second, _ = parser_of(made, add_help=False).parse_known_args(asked)  # rows of rows
-        made, groups = extend(cls, {**rows, **vars(second)})
+        rows = {**rows, **vars(second)}
+        made, groups = extend(cls, rows)
+        if "later" in dir(cls) and parser_of(made, add_help=False).parse_known_args(asked)[1]:
+            values = {name: default_of(f, rows) for name, f in flags_of(made).items()} | rows
+            made, groups = extend(cls, rows, load_row(cls.later, "flags")(values))
     except UserError as error:
         parser_of(cls).error(str(error))
     parser = parser_of(made, groups, description=about)

@@ -50,13 +50,32 @@ def load_model(where, device="cpu"):
     return assemble(read_state(where, device), where, device)
 
 
+def flags_later(values):
+    """The flags of the trained model that the flags `values` name which may change after training,
+    {name: (field, its value in training)}; {} for an oracle, which has all of its flags."""
+    if values["oracle"]:
+        return {}
+    try:
+        saved = read_state(values["init_from"] or values["out_dir"])["config"]
+        known = flags_of(load_row(METHODS, saved.get("method")))
+    except UserError:  # the script will say what is wrong
+        return {}
+    return {name: (f, saved.get(name, f.default)) for name, f in known.items()
+            if f.metadata["later"]}
+
+
 def load_chosen(config, device):
     """The model that the flags of sampling name: a run, a published model, or an oracle.
     .beside(flag, name) is the model that a flag of its sampler names."""
     if config.oracle:
         model = exact(config.oracle, **vars(config))
     else:
-        model = load_model(config.init_from or config.out_dir, device)
+        where = config.init_from or config.out_dir
+        state = read_state(where, device)
+        later = {name: vars(config)[name] for name in config.more if name in state["config"]}
+        model = assemble({**state, "config": {**state["config"], **later}}, where, device)
+        if later:
+            model.method.check(model.config)
     model.beside = cache(partial(load_beside, encoding=model.encoding, device=device))
     return model
 
@@ -149,14 +168,14 @@ def tokens_of(config, state):
     return from_json((state or read_state(config.init_from))["encoding"])
 
 
-def weights_for(option, where, encoding, data, out_dir):
-    """The averaged weights of another run on the same tokens, for a run to out_dir. option, data:
-    flags, for messages"""
+def model_for(option, where, encoding, data, out_dir):
+    """The model of another run on the same tokens, for a run to out_dir. option, data: flags, for
+    messages"""
     refuse_own_folder(option, where, out_dir)
-    state = read_state(where)
-    if state["encoding"] != to_json(encoding):
+    model = load_model(where)
+    if to_json(model.encoding) != to_json(encoding):
         raise UserError(f"{option} {where} has other tokens than {data}: train it on that text")
-    return state["ema"]
+    return model
 
 
 def initial_weights(where, config, encoding, n_classes=0, device="cpu"):

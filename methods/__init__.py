@@ -17,6 +17,8 @@ METHODS = {
     "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
+    "blockgen": "methods.blockgen:BlockGen",  # the same in blocks of several sizes
+    "maria": "methods.maria:MARIA",  # gaps from left to right: a head on an ar and a masked model
     "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",  # a time for each token
 
     "udlm": "methods.udlm:UDLM",  # random words

@@ -7,13 +7,22 @@ is exact: there is no noise and no bound. The input is the text, shifted by one 
 symbol, [start, x_0, .., x_(L-2)], under causal attention: row l of the logits predicts x_l from all
 that comes before it. L tokens take L network calls, in order. With the keys and values of earlier
 tokens in a cache (model.Cache), each call reads a single token.
+
+With --heads H one state also predicts the tokens after the next one (arXiv:1811.03115), drafts that
+it then checks itself (samplers/speculative.py, --draft heads):
+
+    p_j(x_(l+j-1) | x_<l) = softmax( W (h_l + silu(A_j h_l)) + b ),   j = 2 .. H
+    loss = sum_l [ -log p_theta(x_l | x_<l) + 1/(H - 1) sum_j -log p_j(x_(l+j-1) | x_<l) ]   (18.14)
 """
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 from diffusion import Absorbing, ancestral, categorical, probabilities
+from flags import flag
 from methods.base import (
     Method,
     cross_entropy,
@@ -23,12 +32,30 @@ from methods.base import (
     read_with_cache,
     skip_texts,
 )
-from model import block_causal, causal, select_rows
+from model import Transformer, block_causal, causal, select_rows
+
+
+class ManyHeads(Transformer):
+    """The network of --heads. network(z, ahead=True) -> logits (N, H, V), or (B, L, H, V)"""
+
+    def __init__(self, vocab_size, *sizes, heads, **options):
+        super().__init__(vocab_size, *sizes, **options)
+        D = self.embed.shape[1]
+        self.more = nn.ModuleList(nn.Linear(D, D, bias=False) for _ in range(heads - 1))
+
+    def forward(self, z, noise=None, at=None, ahead=False, **layout):
+        if not ahead:
+            return super().forward(z, noise, at, **layout)
+        h = super().forward(z, noise, at, head=lambda h, weight, bias: h, **layout)  # (N, D)
+        every = [h, *(h + F.silu(layer(h)) for layer in self.more)]  # (N, D) each
+        return self.apply_head(torch.stack(every, -2))  # (N, H, V)
 
 
 @dataclass(eq=False)
 class AR(Method):
-    """--method ar. `loss` and `nelbo` are the exact negative log-likelihood."""
+    """--method ar. `nelbo` is the exact negative log-likelihood, and so is `loss` for one head."""
+    heads: int = flag(1, "tokens that one state predicts; more than 1: it can draft for itself",
+                      least=1, most=100, fixed=True)
     predicts = "the next token"  # the input is shifted, and the special id is no mask
     mask_mod = staticmethod(causal)
     bidirectional, exact, block_length = False, True, 1
@@ -36,6 +63,7 @@ class AR(Method):
 
     def __post_init__(self):
         self.start, self.vocab_size = self.n_tokens, self.n_tokens + 1
+        self.network = partial(ManyHeads, heads=self.heads) if self.heads > 1 else Transformer
 
     def shift(self, x):
         """[start, x_0, .., x_(L-2)], the input that predicts x. -> (B, L)"""
@@ -47,7 +75,17 @@ class AR(Method):
         shifted = self.shift(x)  # (B, L)
         return loss_at(denoiser, shifted, None, at, cross_entropy, (x,), self.n_tokens, 1.0, frozen)
 
-    loss = nelbo
+    def loss(self, denoiser, x, frozen=None):
+        """(1.1), or (18.14), a token's share of it in its place. -> (B, L) nats"""
+        if self.heads == 1:
+            return self.nelbo(denoiser, x, frozen)  # (B, L)
+        logits = denoiser(self.shift(x), None, ahead=True)[..., :self.n_tokens]  # (B, L, H, V)
+        total, L = 0.0, x.shape[1]
+        for j in range(min(self.heads, L)):
+            ahead = logits[:, :L - j, j].flatten(0, 1)  # (B (L - j), V)
+            nats = cross_entropy(ahead, x[:, j:].flatten()).view(len(x), -1)  # (B, L - j)
+            total = total + F.pad(nats, (j, 0)) / (self.heads - 1 if j else 1)  # (B, L)
+        return total if frozen is None else total.masked_fill(frozen, 0.0)  # (B, L)
 
     def prior(self, shape, device="cpu"):
         """No text yet: the start symbol everywhere, which is never read there. -> (B, L)"""

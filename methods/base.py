@@ -75,6 +75,8 @@ class Method:
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
     plans = False  # logit n_tokens is the log-odds that the word there is wrong
     scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
+    reads_in_order = False  # the denoiser of a block has `in_order`: see methods/blockgen.py
+    heads = 1  # tokens that one state predicts: its network takes `ahead`, as methods/ar.py says
     block_length = None  # of methods that write blocks in order: tokens per block
     max_steps = None  # the most steps there are (in a block); None: no limit
     first_token = None  # the id that every text of a published network begins with
@@ -170,8 +172,9 @@ class Method:
     def check(self, config):
         """Raises UserError where flags of the script do not fit this method's."""
 
-    def on_start(self, read_weights):
-        """Before a new run. read_weights(flag, folder) -> the averaged weights of another run."""
+    def on_start(self, read_model):
+        """Before a new run. read_model(flag, folder) -> the model of another run on the same
+        tokens, as checkpoints/load.py: load_model returns it."""
 
     def on_data(self, data):
         """Before a new run, and for an oracle: what the method keeps of the training text, a data

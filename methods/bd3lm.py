@@ -113,6 +113,7 @@ class BD3LM(MDLM):
                      "number of masks")
     clip_search: bool = flag(False, "look for the clip of least variance at every evaluation")
     bidirectional, classifier_process = False, None
+    spare_tokens = 0  # room in the cache beside the text
     distilled_by, public_layout = (), "bd3lm"
 
     def __post_init__(self):
@@ -169,13 +170,17 @@ class BD3LM(MDLM):
         if n < L:
             place = torch.arange(L, device=x.device)  # (L,)
             layout = dict(positions=torch.cat([place, place[:-n]]),  # (2L - L',)
-                          mask_mod=block_diffusion_mask(L, n, reach))
+                          mask_mod=self.pattern(L, reach))
 
         def given(z, t, at, **head):
             both = torch.cat([z, x[:, :-n]], 1)  # (B, 2L - L')
             at = offset_positions(at, L, both.shape[1])  # (B, 2L - L')
             return denoiser(both, None, at=at, **layout, **head)  # (N, V) no t: masks show it
         return copy_capabilities(denoiser, given)
+
+    def pattern(self, L, reach=None):
+        """Who sees whom of [z ; x], L tokens each. reach: see block_diffusion_mask"""
+        return block_diffusion_mask(L, self.block_length, reach)
 
     def whole_blocks(self, L):
         """L, or UserError if it is not a multiple of the block."""
@@ -193,14 +198,17 @@ class BD3LM(MDLM):
             return self.complementary_loss(denoiser, x, frozen)  # (B, L)
         z, k, n = self.any_order(x, frozen)  # (B, L) each
         weight = 2 * n / (n + 1) if self.weighting == "simple" else n / k  # both 1 for L' = 1
-        share = (self.block_length + 1) / (2 * self.block_length)  # k is uniform in 1 .. L'
-        given = self.given_before(denoiser, x)
+        given, share = self.given_before(denoiser, x), self.most_masked(x.shape[1])
         return self.cross_entropy(given, x, z, None, weight, frozen, share)  # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (8.2), however training draws. -> (B, L) nats"""
         z, k, n = self.any_order(x, frozen)  # (B, L) each
         return n / k * self.cross_entropy(self.given_before(denoiser, x), x, z, None)  # (B, L)
+
+    def most_masked(self, L):
+        """The share of masks that `loss` expects: k is uniform in 1 .. L'."""
+        return (self.block_length + 1) / (2 * self.block_length)
 
     def any_order(self, x, frozen=None):
         """The draw of (8.2): mask k of the n free tokens of each block. -> z, k, n (B, L) each"""
@@ -250,7 +258,7 @@ class BD3LM(MDLM):
         window: how many tokens a block sees, itself included
         """
         L, n = self.whole_blocks(z.shape[1]), self.block_length
-        cache = new_cache(denoiser, L, n, window)
+        cache = self.new_cache(denoiser, L, window)
         going = torch.arange(len(z), device=z.device)  # (b,) texts that have not ended
         for lo in range(0, L, n):
             place = torch.arange(lo, lo + n, device=z.device)  # (L',)
@@ -267,13 +275,15 @@ class BD3LM(MDLM):
             if len(going) < texts:
                 yield z
 
+    def new_cache(self, denoiser, length, window=None):
+        return new_cache(denoiser, length + self.spare_tokens, self.block_length, window)
+
     def next_block(self, denoiser, past, cache, window=None):
         """A denoiser of the block after the clean text `past` (B, lo). -> logits at `at` (B, L')"""
         lo, n = past.shape[1], self.block_length
 
         def cached(z, t, at):
-            pattern = block_causal(n, cache.reach)
-            return read_with_cache(denoiser, cache, torch.cat([past, z], 1), at, lo, pattern)
+            return self.read_block(denoiser, cache, torch.cat([past, z], 1), at)  # (N, V)
 
         def uncached(z, t, at):
             text = torch.cat([past, z], 1)  # (B, lo + L')
@@ -281,13 +291,19 @@ class BD3LM(MDLM):
             return self.given_before(denoiser, text, reach)(text, t, F.pad(at, (lo, 0)))  # (N, V)
         return cached if cache else uncached
 
+    def read_block(self, denoiser, cache, text, at):
+        """Logits in the last block of a text whose beginning is in the cache. -> (N, V)"""
+        n = self.block_length
+        pattern = block_causal(n, cache.reach)
+        return read_with_cache(denoiser, cache, text, at, text.shape[1] - n, pattern)
+
     def oracle(self, language):
         """The distribution given the clean text before the block and the rest of the block."""
-        n = self.block_length
-
-        def denoiser(z, t, at=None, label=None, **layout):
-            """z = [noisy ; clean but for its last block]; p = 0 in the clean half."""
-            L = (z.shape[1] + n) // 2
+        def denoiser(z, t, at=None, label=None, positions=None, **layout):
+            """z = [noisy ; clean but for its last block]; p = 0 in the clean half. `positions` show
+            the size of the blocks."""
+            L = z.shape[1] if positions is None else int(positions.max()) + 1
+            n = 2 * L - z.shape[1]
             half = torch.full((1, 1), 0.5, dtype=torch.float64, device=z.device)  # (1, 1) any time
             e = self.likelihood(z, half)  # (B, 2L - L', V)
             p = torch.zeros_like(e, device="cpu")  # (B, 2L - L', V)

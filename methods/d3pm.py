@@ -259,14 +259,14 @@ class D3PM(Method):
 
     # ---- the embedding of nearest
 
-    def on_start(self, read_weights):
+    def on_start(self, read_model):
         if self.transition != "nearest":
             return
         if not self.embedding:
             raise UserError("--transition nearest needs --embedding FOLDER, a checkpoint on the "
                             "same text: its input embeddings say which symbols are near each other")
-        weights = read_weights("--embedding", self.embedding)
-        self.load_extra_state({"embedding": weights["embed"][:self.n_tokens]})
+        embed = read_model("--embedding", self.embedding).denoiser.embed.detach()  # (V, D)
+        self.load_extra_state({"embedding": embed[:self.n_tokens]})
 
     def extra_state(self):
         return {} if self.near is None else {"embedding": self.near}

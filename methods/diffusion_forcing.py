@@ -81,9 +81,9 @@ class DiffusionForcing(Method):
     context: str = flag("causal", "what a token sees: the text up to itself, or the whole text",
                         ["causal", "full"], fixed=True)
     slope: float = flag(1.0, "how far a token runs ahead of the next one: 0 all together, 1 one "
-                        "after the other", least=0, most=1000)
+                        "after the other", least=0, most=1000, later=True)
     path: str = flag("pyramid", "from left to right, or from both ends to the middle",
-                     ["pyramid", "trapezoid"])
+                     ["pyramid", "trapezoid"], later=True)
     times: str = flag("independent", "of training: a random one for each token (no bound), or "
                       "those of the path (the bound)", ["independent", "path"])
     samplers, classifier_process = ("ancestral",), None

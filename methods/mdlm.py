@@ -74,7 +74,7 @@ class MDLM(Method):
     complement: bool = flag(False, "train on complementary masks: each text twice in a step, each "
                                    "token masked once")
     opens_masks = True
-    distilled_by, public_layout = ("sdtt",), "mdlm"
+    distilled_by, public_layout = ("sdtt", "streak"), "mdlm"
 
     def __post_init__(self):
         self.process, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1

@@ -105,10 +105,11 @@ def make_optimizers(model, config):
     learning rate as "full_lr".
     """
     inside = "blocks", "swap", "decoder"
-    muon = [p for name, p in model.named_parameters()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    muon = [p for name, p in trained.items()
             if config.optimizer == "muon" and p.ndim == 2
             and name.startswith(inside) and "adaln" not in name]
-    others = [p for p in model.parameters() if not any(p is q for q in muon)]
+    others = [p for p in trained.values() if not any(p is q for q in muon)]
     matrices, vectors = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]

@@ -21,10 +21,10 @@ from checkpoints.load import (
     check_text,
     initial_weights,
     is_path,
+    model_for,
     refuse_own_folder,
     require_text,
     tokens_of,
-    weights_for,
 )
 from data import load_data
 from flags import UserError, load_row
@@ -114,7 +114,7 @@ class Run:
         method = build_method(config, data.encoding, state)
         if not state:
             method.on_data(data)
-            method.on_start(lambda option, where: weights_for(
+            method.on_start(lambda option, where: model_for(
                 option, where, data.encoding, config.data, config.out_dir))
         method.check(config)
         if method.counts_padding and data.pads:

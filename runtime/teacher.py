@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_network
-from checkpoints.load import assemble, check_text, read_state, refuse_own_folder
+from checkpoints.load import assemble, check_text, model_for, read_state, refuse_own_folder
 from evaluation.errors import with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
 from evaluation.sample_quality import rate_samples
@@ -60,6 +60,12 @@ class Student:
     def __init__(self, method, teacher, settings):
         self.process, self.teacher, self.settings, self.dt = method.process, teacher, settings, 1.0
 
+    def on_start(self, read_model):
+        """Before a new run, as in methods/base.py."""
+        if self.settings.judge:
+            raise UserError(f"--judge counts for nothing with --method {self.settings.method}: "
+                            "leave it out")
+
     def loss(self, denoiser, x, frozen=None):
         raise NotImplementedError
 
@@ -97,7 +103,11 @@ def make_student(cls, settings, state, method, config, data, device):
                         "take another teacher")
     teacher = build_network(config, method).to(device).eval().requires_grad_(False)  # no dropout
     teacher.load_state_dict(state["ema"])
-    return cls(method, teacher, settings)
+    student = cls(method, teacher, settings)
+    if settings.init_from == "scratch":
+        student.on_start(lambda option, where: model_for(option, where, data.encoding, config.data,
+                                                         settings.out_dir))
+    return student
 
 
 # ---- flags

@@ -35,6 +35,7 @@ SAMPLERS = {
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
+    "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
 }
@@ -44,6 +45,7 @@ CORRECTORS = {
     "gibbs": "samplers.correctors:Gibbs",                    # words are drawn again, anywhere
     "self-correct": "samplers.correctors:SelfCorrect",       # the most confident new words
     "informed": "samplers.correctors:Informed",              # the most doubtful word, again
+    "metropolis": "samplers.ar_informed:Metropolis",         # words that fit from left to right
 }
 
 
@@ -82,6 +84,7 @@ class SamplingFlags:
                                  "TF32 or bfloat16 on CPUs", ["highest", "high", "medium"])
     device: str = flag("auto", "auto, cpu, cuda, cuda:1")
     seed: int = flag(1337, "of all random draws", least=0, most=10**9)
+    later = {"flags": "checkpoints.load:flags_later"}  # of the trained model: see flags.parse
 
 
 def model_name(config):

@@ -19,10 +19,15 @@ accepted tokens, in turn,
 
     accept x~_k with min(1, p(x~_k) / q(x~_k)), else  p := (p - q)+ / sum_v (p - q)+          (18.3)
 
-The n-gram draft needs no network. It counts the text so far, c_n(v) times v after the last n
-tokens, n = 0, 1, 2, with q_(-1) = 1/V:
+Who drafts is in samplers/drafts.py. The n-gram draft needs no network. It counts the text so far,
+c_n(v) times v after the last n tokens, n = 0, 1, 2, with q_(-1) = 1/V:
 
     q_n(v) = (c_n(v) + q_(n-1)(v)) / (sum_v c_n(v) + 1)                                       (18.4)
+
+An ar with several heads drafts for itself (--draft heads): the state that wrote the last token has
+predicted the next ones, too. These drafts depend on nothing to their right, so they are lossless by
+(18.1). The paper keeps the longest prefix that equals the greedy text: that is (18.1) at
+temperature 0, and no law at any other.
 
 If a share b of tokens is accepted and a draft costs c calls of the AR model, a text is written
 
@@ -45,6 +50,7 @@ from flags import UserError, flag
 from methods.base import end_texts, new_cache, read_with_cache
 from model import block_causal
 from samplers.base import highest, toss
+from samplers.drafts import draft_of, keep_best
 
 # Total variation from the AR model's law in the world of tests/world.py: 27 texts of 3 tokens
 NOT_LOSSLESS = {"coins": (2, 0.020), "random": (3, 0.043), "right": (2, 0.067),
@@ -93,29 +99,12 @@ def verify(p, q, words, given, free):
     return tokens, n, best, kept
 
 
-def ngram_logits(x, at, V):
-    """Log of (18.4) at one place of each text of x (B, L), from all before it. -> (N, V)
-
-    at (B, L) bool: at most one place per text
-    """
-    x, l = x[at.any(-1)], at.nonzero()[:, 1:]  # (N, L), (N, 1)
-    j = torch.arange(x.shape[1], device=x.device)  # (L,)
-    q = torch.full((len(x), V), 1 / V, dtype=torch.float64, device=x.device)  # (N, V)
-    match = j < l  # (N, L) where the last n tokens stand before j, too
-    for n in range(3):
-        if n:
-            back = x.gather(1, (l - n).clamp(min=0))  # (N, 1)
-            match = match & (x.roll(n, 1) == back) & (j >= n) & (l >= n)  # (N, L)
-        c = torch.zeros_like(q).scatter_add(1, x.clamp(max=V - 1), match.double())  # (N, V)
-        q = (c + q) / (c.sum(-1, keepdim=True) + 1)  # (N, V)
-    return q.log()
-
-
 @dataclass(eq=False)
 class Speculative(Sampler):
     """--sampler speculative: a draft writes ahead, and one call of the AR model checks it."""
     draft: str = flag("ngram", "who drafts: ngram, the folder of a run with masks or of another "
-                      "ar, or for the toy language the oracle of a method")
+                      "ar, heads for an ar with several, or for the toy language the oracle of a "
+                      "method")
     gamma: int = flag(8, "tokens that a draft has", least=1, most=1000)
     drafts: int = flag(1, "drafts of the same tokens, checked in rounds of refusal", least=1,
                        most=1000)
@@ -123,7 +112,8 @@ class Speculative(Sampler):
                              "masks", least=1, most=1000)
     draft_order: str = flag("left", "which masks open first; all but left are not lossless",
                             ["left", *NOT_LOSSLESS])
-    model: object = None  # that drafts, from `prepare`; None: n-grams
+    model: object = None  # that drafts, from `prepare`; None: n-grams, or heads
+    writer: object = None  # a draft of samplers/drafts.py
     spent: Counter = field(default_factory=Counter)  # by all texts
     spent_before: Counter = field(default_factory=Counter)  # by all batches but the last
 
@@ -134,13 +124,14 @@ class Speculative(Sampler):
         if self.draft_order != "left" and self.draft_groups == 1:
             raise UserError(f"--draft_order {self.draft_order} counts for nothing in one step: "
                             "give --draft_groups 2 or more, or leave it out")
-        if self.draft == "ngram":
-            self.check_order("ngram")
+        if self.draft in ("ngram", "heads"):
+            self.check_order(self.draft)
 
     def check_order(self, name):
         if self.draft_groups > 1 or self.draft_order != "left":
-            raise UserError(f"--draft {name} writes one token after the other: leave out "
-                            "--draft_groups and --draft_order")
+            how = "all at once" if name == "heads" else "one token after the other"
+            raise UserError(f"--draft {name} writes {how}: leave out --draft_groups and "
+                            "--draft_order")
 
     @property
     def draws_from_model(self):
@@ -158,6 +149,11 @@ class Speculative(Sampler):
                   f"{model.method.name} (total variation); nats_off says it of this model's words",
                   file=sys.stderr)
         if self.draft == "ngram":
+            return
+        if self.draft == "heads":
+            if model.method.heads == 1:
+                raise UserError("--draft heads is for an ar with several: train one with --heads 4")
+            self.gamma = min(self.gamma, model.method.heads - 1)
             return
         self.model = model.beside("--draft", self.draft)
         method = self.model.method
@@ -200,18 +196,6 @@ class Speculative(Sampler):
 
     # ---- drafts
 
-    def draft_logits(self, w, at, V):
-        """What the draft predicts at the places `at` (B, L) of w (B, L). -> (N, V)"""
-        if self.model is None:
-            return ngram_logits(w, at, V)
-        self.spent["draft_calls"] += 1
-        method, t = self.model.method, None
-        if method.opens_masks:
-            t = (w == method.process.mask).sum(-1, keepdim=True) / w.shape[1]  # (B, 1)
-        else:
-            w = method.shift(w)  # (B, L)
-        return self.model.denoiser(w, t, at=at)[:, :V]  # (N, V)
-
     def opens(self, step, steps, open, chance=None):
         """Which open places of a draft are written in a step. open (B, g) -> (B, g)
 
@@ -233,8 +217,7 @@ class Speculative(Sampler):
         -> z (K B, L + more) with drafts, the first of each text first; q (K, B, g, V)
         """
         (B, g), K = index.shape, self.drafts
-        one_by_one = self.model is None or not self.model.method.opens_masks
-        steps = g if one_by_one else self.draft_groups
+        steps = g if self.writer.one_by_one else self.draft_groups
         z, index, open = (a.repeat(K, 1) for a in (z, index, free))  # (K B, ..) each
         q = torch.zeros(K * B, g, V, dtype=torch.float64, device=z.device)  # (K B, g, V)
         nowhere = torch.zeros_like(z, dtype=torch.bool)  # (K B, L + more)
@@ -243,9 +226,11 @@ class Speculative(Sampler):
             at = open if confident else self.opens(step, steps, open)  # (K B, g)
             if not at.any():
                 continue
-            n = B if step == 0 and self.draws_from_model else K * B  # at first, drafts are alike
-            seen = nowhere.scatter(1, index, at)[:n, :L]  # (n, L)
-            law = to_probs(self.draft_logits(z[:n, :L], seen, V)).to(q.dtype)  # (N, V)
+            alike = step == 0 and self.draws_from_model and self.writer.alike
+            n = B if alike else K * B  # at first, drafts are alike
+            seen, known = nowhere.scatter(1, index, at)[:n, :L], int(index[:, step].min())  # (n, L)
+            logits = self.writer.logits(z[:n, :L], seen, V, known)  # (N, V)
+            law = to_probs(logits).to(q.dtype)  # (N, V)
             law = law.repeat(K * B // n, 1)  # (N', V)
             drawn = categorical(law)  # (N',)
             if confident:
@@ -255,6 +240,8 @@ class Speculative(Sampler):
                 law, drawn, at = law[keeps[at]], drawn[keeps[at]], keeps
             q[at], open = law, open & ~at  # (N', V), (K B, g)
             z = z.masked_scatter(nowhere.scatter(1, index, at), drawn)  # (K B, L + more)
+        self.spent["draft_calls"] += self.writer.calls
+        self.writer.calls = 0
         return z, q.view(K, B, g, V)
 
     # ---- writing
@@ -263,30 +250,42 @@ class Speculative(Sampler):
         """Draft and check once. z, frozen (B, L); place (B,): the first token to write, not frozen
         -> z (B, L), how long the text is then (B,)
         """
-        (B, L), K, g = z.shape, self.drafts, self.gamma
+        (B, L), K, g, V = z.shape, self.drafts, self.gamma, method.n_tokens
         index = place[:, None] + torch.arange(g + 1, device=z.device)  # (B, g + 1)
         unwritten = ~frozen & (torch.arange(L, device=z.device) >= place[:, None])  # (B, L)
         z = F.pad(z.masked_fill(unwritten, method.start), (0, g + 1))  # (B, L + g + 1)
         free = F.pad(unwritten, (0, g + 1)).gather(1, index)  # (B, g + 1)
-        texts, q = self.write_drafts(z, index[:, :-1], free[:, :-1], L, method.n_tokens, to_probs)
-        at = torch.zeros_like(z, dtype=torch.bool).scatter(1, index, free).repeat(K, 1)[:, :L]
-        shifted = method.shift(texts[:, :L])  # (K B, L)
-        if cache is None:
-            logits = denoiser(shifted, None, at=at)  # (N, V)
-        else:
-            hi = min(L, int(place.max()) + g + 1)
-            logits = read_with_cache(denoiser, cache, shifted[:, :hi], at[:, cache.read:hi],
-                                     cache.read, None)  # (N, V)
-        p = q.new_zeros(K * B, g + 1, method.n_tokens)  # (K B, g + 1, V)
-        p[free.repeat(K, 1)] = to_probs(logits[:, :method.n_tokens]).to(p.dtype)  # (N, V)
-        p, words = p.view(K, B, g + 1, -1), texts.gather(1, index[:, :-1].repeat(K, 1))
+        texts, q = self.write_drafts(z, index[:, :-1], free[:, :-1], L, V, to_probs)
+        logits = self.read(method, denoiser, z, texts, index, free, cache)  # (N, H, V)
+        p = q.new_zeros(K * B, g + 1, V)  # (K B, g + 1, V)
+        p[free.repeat(K, 1)] = to_probs(logits[:, 0]).to(p.dtype)  # (N, V)
+        p, words = p.view(K, B, g + 1, V), texts.gather(1, index[:, :-1].repeat(K, 1))
         tokens, n, best, kept = verify(p, q, words.view(K, B, g), z.gather(1, index), free)
         self.note(p, tokens, n, best, kept, free)
         length = (place + n).clamp(max=L)  # (B,)
         if cache:
             keep_best(cache, best, K, B)
             cache.keep(int(length.min()) - cache.read)
+        self.writer.check(best, length, beyond(logits, free, best, n, K))
         return z.scatter(1, index, tokens)[:, :L], length
+
+    def read(self, method, denoiser, z, texts, index, free, cache):
+        """The one call of the AR model: logits of all its heads where they are needed. -> (N, H, V)
+
+        texts (K B, L + more): with drafts, at the places index (B, g + 1) of z (B, L + more)
+        """
+        K, L = self.drafts, z.shape[1] - index.shape[1]
+        ahead = {"ahead": True} if self.draft == "heads" else {}
+        at = torch.zeros_like(z, dtype=torch.bool).scatter(1, index, free).repeat(K, 1)[:, :L]
+        shifted = method.shift(texts[:, :L])  # (K B, L)
+        if cache is None:
+            logits = denoiser(shifted, None, at=at, **ahead)  # (N, V) or (N, H, V)
+        else:
+            hi = min(L, int(index[:, -1].max()) + 1)
+            logits = read_with_cache(partial(denoiser, **ahead), cache, shifted[:, :hi],
+                                     at[:, cache.read:hi], cache.read, None)  # the same
+        logits = logits if ahead else logits[:, None]  # (N, H, V)
+        return logits[..., :method.n_tokens]  # (N, H, V)
 
     @torch.no_grad()
     def write_in_order(self, method, denoiser, z, frozen, to_probs, window=None, end=None):
@@ -299,14 +298,17 @@ class Speculative(Sampler):
             denoiser, cache = partial(denoiser, mask_mod=block_causal(1, window - 1)), None
         if cache:
             cache.copies *= self.drafts
+        self.writer = draft_of(self.draft, self.model)
+        self.writer.begin(L, self.drafts, cached=cache is not None)
+        memory = Both(cache, self.writer)
         length = torch.zeros_like(going)  # (B,) of the text that is written
         places = torch.arange(L, device=z.device)  # (L,)
         while True:
             left = ~frozen & (places >= length[:, None])  # (B, L)
             place = torch.where(left.any(-1), left.int().argmax(-1), L)  # (B,)
             stay = (place[going] < L).nonzero()[:, 0]  # (b',)
-            if cache and len(stay) < len(going):
-                cache.select(stay)
+            if len(stay) < len(going):
+                memory.select(stay)
             going = going[stay]  # (b',)
             if not len(going):
                 return
@@ -315,13 +317,29 @@ class Speculative(Sampler):
             lo, hi = int(place[going].min()), int(longer.max())
             z = z.index_put((going,), part)  # (B, L)
             length = length.index_put((going,), longer)  # (B,)
-            z, going = end_texts(z, frozen, lo, hi, end, going, cache)  # (B, L), (b'',)
+            z, going = end_texts(z, frozen, lo, hi, end, going, memory)  # (B, L), (b'',)
             yield z
 
 
-def keep_best(cache, best, K, B):
-    """All K rows of a text in the cache become that of its draft `best` (B,)."""
-    if K > 1:
-        cache.copies //= K
-        cache.select((best * B + torch.arange(B, device=best.device)).repeat(K))  # (K B,)
-        cache.copies *= K
+class Both:
+    """What AR model and draft know of the texts of a batch: those that end leave both."""
+
+    def __init__(self, cache, writer):
+        self.parts = [part for part in (cache, writer) if part]
+
+    def select(self, rows):
+        for part in self.parts:
+            part.select(rows)
+
+
+def beyond(logits, free, best, n, K):
+    """What further heads predict beyond the last word of each text. -> (B, H - 1, V), or None
+
+    logits (N, H, V) at the places free (B, g + 1) of K drafts; best (B,): the draft whose first
+    n (B,) places count. Zeros where the last of them was given: no head has looked there.
+    """
+    if logits.shape[1] == 1:
+        return None
+    every = logits.new_zeros(K, *free.shape, *logits.shape[1:])  # (K, B, g + 1, H, V)
+    every[free.expand(K, -1, -1)] = logits
+    return every[best, torch.arange(len(n), device=n.device), n - 1, 1:]  # (B, H - 1, V)

@@ -12,6 +12,7 @@ def one_of_each(methods):
 
 def enough(cases, methods):
     """Those of the cases (name, sampler, ...) that show something new."""
-    different = one_of_each(methods)
+    different, there = one_of_each(methods), set(cases)
     return [case for case in cases if case[0] in different
-            or case[1] in ("ancestral", methods[case[0]].first_choice)]
+            or case[1] in ("ancestral", methods[case[0]].first_choice)
+            or not any((name, *case[1:]) in there for name in different)]

@@ -12,6 +12,53 @@ FORCING = [
      "test_diffusion_forcing", "the oracle of a causal network sees to the right"),
 ]
 
+MIXED_BLOCKS = [
+    ("methods/blockgen.py", "in_order = (query < L) | (key <= query)", "in_order = query >= 0",
+     "test_blockgen", "a clean token sees its block to the right"),
+    ("methods/blockgen.py", "place = query - block * (query >= start + block)", "place = query",
+     "test_blockgen", "the view in order sees the word that it predicts"),
+    ("methods/blockgen.py", "noisy = min(cache.read, cache.reach) + lo - cache.read",
+     "noisy = lo", "test_blockgen", "in a window the noisy block is not where it is"),
+    ("methods/bd3lm.py", "int(positions.max()) + 1", "(z.shape[1] + self.block_length) // 2",
+     "test_blockgen", "the oracle of one size in place of all"),
+    ("methods/blockgen.py", "BD3LM.loss(self.at_size(n), denoiser", "BD3LM.loss(self, denoiser",
+     "test_blockgen", "training on the size of the bound alone"),
+    ("samplers/ar_informed.py", "log_choice(self.rates(new, ~frozen), at) - log_choice(rate, at)",
+     "0", "test_ar_informed", "doubtful words are chosen, and the way back is forgotten"),
+    ("samplers/ar_informed.py", "log_q(z[at]) - log_q(words)", "log_q(words) - log_q(z[at])",
+     "test_ar_informed", "the ratio of what is drawn, upside down"),
+    ("samplers/ar_informed.py", "(self.remask * rate).masked_fill(~free, 0.0)",
+     "self.remask * rate",
+     "test_ar_informed test_sampler_table", "given words are changed"),
+    ("samplers/ar_informed.py", "k = (n * left / steps).round().clamp(min=1)",
+     "k = (n * (left + 1) / steps).round().clamp(min=1)",
+     "test_ar_informed", "a step late: the first one writes nothing"),
+    ("samplers/ar_informed.py", "q[at.flatten()] = probabilities(logits)",
+     "q[at.flatten()] = p[at.flatten()]", "test_ar_informed", "new words are never doubtful"),
+    ("flags.py", "made, _ = extend(config.script, {**vars(config), **values}, config.more)",
+     "made, _ = extend(config.script, {**vars(config), **values})",
+     "test_later_flags", "a flag of the trained model is lost when the sampler is chosen"),
+    ("checkpoints/load.py", 'if f.metadata["later"]}', "}",
+     "test_later_flags", "a trained causal network is used as one that sees all"),
+EXPERTS = [
+    ("methods/maria.py", "[head.weight for head in heads], 1) / 2",
+     "[head.weight for head in heads], 1)", "test_maria", "a product of experts without its root"),
+    ("methods/maria.py", "shifted = self.shift(x)", "shifted = x", "test_maria",
+     "the AR expert reads the token that it predicts"),
+    ("methods/maria.py", "if cache.states is None:", "if True:", "test_maria",
+     "the masked expert reads the text again for each token"),
+    ("methods/maria.py", "z, n / k, frozen, share)", "z, 1.0 * n, frozen, share)", "test_maria",
+     "the loss of two experts counts texts with many gaps more"),
+    ("samplers/drafts.py", "self.cache.keep(min(0, int(length.min()) - self.cache.read))", "pass",
+     "test_drafts", "the cache of a draft keeps refused words"),
+    ("samplers/speculative.py", "n - 1, 1:]", "n - 1, :-1]", "test_drafts",
+     "heads draft one place too far left"),
+    ("methods/ar.py", "ahead, x[:, j:].flatten()", "ahead, x[:, :L - j].flatten()",
+     "test_drafts", "all heads learn the next token"),
+    ("runtime/streak.py", "log.cumsum(-1).exp()[at]", "log.exp()[at]", "test_streak",
+     "a draft learns to agree often, not for long"),
+]
+
 SPINDLE = [
     ("methods/symbol_schedules.py", "w_x * (ce - 1) + (w * log_p.exp()).sum(-1)", "w_x * ce",
      "test_diffusionbert test_genmd4", "a weighted cross-entropy read as a bound"),
@@ -99,4 +146,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *SPINDLE, *ENERGY, *PUZZLES]
+HYBRIDS = [*FORCING, *MIXED_BLOCKS, *EXPERTS, *SPINDLE, *ENERGY, *PUZZLES]

@@ -54,8 +54,8 @@ SAMPLERS = [
 ]
 
 CACHES = [
-    ("methods/bd3lm.py", "torch.cat([past, z], 1), at, lo,",
-     "torch.cat([past, z], 1), at, lo + z.shape[1],", "test_cache test_bd3lm",
+    ("methods/bd3lm.py", "cache, text, at, text.shape[1] - n, pattern)",
+     "cache, text, at, text.shape[1], pattern)", "test_cache test_bd3lm",
      "the cache keeps noisy tokens"),
     ("model.py", "(cache.start if cache else 0)", "0",
      "test_cache", "positions start anew behind a cache"),
@@ -90,7 +90,7 @@ DRAFTS = [
      "test_speculative", "drafts that began otherwise are checked too"),
     ("samplers/speculative.py", "cache.keep(int(length.min())", "cache.keep(int(length.max())",
      "test_speculative", "the cache keeps tokens that were refused"),
-    ("samplers/speculative.py", "(best * B + torch.arange(B", "(0 * best + torch.arange(B",
+    ("samplers/drafts.py", "(best * B + torch.arange(B", "(0 * best + torch.arange(B",
      "test_speculative", "the cache keeps the first draft, not the one that stays"),
     ("methods/base.py", "hit = (z == end) & ~more if", "hit = (z == end) & ~frozen if",
      "test_speculative", "an end before given text ends the text"),

@@ -19,6 +19,7 @@ from methods.base import end_texts
 from model import Transformer
 from references import Figures
 from samplers import make_sampler, speculative
+from samplers.drafts import draft_of
 from samplers.generate import CallCounter
 from samplers.guidance import guide_by_classifier
 from world import L, N, TEXTS, next_token, numbers
@@ -72,12 +73,12 @@ MODELS = {"masks": SimpleNamespace(method=MASKS, denoiser=masked_draft),
 def sampler_of(draft="masks", **flags):
     made = make_sampler("speculative", AR, draft=draft, **{"gamma": L, **flags})
     made.model = MODELS[draft]
+    made.writer = draft_of(draft, made.model)
     return made
 
 
 def cycle(sampler, prefix, monkeypatch, scores=None):
-    """All outcomes of a cycle after a prefix. -> texts (B, L), lengths, how
-    many drafted tokens were kept, probabilities (B,)
+    """All outcomes of a cycle after a prefix. -> texts (B, L), lengths, kept tokens, chances (B,)
 
     scores (g,): the random numbers by which an order chooses places, fixed here
     """

@@ -225,7 +225,7 @@ def test_a_full_disk_or_a_file_of_another_kind_costs_no_evaluation_that_was_ther
 def test_batch_size_0_takes_as_many_texts_as_fit(monkeypatch, capsys):
     sizes = []
     monkeypatch.setattr(evaluate, "bound_figures",
-                        lambda model, data, held, config, rival: sizes.append(config.batch_size)
+                        lambda model, data, held, config, *others: sizes.append(config.batch_size)
                         or {})
     monkeypatch.setattr(memory, "free_memory", lambda device: 0)
     for source in (["--out_dir", "mdlm"], ["--oracle", "mdlm"]):

@@ -37,6 +37,7 @@ VALUES = dict(
     tokenizer=["auto", "chars", "bytes", "bpe"], device=["cpu", "auto"], attention=["auto", "sdpa"],
     grad_clip=[0.0, 0.01], diffusion_block=[1, 2, 4], clip=["", "0.45,0.95", "0,1", "1,1"],
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
+    ar=["", "an-ar"], masked=["", "one"],
     noise_of=list(noises()))
 
 # Other flags that must be given, so that a flag has an effect.
@@ -77,8 +78,9 @@ def try_values(f, method):
     """Short runs, each with another value. -> what they learned, as bytes"""
     Path("poem.txt").write_text("".join(f"{n} green bottles on the wall.\n" for n in range(200)))
     known = flags_of(configure(train.Config, method=method)).keys()
-    for name, width in (("one", 16), ("two", 8)) if "embedding" in known else ():
-        random_checkpoint(name, n_embd=width)
+    others = dict(one=dict(n_embd=16), two=dict(n_embd=8), **{"an-ar": dict(method="ar")})
+    for name, flags in others.items() if {"embedding", "masked"} & known else ():
+        random_checkpoint(name, **flags)
     beside = {name: value for name, value in BESIDE.get(f.name, {}).items() if name in known}
     for value in values(f):
         state = fit("out", **{**SHORT, "method": method, **beside, f.name: value})

@@ -26,7 +26,9 @@ ENTROPY = -(P * P.log()).sum()
 WORLD = dict(diffusion_block=L, diffusion_steps=1024)
 BATCH = {"gidd": 16_000}  # texts, for an error below 1 %: its draws have heavy tails
 # second values of flags that have no choices, and where one more than the default will not do
-SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a folder", noise_of="udlm", top_k=0)
+SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
+              block_sizes="1,3", size_weights="4,3,2,1",
+              ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
 WORDS, LENGTH = 7, 12
 NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=True,
@@ -105,12 +107,22 @@ def test_a_method_is_exact_if_it_says_so(name):
 
 def built(name, **flags):
     """A tiny method, and its network, as train.py makes them."""
-    method = make_method(name, WORDS, **{"embedding": "a folder", **flags})
-    torch.manual_seed(0)
+    method = make_method(name, WORDS, **{"embedding": "out/toy-mdlm", **flags})
     method.on_data(world.Corpus())
-    method.on_start(lambda flag, folder: {"embed": torch.randn(WORDS + 1, 3)})
+    method.on_start(lambda flag, folder: another_run(folder))
+    torch.manual_seed(0)
     n_classes = 3 if method.classifies else 0
     return method, build_network(SimpleNamespace(**NETWORK), method, n_classes)
+
+
+def another_run(folder):
+    """A model in the form of load_model, of the method whose name ends that of the folder."""
+    torch.manual_seed(1)
+    method = make_method(folder.replace("/", "-").rpartition("-")[2], WORDS)
+    config = SimpleNamespace(**NETWORK, block_size=LENGTH)
+    network = build_network(config, method)
+    torch.nn.init.normal_(network.embed)  # no two symbols alike
+    return SimpleNamespace(config=config, method=method, denoiser=network, classes=[])
 
 
 def denoiser_of(method, network, n):
@@ -174,12 +186,16 @@ def test_two_values_of_every_flag_build_and_train_two_steps(name, flag):
 
 @each_method
 def test_every_weight_gets_a_finite_gradient(name):
-    """From random weights, so that no gate is closed. (The bias of keys has none in a softmax.)"""
+    """If it is trained. From random weights, so that no gate is closed. (The bias of keys has none
+    in a softmax.)"""
     method, network = built(name)
     (x, _), randomized = texts(24), randomize(network, std=0.2)
     torch.manual_seed(0)
     method.loss(denoiser_of(method, randomized, len(x)), x).mean().backward()
     for key, p in network.named_parameters():
+        if not p.requires_grad:
+            assert p.grad is None, key
+            continue
         assert p.grad is not None and p.grad.isfinite().all() and (p.grad != 0).any(), key
 
 
