@@ -52,10 +52,10 @@ def block_causal(block, reach):
 def rotary_angles(positions, head_size):
     """Rotary positions (arXiv:2104.09864): pair i turns by position / 10000^(2i/hd).
 
-    positions (L,) -> cos, sin, (L, hd/2) each
+    positions (.., L) -> cos, sin, (.., L, hd/2) each
     """
     exponent = torch.arange(0, head_size, 2, device=positions.device) / head_size  # (hd/2,)
-    angle = positions.float()[:, None] * 10000.0 ** -exponent  # (L, hd/2)
+    angle = positions.float()[..., None] * 10000.0 ** -exponent  # (.., L, hd/2)
     return angle.cos(), angle.sin()
 
 
@@ -144,8 +144,7 @@ class Cache:
         self.capacity, self.reach = capacity, capacity if reach is None else reach
         self.chunk = capacity if reach is None else capacity - reach  # room that can always be made
         self.start = self.length = self.read = 0  # read: tokens kept since the start of the text
-        self.k, self.v = {}, {}  # layer -> (B, H, capacity, hd)
-        self.copies = 1  # rows for each text: two if it is guided
+        self.k, self.v, self.copies = {}, {}, 1  # layer -> (B, H, capacity, hd); two rows if guided
 
     def write(self, layer, k, v):
         """Rotated keys and values of this call (B, H, L, hd) -> what it sees (B, H, Lk, hd)"""
@@ -228,10 +227,10 @@ class Block(nn.Module):
         q, k, v = qkv  # (B, H, L, hd) each
         if self.qk_norm:  # scores are bounded, which makes large learning rates safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])  # (B, H, L, hd) each
-        angles = (*rotary, *rotary)
+        angles = (*rotary, *rotary)[:4]  # of queries and of keys
         if remember:  # a cache holds rotated keys
-            q, k, angles = rotate(q, *rotary), rotate(k, *rotary), None  # (B, H, L, hd) each
-            k, v = remember(k, v)  # (B, H, Lk, hd) each
+            q, k = rotate(q, *angles[:2]), rotate(k, *angles[2:])  # (B, H, L, hd) each
+            (k, v), angles = remember(k, v), None  # (B, H, Lk, hd) each
         dropout, first = self.dropout if self.training else 0.0, k.shape[2] - q.shape[2]
         y = attention(q, k, v, mask_mod, dropout, first, angles)  # (B, H, L, hd)
         return self.out(rearrange(y, "b h l d -> b l (h d)"))  # (B, L, D)
@@ -322,8 +321,8 @@ class Transformer(nn.Module):
         indices (N,) of all B L positions.
 
         noise (B, 1) or (B, L): the time; the network reads a row of TIME_INPUTS of it
-        positions (L,): of the tokens, if not consecutive from 0, or from the cache's start
-        mask_mod: the pattern of this call, if not the network's own
+        positions (L,), or for each text (B, 1, L), if not consecutive from 0, or from the cache's
+        start; (B, 2, L): of queries and of keys. mask_mod: of this call, if not the network's own
         head: called as head(h, weight, bias) with the last hidden states (N, D), in place of logits
         """
         if at is not None and at.dtype == torch.bool and cache is None and torch.is_tensor(z):
@@ -334,7 +333,8 @@ class Transformer(nn.Module):
             cache.make_room(h.shape[1])
         if positions is None:
             positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)
-        rotary = rotary_angles(positions, self.head_size)  # 2 x (L, hd/2)
+        sides = (positions[:, :1], positions[:, -1:]) if positions.dim() > 1 else [positions]
+        rotary = sum((rotary_angles(a, self.head_size) for a in sides), ())  # 2 x (L, hd/2), or 4
         mask_mod = mask_mod or self.mask_mod
         shift = scale = None
         if c is not None:

@@ -21,6 +21,9 @@ METHODS = {
     "maria": "methods.maria:MARIA",  # gaps from left to right: a head on an ar and a masked model
     "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",  # a time for each token
 
+    "sigma_gpt": "methods.sigma_gpt:SigmaGPT",  # autoregression in any order
+    "eso_lm": "methods.eso_lm:EsoLM",  # masks in any order, then autoregression around them
+
     "udlm": "methods.udlm:UDLM",  # random words
     "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words

@@ -48,6 +48,7 @@ from einops import rearrange
 from diffusion import corrupt, stratified
 from flags import UserError, flag
 from methods.base import copy_capabilities
+from methods.in_order import pack_rows
 from methods.mdlm import MDLM
 from model import Block, Transformer, attention, modulate, rotary_angles, select_rows
 
@@ -103,16 +104,6 @@ class CrossBlock(Block):
         q, dropout = self.q(h), self.dropout if self.training else 0.0  # (B, Q, D)
         y = view.attend(q, k, v, self.n_head, mask_mod, self.qk_norm, dropout)  # (B, Q, D)
         return self.out(y)  # (B, Q, D)
-
-
-def pack_rows(select):
-    """The places of the True in each row of (B, L), in reading order, padded to the longest row.
-
-    -> places (B, n), n of each row (B,), at least 1 for places
-    """
-    n = select.sum(-1)  # (B,)
-    order = select.byte().argsort(dim=-1, descending=True, stable=True)  # (B, L)
-    return order[:, :max(1, int(n.max()))], n
 
 
 class Partition(Transformer):

@@ -38,6 +38,7 @@ SAMPLERS = {
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
+    "burst": "samplers.burst:Burst",                         # drafts that sigma-GPT checks itself
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn

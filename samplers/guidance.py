@@ -81,6 +81,7 @@ def cond_and_uncond(denoiser, label, none, z, t, at, **layout):
     twice = lambda a: None if a is None else torch.cat([a, a])  # (2B, ...)
     none = torch.full((len(z),), none, device=z.device)  # (B,)
     label = torch.cat([label.expand(len(z)), none])  # (2B,)
+    layout |= {key: twice(a) for key, a in layout.items() if torch.is_tensor(a) and a.dim() > 1}
     return denoiser(twice(z), twice(t), at=twice(at), label=label, **layout).chunk(2)
 
 

@@ -81,7 +81,10 @@ class Recorder(Wrapper):
         rows = text < self.B  # (N,) a guided network reads each text twice, first with the class
         logits_of_text = logits.reshape(-1, logits.shape[-1])[rows, :self.n_tokens]  # (N', V)
         p = probabilities(logits_of_text).cpu()  # (N', V)
-        keys = zip(text[rows].tolist(), (position[rows] + before).tolist())
+        text, place = text[rows], position[rows] + before  # (N',) each
+        if torch.is_tensor(places := layout.get("positions")):  # (L,), or (B, 1|2, L)
+            place = places[place] if places.dim() == 1 else places[text, 0, position[rows]]  # (N',)
+        keys = zip(text.tolist(), place.tolist())
         self.outputs.update(zip(keys, p))
         return logits
 
@@ -186,7 +189,8 @@ def record(config, model, writer, counter, frozen):
     end, writer.end = writer.end, None
     source = "the exact denoiser of the toy language" if config.oracle else model_name(config)
     each = " for each block" if method.left_to_right else ""
-    how = f"{config.sampler}, {config.steps} steps{each}" if method.process else "left to right"
+    one_by_one = "left to right" if method.left_to_right else "one by one"
+    how = f"{config.sampler}, {config.steps} steps{each}" if method.process else one_by_one
     return Recording(model.config.method, f"{source}; {how}", writer.denoiser, counter,
                      model.encoding, frozen, end, unwritten=method.process is None,
                      what=meaning_of(method))

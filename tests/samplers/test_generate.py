@@ -119,7 +119,7 @@ def test_no_more_states_than_announced(name, sampler):
     writer = writer_of(config, model, model.denoiser, frozen)
     _, *states = writer.trajectory(frozen.long()[None], frozen[None])
     assert 1 <= len(states) <= writer.count_states(32)
-    if sampler == "ancestral":
+    if sampler == "ancestral" and name != "eso_lm":  # which draws how many calls it makes
         assert len(states) == writer.count_states(32)
 
 

@@ -52,7 +52,8 @@ BESIDE = dict(
     slope=dict(times="path"), path=dict(times="path"))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
-SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute").split()
+SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
+          "n_orders").split()
 HARDWARE = ("device matmul_precision attention").split()
 
 # Flags with tests of their own: which.
@@ -104,7 +105,8 @@ def test_every_value_of_every_flag_trains_and_the_flag_reaches_the_run(name):
 @pytest.mark.parametrize("method, name", [
     (method, name) for method in METHODS for name in flags_of(load_row(METHODS, method))])
 def test_every_value_of_every_flag_of_every_method_trains_and_matters(method, name):
-    assert len(set(try_values(flags_of(load_row(METHODS, method))[name], method))) > 1
+    learned = set(try_values(flags_of(load_row(METHODS, method))[name], method))
+    assert (len(learned) == 1) == (name in SILENT)
 
 
 def test_what_is_said_about_flags_is_about_flags_that_there_are():

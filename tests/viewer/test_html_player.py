@@ -12,6 +12,7 @@ from data.tokenizer import chars, grid, words
 from diffusion import probabilities
 from flags import configure, load_row
 from methods import METHODS, make_method
+from networks import random_net
 from oracle import exact
 from runs import cache, complaint, elsewhere, fit  # noqa: F401
 from samplers import generate, make_sampler
@@ -226,3 +227,15 @@ def test_what_cannot_be_recorded_is_one_line_and_leaves_no_file(module, argv, sa
     (words(["a", "b"]), True, 0), (chars("ab"), False, 0), (grid(" .:", 8), False, 8)])
 def test_the_page_knows_how_tokens_make_a_text(encoding, spaced, columns):
     assert html_player.spelling(encoding) == {"spaced": spaced, "columns": columns}
+
+
+@pytest.mark.parametrize("name", ["sigma_gpt", "eso_lm"])
+def test_what_the_network_said_stands_at_the_place_that_it_predicts(name):
+    """Also where the network reads a text in another order."""
+    method = make_method(name, 10)
+    recorder = Recorder(random_net(cond_dim=0, mask_mod=method.mask_mod), 10, 2)
+    before = method.prior((2, 8))  # (2, 8)
+    for z in method.sample(recorder, before, before < 0, 2):
+        changed = {tuple(pair) for pair in (z != before).nonzero().tolist()}
+        assert set(recorder.take()) == changed != set()
+        before = z
