@@ -5,7 +5,9 @@ trained networks (chapter 24).
     python -m experiments.orders oracle                 KL between the toy language and each sampler
                                                         in both directions, and the calls it takes
     python -m experiments.orders trained --out_dir RUNS the loss by opening in parallel on held-out
-                                                        text, for networks of train.py
+                                                        text, for networks of train.py, over seeds
+    python -m experiments.orders networks --out_dir RUNS  KL of trained networks, such as teachers
+                                                        and students, on the toy language
     python -m experiments.figures frontier --measure    both terms of KL over temperatures
 
 Where q(x) is known, `oracle` prints KL exactly (24.4), (24.5), or `<` an upper bound, if the order
@@ -24,6 +26,7 @@ from evaluation.likelihood import mean_error
 from evaluation.sample_quality import unigram_entropy
 from experiments.command import choose_command, run_experiment
 from experiments.timing import hardware
+from experiments.trained_orders import compare_on_held_out
 from flags import UserError, flag
 from methods import make_method
 from samplers import make_sampler
@@ -62,10 +65,12 @@ BUDGETS = [(first, budget) for first in ("golden", "left", "least") for budget i
 @dataclass
 class Config:
     command: str = flag("", "what to measure; also the first word",
-                        ["oracle", "trained"])
+                        ["oracle", "trained", "networks"])
     num_samples: int = flag(256, "texts of each row", least=2)
-    steps: str = flag("16,8", "oracle, trained: network calls, with commas between")
-    out_dir: str = flag("", "trained: folders of runs, with commas between")
+    steps: str = flag("16,8", "oracle, networks: network calls, with commas between")
+    samplers: str = flag("ancestral,spread", "networks: rules, with commas between")
+    words: str = flag("2,4,8", "trained: masks that open in a call, with commas between")
+    out_dir: str = flag("", "trained, networks: folders of runs, with commas between")
     hardware: str = flag("", "the name of the machine, if it cannot be detected")
 
 
@@ -86,11 +91,18 @@ class Toy:
         many = self.language.sample(4096, self.length, generator)  # (4096, L)
         self.many = self.language.log_prob(many)  # (4096,)
 
-    def measure(self, method, sampler, options=None, corrector="draw", steps=8):
-        """Both KL with their errors, or bounds, -log p of samples, calls and positions per text."""
-        method = make_method(method, self.language.V)
+    def measure(self, method, sampler, options=None, corrector="draw", steps=8, model=None,
+                head=True):
+        """Both KL with their errors, or bounds, -log p of samples, calls and positions per text.
+
+        model: a trained one, in place of the exact denoiser of `method`; head: it may be asked for
+        wrong words, if it has one
+        """
+        method = model.method if model else make_method(method, self.language.V)
         sampler = make_sampler(sampler, method, corrector, **options or {})
-        oracle = method.oracle(self.language)
+        oracle = model.denoiser if model else method.oracle(self.language)
+        if model and head:
+            sampler.prepare(model)
         torch.manual_seed(1)
         if sampler.chooses_first and method.opens_masks and corrector == "draw":
             z, nothing = cost.from_nothing(method, self.texts, self.length)
@@ -117,6 +129,13 @@ def cell(value, sign):
     return f"{sign}{value[0]:.4f} +- {value[1]:.4f}" if value else f"{'-':>17}"
 
 
+def print_head(toy, config):
+    print(f"{hardware(name=config.hardware)}\n{toy.texts} texts of {toy.length} words of the toy "
+          f"language, entropy {toy.entropy:.4f} nats/token; nats/token\n"
+          f"{'':<34}{'KL(q || p)':>18}{'KL(p || q)':>20}{'-log p - H':>18}{'within':>7}"
+          f"{'calls':>7}{'scored':>8}")
+
+
 def print_row(name, toy, row, exact):
     """exact: the sign before a KL, ' ' or '<'"""
     first = cell(row["kl"][0], exact) if row["kl"][0] else f">{row['least']:.4f}{'':>10}"
@@ -135,10 +154,7 @@ def is_exact(method, sampler, options=None, *corrector):
 def compare_rules(config):
     """Every rule at the same numbers of network calls."""
     toy = Toy(config.num_samples)
-    print(f"{hardware(name=config.hardware)}\n{toy.texts} texts of {toy.length} words of the toy "
-          f"language, entropy {toy.entropy:.4f} nats/token; nats/token\n"
-          f"{'':<34}{'KL(q || p)':>18}{'KL(p || q)':>20}{'-log p - H':>18}{'within':>7}"
-          f"{'calls':>7}{'scored':>8}")
+    print_head(toy, config)
     for steps in numbers(config.steps):
         print(f"{steps} steps")
         for name, rule in RULES.items():
@@ -151,15 +167,37 @@ def compare_rules(config):
         print_row(f"budget {budget:g}, {first}", toy, toy.measure(*rule), " ")
 
 
-def numbers(text):
+def numbers(text, name="steps"):
     """'16,8' -> [16, 8]; or UserError"""
     try:
         found = [int(word) for word in text.split(",")]
     except ValueError:
         found = [0]
     if min(found) < 1:
-        raise UserError(f"--steps {text}: give whole numbers from 1 on, with commas between")
+        raise UserError(f"--{name} {text}: give whole numbers from 1 on, with commas between")
     return found
+
+
+# ---- trained networks on the toy language
+
+def compare_networks(config):
+    """KL of networks of train.py and distill.py on the toy language, in few steps."""
+    toy = Toy(config.num_samples)
+    print_head(toy, config)
+    for folder in config.out_dir.split(","):
+        model = load_model(folder)
+        if model.config.data != "toy" or model.config.block_size != toy.length:
+            raise UserError(f"{folder} is no run on texts of {toy.length} words of the toy "
+                            "language, which alone has exact probabilities: see trained")
+        print(f"{folder}, {model.method.name}, step {model.step}")
+        for steps in numbers(config.steps):
+            for sampler in config.samplers.split(","):
+                asks = model.method.plans and sampler in ("p2", "ddpd")
+                for head in [True, False][not asks:]:
+                    row = toy.measure("", sampler, steps=steps, model=model, head=head)
+                    sign = " " if model.method.opens_masks and is_exact("mdlm", sampler) else "<"
+                    name = f"  {sampler}{', by its head' * (asks and head)}, {steps} steps"
+                    print_row(name, toy, row, sign)
 
 
 # ---- frontiers
@@ -216,42 +254,19 @@ def draw_frontier(rows, pyplot):
 
 # ---- trained networks
 
-TRAINED = {"random": ("first-hitting", {}), "streams": ("spread", {}),
-           "golden ratio": ("spread", dict(order="golden")), "least entropy": ("entropy", {})}
+def compare_trained(config):
+    """Networks of train.py on held-out text: trained_orders.py."""
+    compare_on_held_out(config, numbers(config.words, "words"))
 
 
-def compare_on_held_out(config):
-    """-log q of held-out text in each order, one mask at a time and several; a run for each row."""
-    print(hardware(name=config.hardware))
-    for folder in config.out_dir.split(","):
-        model = load_model(folder)
-        method, L = model.method, model.config.block_size
-        if not method.opens_masks or method.left_to_right:
-            raise UserError(f"{folder} opens no masks of a whole text: name runs of mdlm")
-        data = load_data(model.config.data, L, model.config.tokenizer, model.config.vocab_size)
-        x = data.windows("val", config.num_samples)[:config.num_samples]  # (n, L)
-        print(f"{folder}, step {model.step}: -log q, nats/token, of {len(x)} held-out texts of {L} "
-              "tokens, one mask at a time; more in this many calls")
-        z, nothing = cost.from_nothing(method, len(x), L)
-        for name, (sampler, options) in TRAINED.items():
-            sampler = make_sampler(sampler, method, **options)
-
-            def nats(steps):
-                torch.manual_seed(1)
-                walk = cost.follow(method, model.denoiser, z, nothing, steps, sampler, x=x)
-                return -walk.log_q / L  # (n,)
-            one = nats(L)  # (n,)
-            cells = [f"{n}: {cell(mean_error(nats(n) - one), '+')}" for n in numbers(config.steps)]
-            print(f"{name:<16}{cell(mean_error(one), ' ')}   {'   '.join(cells)}", flush=True)
-
-
-COMMANDS = {"oracle": compare_rules, "trained": compare_on_held_out}
+COMMANDS = {"oracle": compare_rules, "trained": compare_trained, "networks": compare_networks}
 
 
 def main(config, given=()):
     command = choose_command(config, COMMANDS)
     numbers(config.steps)  # UserError before minutes of work, not after
-    if command is compare_on_held_out and not config.out_dir:
+    numbers(config.words, "words")
+    if command is not compare_rules and not config.out_dir:
         raise UserError("--out_dir names the runs to measure, with commas between")
     command(config)
 

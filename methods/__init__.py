@@ -33,6 +33,8 @@ METHODS = {
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
+    "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
+
     "energy": "methods.energy:Energy",  # text or draws? chooses among those of a masked model
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }

@@ -31,6 +31,7 @@ one word of text in N looks like noise. Its own word is evidence then, and (4.3)
                with p(v) ~ x_theta(v) (1 - alpha + alpha [v = u_l]) = p(x_l = v | z, u)        (4.6)
 
 It is as tight, and needs the time. A step opens noise as (0.3) does; a draw that is u stays noise.
+`--sampler redraw` is another step, which draws u again (samplers/redraw.py).
 """
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,7 +129,7 @@ class AUDM(MDLM):
         self.vocab_size = 2 * self.n_tokens + 1
         if self.told == "words":
             self.uses_time, self.opens_masks = True, False
-            self.samplers, self.distilled_by = ("ancestral",), ()
+            self.samplers, self.distilled_by = ("ancestral", "redraw"), ()
 
     def cross_entropy(self, denoiser, x, z, t, weight=None, frozen=None, share=1.0):
         """-log x_theta(x) at the noise, whose words are drawn here, 0 elsewhere. -> (B, L) nats
@@ -171,7 +172,7 @@ class AUDM(MDLM):
         words = torch.where(z > mask, z, self.prior(z.shape, z.device)) - mask - 1  # (B, L)
         if self.told == "words":
             shown = OwnEvidence(denoiser, self.process, words)
-            sampler = replace(sampler, step=partial(told_step, words=words, step=sampler.step))
+            sampler = replace(sampler, step=partial(told_step, step=sampler.step))
         else:
             shown = ShowWords(denoiser, mask, words)
         for z in sampler(self.process, shown, z.clamp(max=mask), frozen, steps, to_probs):
@@ -194,8 +195,8 @@ class AUDM(MDLM):
         return kind.oracle(self, language)
 
 
-def told_step(process, denoiser, z, frozen, s, t, to_probs, words, step):
-    """A step of (0.3), after which text that equals u (B, L) is noise until the end. -> (B, L)"""
+def told_step(process, denoiser, z, frozen, s, t, to_probs, step):
+    """A step of (0.3) or (4.7), after which text that equals u looks like noise. -> (B, L)"""
     z = step(process, denoiser, z, frozen, s, t, to_probs)  # (B, L)
-    closed = (z == words) & ~frozen & (s > 0)  # (B, L)
+    closed = (z == denoiser.words) & ~frozen & (s > 0)  # (B, L)
     return torch.where(closed, process.mask, z)  # (B, L)

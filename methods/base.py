@@ -73,6 +73,7 @@ class Method:
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
+    plans = False  # logit n_tokens is the log-odds that the word there is wrong
     scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
     reads_in_order = False  # the denoiser of a block has `in_order`: see methods/blockgen.py
     heads = 1  # tokens that one state predicts: its network takes `ahead`, as methods/ar.py says

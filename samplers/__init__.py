@@ -15,6 +15,7 @@ from methods import METHODS
 SAMPLERS = {
     "ancestral": "diffusion:Ancestral",                      # steps of (0.3), for any process
     "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
+    "redraw": "samplers.redraw:Redraw",                      # steps of (4.7): noise is drawn again
 
     "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
     "spread": "samplers.orders:Spread",                      # masks that lie far apart

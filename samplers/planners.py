@@ -21,6 +21,9 @@ say of the word, tells.
     proseco   before every few steps, fill in all masks, and put in the likeliest words in place of
               those that are there already, given this text (2602.11590)
 
+`ddpd` and `p2` may ask a head that was trained to know wrong words, (24.9) of methods/planner.py,
+in place of x_theta: that of the model, or of --planner, which takes a second call in each step.
+
 The last three do not draw from the model: they prefer likely words. They ask the network about
 words that it sees. The oracle and networks that learned from wrong words (gidd) answer with
 x_theta; one that was trained on masks alone never learned to, and mostly repeats the word.
@@ -28,9 +31,10 @@ x_theta; one that was trained on masks alone never learned to, and mostly repeat
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from diffusion import Sampler, categorical, draw_from, probabilities
-from flags import flag
+from flags import UserError, flag
 from samplers.base import MaskSampler, highest, masks_to_open, scatter_at
 
 
@@ -51,7 +55,36 @@ def own_probability(logits, words):
 
 
 @dataclass(eq=False)
-class DDPD(Sampler):
+class Planned(Sampler):
+    """A sampler that may ask a trained head which words are wrong."""
+    planner: str = flag("", "folder of a run of --method planner that says which words are wrong; "
+                        "empty: the model itself, by its head if it has one, else by x_theta; a "
+                        "second network takes as many calls again, which are not counted")
+    judge: object = None  # the model with the head, from `prepare`; None: x_theta says it
+
+    def prepare(self, model):
+        judge = model.beside("--planner", self.planner) if self.planner else model
+        if self.planner and not judge.method.plans:
+            raise UserError(f"--planner {self.planner} is a run of {judge.method.name}, which has "
+                            "no head for wrong words: train one with --method planner")
+        ours, theirs = model.method.process, judge.method.process
+        if (type(ours), vars(ours)) != (type(theirs), vars(theirs)):
+            raise UserError(f"--planner {self.planner} knows other noise than that of "
+                            f"{model.method.name}: train it with another --errors")
+        self.judge = judge if judge.method.plans else None
+
+    def log_odds(self, logits, z, t, at):
+        """Of the words at `at` (B, L): that they are wrong, by the head. logits: of the model for
+        this call. None: there is no head. -> (N,)"""
+        if self.judge is None:
+            return None
+        if self.planner:
+            logits = self.judge.denoiser(z, t, at=at)  # (N, V)
+        return logits[:, self.judge.method.n_tokens].double()  # (N,)
+
+
+@dataclass(eq=False)
+class DDPD(Planned):
     """--sampler ddpd: changes the words that are most probably noise."""
     greedy: bool = flag(False, "the words of the highest probability, in place of a draw by it")
 
@@ -67,9 +100,13 @@ class DDPD(Sampler):
         free = ~frozen  # (B, L)
         for t, s in zip(times[:-1], times[1:]) if free.any() else ():
             t, s = t.expand(len(z), 1), s.expand(len(z), 1)  # (B, 1) each
-            logits = denoiser(z, t.float(), at=free)[:, :process.n_tokens]  # (N, V)
-            own = scatter_at(free, own_probability(logits, z[free]), 1.0)  # (B, L)
-            noise = noise_probability(process, own, z, t).masked_fill(~free, 0)  # (B, L)
+            logits = denoiser(z, t.float(), at=free)  # (N, V)
+            odds, logits = self.log_odds(logits, z, t.float(), free), logits[:, :process.n_tokens]
+            if odds is None:
+                own = scatter_at(free, own_probability(logits, z[free]), 1.0)  # (B, L)
+                noise = noise_probability(process, own, z, t).masked_fill(~free, 0)  # (B, L)
+            else:
+                noise = scatter_at(free, odds.sigmoid())  # (B, L)
             share = (process.alpha(s) - process.alpha(t)) / (1 - process.alpha(t))  # (B, 1)
             k = round_at_random(share * noise.sum(-1, keepdim=True))  # (B, 1) words to change
             race = noise if self.greedy else noise / torch.empty_like(noise).exponential_()
@@ -80,8 +117,9 @@ class DDPD(Sampler):
 
 
 @dataclass(eq=False)
-class P2(MaskSampler):
-    """--sampler p2: of all words, new and old, keeps those that the others say are right."""
+class P2(MaskSampler, Planned):
+    """--sampler p2: of all words, new and old, keeps those that the others or the head call right.
+    """
     trust: float = flag(1.0, "the power of an old word's probability: 0 never masks it again",
                         least=0)
     draws_from_model, rewrites = False, True
@@ -95,10 +133,13 @@ class P2(MaskSampler):
             if not masked.any():
                 return
             t = masked.sum(-1, keepdim=True) / L  # (B, 1)
-            logits = denoiser(z, t, at=free)[:, :process.n_tokens]  # (N, V)
+            logits = denoiser(z, t, at=free)  # (N, V)
+            odds, logits = self.log_odds(logits, z, t, free), logits[:, :process.n_tokens]
             drawn, _ = draw_from(to_probs, logits[masked[free]])  # (n,)
             filled = z.masked_scatter(masked, drawn)  # (B, L)
             log_p = own_probability(logits, filled[free]).log()  # (N,)
+            if odds is not None:
+                log_p = torch.where(masked[free], log_p, F.logsigmoid(-odds))  # (N,)
             log_p = scatter_at(free, log_p, torch.inf)  # (B, L)
             score = torch.where(masked | frozen, log_p, self.trust * log_p)  # (B, L)
             z = filled.masked_fill(~highest(score, L - n * left // steps), process.mask)  # (B, L)

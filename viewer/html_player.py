@@ -14,7 +14,7 @@ with the number of changes, not with steps times tokens. player.html shows these
     {"title": str, "recordings": [{                        a model
         "name": str, "what": str, "about": str             the heading, what the name stands for
         "calls": [int]                                     network calls up to each step
-        "tokens": [bytes as Latin-1, or null for a mask]   of the ids below
+        "tokens": [bytes as Latin-1, null for a mask, or [bytes] for one that shows a word]
         "end": id or null, "unwritten": bool, "spaced": bool, "columns": int
         "texts": [{"start": [id], "given": [position],
                    "steps": [[[position, id, p, id1, p1, ..], ..], ..]}]}]}
@@ -160,7 +160,10 @@ def top_probabilities(p, token):
 
 
 def as_latin1(encoding, id):
-    """The bytes of a token, each as the character of its number; None for a mask."""
+    """The bytes of a token, each as the character of its number; None for a mask, and [bytes] for
+    a mask that shows a word: n_vocab + 1 + the word, as in viewer/terminal.py."""
+    if id > encoding.n_vocab:
+        return [as_latin1(encoding, id - encoding.n_vocab - 1)]
     try:
         return encoding.decode_single_token_bytes(id).decode("latin-1")
     except (KeyError, OverflowError):

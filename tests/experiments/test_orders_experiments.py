@@ -1,8 +1,8 @@
-"""The table of orders, both terms of KL over temperatures, and the loss of trained networks."""
+"""The table of orders, and both terms of KL over temperatures."""
 import pytest
 
 from experiments import figures, orders
-from flags import configure
+from flags import UserError, configure
 from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 
 
@@ -35,17 +35,30 @@ def test_a_frontier_has_both_terms_whose_difference_is_kl(monkeypatch):
     assert rows["confidence, at most"][0][1] < rows["confidence, at most"][0][2]
 
 
-def test_the_loss_of_a_trained_network_is_printed_for_each_order(capsys):
-    fit("run", method="mdlm", **TINY)
+def test_trained_networks_have_an_exact_kl_where_their_orders_do(capsys):
+    """And the planner writes by its head, and by x_theta."""
+    for name, flags in (("masks", dict(method="planner")), ("words", dict(method="udlm")),
+                        ("short", dict(method="mdlm", block_size=4))):
+        fit(name, **{**TINY, "block_size": 32, **flags})
     capsys.readouterr()
-    lines = run(capsys, command="trained", out_dir="run", num_samples=4, steps="2")
-    assert "step 2" in lines[1] and [row.split("  ")[0] for row in lines[2:]] == [*orders.TRAINED]
+    lines = run(capsys, command="networks", out_dir="masks", num_samples=8, steps="4",
+                samplers="ancestral,spread,p2")
+    assert lines[3] == "masks, planner, step 2"
+    assert {line[:34].strip(): line[34:].split()[0].strip(".0123456789") for line in lines[4:]} == {
+        "ancestral, 4 steps": "<", "spread, 4 steps": "", "p2, by its head, 4 steps": ">",
+        "p2, 4 steps": ">"}
+    lines = run(capsys, command="networks", out_dir="words", num_samples=8, steps="4",
+                samplers="ancestral")
+    assert lines[-1].startswith("  ancestral, 4 steps") and "<" in lines[-1]
+    with pytest.raises(UserError, match="no run on texts of 32 words"):
+        run(capsys, command="networks", out_dir="short")
 
 
 @pytest.mark.parametrize("argv, says", [
     ([], "say what to measure: oracle, trained"),
     (["--command", "oracle", "--steps", "8,x"], "give whole numbers from 1 on"),
     (["--command", "oracle", "--steps", "0"], "give whole numbers from 1 on"),
+    (["--command", "trained", "--words", "2,x"], "--words 2,x: give whole numbers from 1 on"),
     (["--command", "trained"], "--out_dir names the runs")])
 def test_bad_input_is_one_line(argv, says, capsys):
     assert says in complaint(orders, *argv, capsys=capsys)

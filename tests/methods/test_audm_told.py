@@ -110,5 +110,5 @@ def test_given_tokens_are_text_even_if_they_equal_their_u():
 
 def test_the_papers_network_reads_the_time_and_takes_its_own_steps():
     assert TOLD.uses_time and not METHOD.uses_time and "sdtt" not in TOLD.distilled_by
-    with pytest.raises(UserError, match="takes steps of its own: take ancestral"):
+    with pytest.raises(UserError, match="takes steps of its own: take ancestral or redraw"):
         make_sampler("first-hitting", TOLD)

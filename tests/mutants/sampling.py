@@ -107,6 +107,33 @@ GENERATION = [
      "test_generate test_hub_runs", "a first token that is given is scored"),
 ]
 
+REDRAW = [
+    ("samplers/redraw.py", "kept * alpha_s * (x == z) +", "kept * alpha_s +", "test_redraw",
+     "words between are drawn as if z were the text"),
+    ("samplers/redraw.py", "1 + (n - 1) * process.alpha(s))", "1 + n * process.alpha(s))",
+     "test_redraw", "text equals its new word of noise too rarely"),
+    ("samplers/redraw.py", "(z == x) & ~same, other, z)", "~same, other, z)", "test_redraw",
+     "noise is told from text by its own word"),
+]
+
+PLANNERS = [
+    ("methods/planner.py", "head = to_float32(logits[:, -1])", "head = to_float32(logits[:, 0])",
+     "test_planner", "the head is the logit of a word"),
+    ("methods/planner.py", "noise = noise & ~frozen", "noise = noise | frozen", "test_planner",
+     "given words are learned as noise"),
+    ("methods/planner.py", "s, z = t * torch.rand_like(t),", "s, z = 0 * t,", "test_planner",
+     "no masks are left beside wrong words"),
+    ("methods/planner.py", "return z, s, (z != x) &", "return z, s, (z == x) &", "test_planner",
+     "right words are learned as wrong"),
+    ("methods/planner.py", "select_rows(odds[..., None], at).log() - own",
+     "select_rows(odds[..., None], at).log() + own", "test_planner",
+     "the exact head likes unlikely words"),
+    ("samplers/planners.py", "F.logsigmoid(-odds)", "F.logsigmoid(odds)", "test_planner",
+     "p2 keeps what the head calls wrong"),
+    ("samplers/planners.py", "logits = self.judge.denoiser(z, t, at=at)", "pass", "test_planner",
+     "the head of --planner is not asked"),
+]
+
 ORDERS = [
     ("samplers/orders.py", "turn = rank % m", "turn = rank // (-(-n // m))", "test_orders",
      "neighbors open at once"),
@@ -140,4 +167,4 @@ ORDERS = [
      "log_p.amax(-1)", "test_planners", "the margin of the likeliest word is zero"),
 ]
 
-SAMPLING = [*SAMPLERS, *ORDERS, *DRAFTS, *CACHES, *GUIDANCE, *GENERATION]
+SAMPLING = [*SAMPLERS, *ORDERS, *PLANNERS, *REDRAW, *DRAFTS, *CACHES, *GUIDANCE, *GENERATION]

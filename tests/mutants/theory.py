@@ -164,7 +164,7 @@ MARKED = [
      "test_audm", "noise shows the word that it hides"),
     ("methods/audm.py", "torch.where(x != u, 1 + at_x, 0.0)", "1 - at_x.neg()", "test_audm_told",
      "text that equals its u is scored"),
-    ("methods/audm.py", "closed = (z == words) & ~frozen & (s > 0)",
+    ("methods/audm.py", "closed = (z == denoiser.words) & ~frozen & (s > 0)",
      "closed = torch.zeros_like(frozen)", "test_audm_told",
      "text that equals its u is known as text"),
     ("methods/audm.py", "like if frozen is None else like & ~frozen", "like",

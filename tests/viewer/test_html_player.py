@@ -18,6 +18,7 @@ from runs import cache, complaint, elsewhere, fit  # noqa: F401
 from samplers import generate, make_sampler
 from viewer import html_player
 from viewer.html_player import Recorder, Recording, as_latin1
+from viewer.terminal import shown_words
 
 SHORT = dict(device="cpu", num_samples=2, steps=9)
 DATA = r'<script type="application/json" id="data">(.*?)</script>'
@@ -83,6 +84,17 @@ def test_what_ar_has_not_written_yet_has_no_token(monkeypatch):
     assert data["recordings"][0]["unwritten"]
     ids = run[-1][1].tolist()
     assert shown[-1] == [as_latin1(exact("ar").encoding, id) for id in ids]
+
+
+def test_noise_that_is_marked_keeps_its_word_and_text_is_a_word_alone(monkeypatch):
+    """audm: a list of one is noise, and its word is that which the terminal shows."""
+    data, _, (run,) = record(monkeypatch, oracle="audm", prompt="the _ _ _ _")
+    first, *_, last = states(data["recordings"][0], 0)
+    encoding = exact("audm").encoding
+    assert [type(token) for token in first] == [str, *[list] * 4]
+    shown = shown_words(run[0][0].tolist(), encoding.n_vocab)  # ids
+    assert [token[0] for token in first[1:]] == [as_latin1(encoding, id) for id in shown[1:]]
+    assert all(isinstance(token, str) for token in last)
 
 
 @pytest.mark.parametrize("flags, name", [
