@@ -25,6 +25,8 @@ METHODS = {
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
+    "diffugpt": "methods.diffugpt:DiffuGPT",  # masks, from the weights of ar
+
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 

@@ -54,6 +54,7 @@ class Method:
     # the network
     network = Transformer  # network(vocab_size, n_layer, ...) -> nn.Module
     predicts = "each token in its place"  # what a row of logits is: other networks do not fit
+    adapts = ()  # what other networks predict from whose weights `adapt_weights` can start
     uses_time = False  # the network reads the time t
     mask_mod = None  # the attention pattern; None: all tokens see all
     bidirectional = True  # one call reads the whole text, masks included: neither cache nor packing
@@ -61,6 +62,7 @@ class Method:
 
     # the loss
     exact = False  # nelbo is -log p(x) itself, not a bound
+    has_bound = True  # nelbo bounds -log p(x); if not, it is the loss, and nothing is known of p(x)
     classifies = False  # the loss is that of a class, and there is no text to sample
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
@@ -166,6 +168,10 @@ class Method:
 
     def on_start(self, read_weights):
         """Before a new run. read_weights(flag, folder) -> the averaged weights of another run."""
+
+    def adapt_weights(self, theirs, fresh):
+        """Weights made of those of a network that the method `adapts`. state dicts -> state dict"""
+        return theirs
 
     def on_step(self, step, trainer):
         """Before each training step: curricula, searches, schedules."""
