@@ -12,7 +12,7 @@ import torch
 from checkpoints.load import load_model
 from data.tokenizer import to_json
 from evaluation.errors import with_error
-from evaluation.likelihood import mean_nats, nats_of
+from evaluation.likelihood import mean_nats, nats_of, require_bound
 from evaluation.ngram import ORDERS, text_nats
 from flags import UserError
 
@@ -23,6 +23,7 @@ def load_rival(name, model, data, device):
     """What --against names, or None if it names nothing. UserError if it cannot read the texts."""
     if not name:
         return None
+    require_bound(model, "--against")
     return NgramRival(data) if name == NGRAM else ModelRival(name, model, data, device)
 
 
@@ -52,6 +53,7 @@ class ModelRival(Rival):
             raise UserError(f"--against {name} was trained on texts of "
                             f"{self.model.config.block_size} tokens, and these have "
                             f"{data.block_size}")
+        require_bound(self.model, f"--against {name}")
         self.exact = self.model.method.exact
 
     def nats(self, held, config, padding):

@@ -17,7 +17,7 @@ from data.reading import read_json_lines, to_utf8
 from data.tokenizer import encode, end_of_text
 from diffusion import probabilities
 from evaluation.errors import mean_error
-from evaluation.likelihood import nats_of, perplexity_of
+from evaluation.likelihood import nats_of, perplexity_of, require_bound
 from flags import UserError
 from samplers import make_sampler
 
@@ -126,6 +126,8 @@ QUESTION = '{"prompt": "...", "choices": ["...", "..."], "answer": 0}, the numbe
 
 def read_passages(path, model, ends=False):
     """The texts of LAMBADA's file; UserError names the line that is wrong. -> list of str"""
+    require_bound(model, "--lambada")
+
     def read(line):
         text = line.get("text") if isinstance(line, dict) else None
         if not isinstance(text, str) or len(text.split()) < 2:
@@ -137,6 +139,8 @@ def read_passages(path, model, ends=False):
 
 def read_questions(path, model, ends=False):
     """-> [(prompt, choices, number of the right one)]. UserError names the line that is wrong."""
+    require_bound(model, "--choices")
+
     def read(line):
         known = line if isinstance(line, dict) else {}
         prompt, choices, answer = (known.get(key) for key in ("prompt", "choices", "answer"))

@@ -12,7 +12,13 @@ from data import load_data
 from data.tokenizer import to_json
 from diffusion import corrupt
 from evaluation.errors import mean_error
-from evaluation.likelihood import bytes_per_scored, likelihood_figures, mean_nats, nats_of
+from evaluation.likelihood import (
+    bytes_per_scored,
+    likelihood_figures,
+    mean_nats,
+    nats_of,
+    require_bound,
+)
 from flags import UserError
 from oracle import exact_classifier
 from samplers.generate import prepend_bos
@@ -99,10 +105,12 @@ def bound_figures(model, data, held, config, rival=None):
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
                            config.seed, condition, padding)  # (n,) each
     mean, error = mean_nats(nats, scored, padding, alone)
+    about = {"method": model.config.method, "data": data.about, "split": config.split,
+             "step": model.step, "draws": config.draws, "exact": model.method.exact}
+    if not model.method.has_bound:  # a loss: no perplexity, no bits, no distance to an entropy
+        return about | {"loss_per_token": mean, "loss_error": error, "texts": len(x)}
     figures = likelihood_figures(nats, scored, x, data, frozen, padding)
-    figures |= {"method": model.config.method, "data": data.about, "split": config.split,
-                "step": model.step, "draws": config.draws, "exact": model.method.exact,
-                "nats_per_token": mean, "standard_error": error}
+    figures |= about | {"nats_per_token": mean, "standard_error": error}
     if size := bytes_per_scored(data):
         figures["bits_per_byte"] = mean / math.log(2) / size
     if data.answers:
@@ -126,6 +134,7 @@ def bound_figures(model, data, held, config, rival=None):
 
 def zero_shot_figures(model, name, config, device):
     """Perplexity and bits on other data, of which the model knows the tokens only."""
+    require_bound(model, "--zero_shot")
     data = data_in_tokens_of(model, name)
     x, frozen, *_ = texts_of(model, data, replace(config, label=""), device)  # (n, L) each
     padding = data.padding(x)  # (n, L)

@@ -17,6 +17,14 @@ import torch
 
 from diffusion import Labeled
 from evaluation.errors import mean_error, pooled_rate, with_error
+from flags import UserError
+
+
+def require_bound(model, option):
+    """UserError if a flag asks for the likelihood of a model that has none, not even a bound."""
+    if not model.method.has_bound:
+        raise UserError(f"{option} needs -log p(x) or a bound on it, and {model.config.method} has "
+                        "neither: leave it out")
 
 
 @torch.no_grad()

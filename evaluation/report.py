@@ -57,6 +57,8 @@ def print_results(r, data, config, exact):
     bound = "" if exact else "at most "
     if "nats_per_token" in r:
         print_bound(r, data, bound)
+    if "loss_per_token" in r:
+        print_loss(r, data)
     if "answers" in r:
         print_answers(r, config)
     if "samples" in r:
@@ -106,6 +108,14 @@ def print_bound(r, data, bound):
         row = r["against"]
         other = describe_difference(row["difference"], row["difference_error"], row["name"])
         print(f"on the same texts, nats/token: {other}" + " (a bound, too)" * (not row["exact"]))
+
+
+def print_loss(r, data):
+    """Of a method without a bound."""
+    loss = with_error(r["loss_per_token"], r["loss_error"])
+    print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text {loss} nats/token "
+          f"({r['texts']:,} texts of {data.block_size} tokens, {r['draws']} noise draws each)\n"
+          f"{r['method']} has no bound on -log p(x): this loss compares runs of {r['method']} alone")
 
 
 def print_answers(r, config):

@@ -46,6 +46,8 @@ WAYS = {  # name: method, does it start from ar, its share of --minutes, flags
     "mdlm from scratch in twice the time": ("mdlm", False, 2, {}),
 }
 
+SIZE = dict(n_layer=2, n_embd=64, block_size=64)  # small, so that minutes are enough
+
 
 @dataclass
 class Config:
@@ -80,7 +82,8 @@ def trained(config, data, name, seed, steps, ar):
     method, from_ar, share, flags = WAYS[name]
     n = max(1, round(share * steps[method]))
     trainer = make_trainer(data, method=method, seed=seed, data=config.data, max_iters=n,
-                           tokenizer=config.tokenizer, warmup_iters=min(100, n // 4), **flags)
+                           tokenizer=config.tokenizer, warmup_iters=min(100, n // 4), **SIZE,
+                           **flags)
     trainer.method.on_start(None)
     if from_ar:
         theirs, fresh = ar.average.state_dict(), trainer.average.state_dict()
@@ -102,11 +105,11 @@ def figures_of(trainer, x, given):
 
 def main(config, given=()):
     print(f"{hardware()}; {config.minutes:g} CPU minutes for ar, then for each", flush=True)
-    data, steps = load_data(config.data, 64, config.tokenizer), {}
+    data, steps = load_data(config.data, SIZE["block_size"], config.tokenizer), {}
     for method in dict.fromkeys(method for method, *_ in WAYS.values()):
         keep_memory()
         steps[method] = steps_in(60 * config.minutes, method, data=config.data,
-                                 tokenizer=config.tokenizer)
+                                 tokenizer=config.tokenizer, **SIZE)
     x, rows = data.windows("val", config.texts), {name: [] for name in WAYS}  # (n, L)
     for seed in range(1, config.seeds + 1):
         ar = None

@@ -26,6 +26,8 @@ METHODS = {
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
     "diffugpt": "methods.diffugpt:DiffuGPT",  # masks, from the weights of ar
+    "ar2diff": "methods.ar2diff:AR2Diff",  # random words, from the weights of ar
+    "diffusion_llm": "methods.diffusion_llm:DiffusionLLM",  # masks, from a masked language model
 
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }

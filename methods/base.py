@@ -5,7 +5,8 @@ A method is a dataclass: its fields are its flags, its functions are its equatio
 oracle is one of them. To add one, write methods/NAME.py and one row in methods/__init__.py.
 
     loss(denoiser, x, frozen=None)      (B, L) nats, what training minimizes; may be a surrogate
-    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x)
+    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x), or
+                                        the loss again where there is none (has_bound)
     sample(denoiser, z, frozen, steps)  yields (B, L) ids, from noise to text
     oracle(language)                    the exact denoiser of a language with known probabilities
 
@@ -99,6 +100,11 @@ class Method:
     def name(self):
         """As in --method, the name of its file. For messages."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def measure(self):
+        """What nelbo is, in one word."""
+        return "exact" if self.exact else "bound" if self.has_bound else "loss"
 
     @property
     def left_to_right(self):

@@ -61,6 +61,8 @@ def insert_row(weight, fresh, row):
 @dataclass(eq=False)
 class DiffuGPT(MDLM):
     """--method diffugpt: starts from an ar run (--init_from) and becomes masked diffusion."""
+    weighting: str = flag("simple", "train on bounded weights, or on the bound itself as published",
+                          ["simple", "bound"])
     anneal: float = flag(0.3, "share of the steps over which attention opens to the right; 0: it is "
                          "open at once, as in fine-tuning and from scratch", least=0, most=1)
     opened: float = 1.0  # r of (18.9)

@@ -13,6 +13,7 @@ from evaluation.likelihood import bytes_per_scored, format_nats, mean_nats
 from evaluation.ngram import ngram_baselines, text_nats
 from evaluation.report import print_by_noise
 from flags import UserError
+from samplers import make_sampler
 from samplers.generate import generate
 from script import spell
 
@@ -33,9 +34,12 @@ def sample_text(trainer, steps):
     label = torch.zeros(1, dtype=torch.long, device=trainer.device)  # (1,)
     denoiser = Labeled(trainer.gathered, label) if trainer.classes else trainer.gathered
     x, frozen, _ = trainer.to_device(data.example_windows("val", 1))  # (1, L), (1, L) or None
+    method = trainer.averaged_method
+    own = method.samplers and "ancestral" not in method.samplers
+    sampler = make_sampler(method.first_choice if own else "ancestral", method)
     torch.manual_seed(config.seed)
-    x = generate(trainer.averaged_method, denoiser, 1, config.block_size, steps,
-                 device=trainer.device, given=x, frozen=frozen)[0]  # (L,)
+    x = generate(method, denoiser, 1, config.block_size, steps, sampler, device=trainer.device,
+                 given=x, frozen=frozen)[0]  # (L,)
     return data.text(x.tolist())
 
 
@@ -46,7 +50,7 @@ def print_evaluation(trainer, step, folder):
     def shown(nats, error):
         if method.classifies:
             return f"{with_error(nats, error)} nats/text"
-        return format_nats(nats, error, bytes_per_scored(data))
+        return format_nats(nats, error, bytes_per_scored(data) if method.has_bound else None)
 
     if step == 0:
         folder.log(step=0, **run_facts(trainer))
@@ -57,10 +61,11 @@ def print_evaluation(trainer, step, folder):
     else:
         n = config.eval_iters * config.batch_size
         train, val = (trainer.bound(split, n) for split in ("train", "val"))
-        kind = "cross-entropy" if method.classifies else "exact" if method.exact else "bound"
+        kind = "cross-entropy" if method.classifies else method.measure
         tqdm.write(f"step {step:>5}  {kind}  train {shown(*train)}   held-out {shown(*val)}")
-        folder.log(step=step, train_bound=train[0], train_se=train[1],
-                   val_bound=val[0], val_se=val[1])
+        name = "bound" if method.has_bound else "loss"
+        folder.log(step=step, **{f"train_{name}": train[0], "train_se": train[1],
+                                 f"val_{name}": val[0], "val_se": val[1]})
     if not method.classifies:
         tqdm.write("    | " + sample_text(trainer, config.block_size).replace("\n", "\n    | "))
 
@@ -76,7 +81,12 @@ def print_summary(trainer):
         return
     x, nats, scored = trainer.nats("val", SUMMARY_TEXTS, SUMMARY_DRAWS)  # (n, L), (n,), (n,)
     mean, error = mean_nats(nats, scored, data.padding(x), data.independent_texts)
-    size, kind = bytes_per_scored(data), "exact" if method.exact else "bound"
+    size, kind = bytes_per_scored(data), method.measure
+    if not method.has_bound:
+        loss = format_nats(mean, error, None)
+        print(f"\nheld-out text, {SUMMARY_DRAWS} noise draws: loss {loss}; {config.method} has no "
+              "bound on -log p(x)")
+        return print_next_commands(config)
     bits = lambda nats: nats / math.log(2) / size if size else None
     rows = [(f"{config.method}, {kind}", mean, bits(mean)), *ngram_baselines(data)]
     if data.language:
@@ -91,6 +101,10 @@ def print_summary(trainer):
     for what, per_token, per_byte in sorted(rows, key=lambda row: -row[2 if size else 1]):
         print(f"{what:<32}{cell(per_token):>12}" + f"{cell(per_byte):>12}" * bool(size)
               + f"  {less.get(what.split(',')[0], ''):>20}".rstrip())
+    print_next_commands(config)
+
+
+def print_next_commands(config):
     model = spell({"out_dir": config.out_dir})
     print(f"\npython sample.py {model}\npython evaluate.py {model}")
 

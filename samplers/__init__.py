@@ -33,6 +33,7 @@ SAMPLERS = {
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
+    "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
 }
 CORRECTORS = {
