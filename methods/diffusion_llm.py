@@ -30,7 +30,7 @@ from methods.mdlm import MDLM
 WEIGHTS = {  # w(t) of (18.11), for levels t (B, 1) of T
     "linear": lambda t, T: 6 * (T - (t - 1)) / T,
     "reciprocal": lambda t, T: T / t,  # the weights of a bound of T levels
-    "constant": lambda t, T: torch.full_like(t, 2.0),
+    "none": lambda t, T: torch.full_like(t, 2.0),
 }
 
 
@@ -52,10 +52,12 @@ class DiffusionLLM(MDLM):
     """--method diffusion_llm: fine-tunes a masked language model (--mask_rate trains one), or a run
     of mdlm, on answers (--sft). `nelbo` is the bound of mdlm."""
     levels: int = flag(50, "T, the levels of noise in training", least=1)
-    weighting: str = flag("linear", "of the levels", [*WEIGHTS])
+    level_weight: str = flag("linear", "w of (18.11): linear as published, reciprocal as in a bound "
+                             "of T levels, or none", [*WEIGHTS])
     mask_rate: float = flag(0.0, "train a masked language model instead, at this rate of masks; 0: "
                             "diffusion", least=0, most=1)
-    complement: bool = False  # no flag here
+    weighting: str = "simple"  # no flags here
+    complement: bool = False
     distilled_by = ()
 
     def loss(self, denoiser, x, frozen=None):
@@ -66,7 +68,7 @@ class DiffusionLLM(MDLM):
             share = self.mask_rate
             return self.cross_entropy(denoiser, x, z, t, 1 / share, frozen, share)  # (B, L)
         t1, t2 = coupled_levels(len(x), self.levels, x.device)  # (B, 1) each
-        weigh, nats = WEIGHTS[self.weighting], 0.0
+        weigh, nats = WEIGHTS[self.level_weight], 0.0
         for t, z in zip((t1, t2), coupled_masks(self.process, x, t1, t2, self.levels, frozen)):
             weight = weigh(t, self.levels) / 2  # (B, 1)
             nats = nats + self.cross_entropy(denoiser, x, z, t / self.levels, weight, frozen)

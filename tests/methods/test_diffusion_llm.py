@@ -72,7 +72,7 @@ def due(method, log_p):
     """The mean of (18.11) for each text, as a sum over levels and masks. -> (27,)"""
     total, T = torch.zeros(len(TEXTS), dtype=torch.float64), method.levels  # (27,)
     t = torch.arange(1, T + 1, dtype=torch.float64)  # (T,)
-    weight = WEIGHTS[method.weighting](t, T) / T  # (T,)
+    weight = WEIGHTS[method.level_weight](t, T) / T  # (T,)
     for masked in torch.cartesian_prod(*[torch.tensor([False, True])] * L):  # (L,)
         k, z = int(masked.sum()), torch.where(masked, N, TEXTS)  # (27, L)
         ce = -log_p(z, None).gather(-1, TEXTS[..., None])[..., 0]  # (27, L)
@@ -81,9 +81,9 @@ def due(method, log_p):
     return total
 
 
-@pytest.mark.parametrize("weighting", [*WEIGHTS])
-def test_the_loss_has_the_mean_of_its_formula_for_any_denoiser(weighting):
-    method = make_method("diffusion_llm", N, levels=4, weighting=weighting)
+@pytest.mark.parametrize("weight", [*WEIGHTS])
+def test_the_loss_has_the_mean_of_its_formula_for_any_denoiser(weight):
+    method = make_method("diffusion_llm", N, levels=4, level_weight=weight)
     wrong = lambda z, t, at=None: world.vandal(z, torch.tensor(0.3), at)
     torch.manual_seed(0)
 
@@ -102,7 +102,7 @@ def test_reciprocal_weights_are_a_bound_of_t_levels_which_falls_to_that_of_mdlm(
     entropy, bounds = -(P * P.log()).sum(), []
     for levels in (1, 4, 16, 64):
         bounds.append((P @ due(make_method("diffusion_llm", N, levels=levels,
-                                           weighting="reciprocal"), exact)).item())
+                                           level_weight="reciprocal"), exact)).item())
     assert all(a > b for a, b in zip(bounds, bounds[1:])) and bounds[-1] > entropy
     assert bounds[-1] - entropy < 0.02 * (bounds[0] - entropy)
 

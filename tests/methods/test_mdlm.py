@@ -105,9 +105,8 @@ def test_a_weighting_that_mdlm_learns_is_refused_by_methods_that_do_not_know_it(
         assert parse(Config, ["--method=mdlm", "--weighting=root"])[0].weighting == "root"
         with pytest.raises(SystemExit):
             parse(Config, [f"--method={name}", "--weighting=root"])
-        own = ", ".join(flags_of(load_row(METHODS, name))["weighting"].metadata["choices"])
-        assert f"--weighting 'root' is not one of {own}" in capsys.readouterr().err
-        with pytest.raises(UserError, match=f"--weighting root is not one of {own}"):
+        assert "--weighting 'root' is not one of simple, bound" in capsys.readouterr().err
+        with pytest.raises(UserError, match="--weighting root is not one of simple, bound"):
             make_method(name, 7, weighting="root")
     finally:
         choices.remove("root")
