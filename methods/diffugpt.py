@@ -14,6 +14,7 @@ a token that is scored is a mask, so (0.2) and (3.1) stay bounds.
 
 Without the shift the rows would be one place off: an AR row predicts the token behind it. start
 and the mask are two symbols: an AR text begins with start, and a text may begin with a mask.
+GPT-2's published weights are read, too (checkpoints/hub.py); its end of text serves as start.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import ancestral, probabilities
-from flags import flag
+from flags import UserError, flag
 from methods.base import copy_capabilities, offset_positions
 from methods.mdlm import MDLM
 from model import Transformer, causal
@@ -40,6 +41,31 @@ class ShiftedTransformer(Transformer):
         if at is None:
             return super().forward(z, noise, **layout)[:, :-1]  # (B, L, V)
         return super().forward(z, noise, offset_positions(at, L, L + 1), **layout)  # (N, V)
+
+
+class GPT2Transformer(ShiftedTransformer):
+    """The same with what GPT-2 has and model.py has not: a learned vector for each position in
+    place of rotary ones, and biases around attention."""
+
+    def __init__(self, vocab_size, *sizes, positions, **options):
+        super().__init__(vocab_size, *sizes, **options)
+        D = self.embed.shape[1]
+        self.places = torch.nn.Parameter(torch.zeros(positions, D))
+        for block in self.blocks:
+            block.qkv.bias = torch.nn.Parameter(torch.zeros(3 * D))
+            block.out.bias = torch.nn.Parameter(torch.zeros(D))
+
+    def embedding(self, z):
+        """z (B, L + 1) with start. -> (B, L + 1, D)"""
+        n = z.shape[1]
+        if n > len(self.places):
+            raise UserError(f"texts of {n - 1} tokens need --positions {n}, start included, and "
+                            f"this network has {len(self.places)}")
+        return super().embedding(z) + self.places[:n]  # (B, L + 1, D)
+
+    def forward(self, z, noise=None, at=None, **layout):
+        nowhere = torch.zeros(z.shape[1] + 1, dtype=torch.long, device=z.device)  # (L + 1,)
+        return super().forward(z, noise, at, positions=nowhere, **layout)  # turned by no angle
 
 
 def annealed(r, n, device="cpu"):
@@ -65,15 +91,24 @@ class DiffuGPT(MDLM):
                           ["simple", "bound"])
     anneal: float = flag(0.3, "share of the steps over which attention opens to the right; 0: it is "
                          "open at once, as in fine-tuning and from scratch", least=0, most=1)
+    positions: int = flag(0, "the network of GPT-2, for that many tokens, start included; 0: that of "
+                             "ar", least=0, fixed=True)
     opened: float = 1.0  # r of (18.9)
     predicts = "each token in the place before it"
     adapts = ("the next token",)
     network = ShiftedTransformer
-    distilled_by, public_layout = (), None
+    distilled_by, public_layout = (), "gpt2"
 
     def __post_init__(self):
         super().__post_init__()
         self.start, self.vocab_size = self.n_tokens + 1, self.n_tokens + 2
+        if self.positions:
+            self.network = partial(GPT2Transformer, positions=self.positions)
+
+    def check(self, config):
+        if 0 < self.positions <= config.block_size:
+            raise UserError(f"--positions {self.positions} must be more than --block_size "
+                            f"{config.block_size}, since start is a token, too")
 
     # ---- attention
 

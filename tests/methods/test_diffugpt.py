@@ -6,6 +6,7 @@ numbers, PUB_*, and figures computed apart from this code, OURS_*; batch_scale h
 cross-entropy of 1 for batches of 1, 2, 4, 16 and 64 texts, with standard errors.
 """
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,11 @@ from runs import complaint, elsewhere, cache, fit, metrics, tiny  # noqa: F401
 from world import LANGUAGE, P, TEXTS, L, N
 
 import train
+from checkpoints import hub
 from checkpoints.load import load_model
+from checkpoints.tensor_layouts import write_safetensors
+from data.tokenizer import chars
+from flags import UserError
 from methods import make_method
 from methods.diffugpt import ShiftedTransformer, annealed
 from methods.mdlm import masked_weight
@@ -266,3 +271,65 @@ def test_a_method_that_cannot_adapt_them_says_who_can(method, capsys):
     fit("sedd", method="sedd", max_iters=1)
     said = complaint(train, *tiny(init_from="sedd", method="diffugpt", out_dir="o"), capsys=capsys)
     assert "a network of sedd, and diffugpt needs another" in said
+
+
+# ---- from GPT-2
+
+def tiny_gpt2(V=13, D=8, layers=2, places=7):
+    """Random weights under the published names, with the buffers that published files have."""
+    torch.manual_seed(0)
+    shapes = {"wte.weight": (V, D), "wpe.weight": (places, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
+    for i in range(layers):
+        for part, shape in {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, 4 * D),
+                            "mlp.c_proj": (4 * D, D), "ln_1": (D,), "ln_2": (D,)}.items():
+            shapes |= {f"h.{i}.{part}.weight": shape, f"h.{i}.{part}.bias": shape[-1:]}
+    weights = {name: torch.randn(shape) / 2 for name, shape in shapes.items()}
+    return weights | {f"h.{i}.attn.bias": torch.ones(1, 1, places, places) for i in range(layers)}
+
+
+def gpt2_logits(w, ids, heads=2):
+    """GPT-2 as its paper and its published names have it: ids (B, n) -> (B, n, V)"""
+    (B, n), D = ids.shape, w["wte.weight"].shape[1]
+    h = w["wte.weight"][ids] + w["wpe.weight"][:n]  # (B, n, D)
+    norm = lambda h, name: F.layer_norm(h, (D,), w[f"{name}.weight"], w[f"{name}.bias"])
+    linear = lambda h, name: h @ w[f"{name}.weight"] + w[f"{name}.bias"]
+    for i in range(2):
+        qkv = linear(norm(h, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").view(B, n, 3, heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, D / heads) each
+        score = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, n, n)
+        score = score.masked_fill(~torch.ones(n, n).tril().bool(), -math.inf)
+        y = (score.softmax(-1) @ v).transpose(1, 2).reshape(B, n, D)
+        h = h + linear(y, f"h.{i}.attn.c_proj")  # (B, n, D)
+        inner = F.gelu(linear(norm(h, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"), approximate="tanh")
+        h = h + linear(inner, f"h.{i}.mlp.c_proj")  # (B, n, D)
+    return norm(h, "ln_f") @ w["wte.weight"].T  # (B, n, V)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_gpt2_is_read_and_is_itself_at_ratio_0(prefix, tmp_path, monkeypatch):
+    """Its end of text, the last word, is start; with everything from l on masked, row l is that of
+    GPT-2."""
+    weights, name = tiny_gpt2(), "openai-community/gpt2"
+    row = replace(hub.find_row(name), size=(2, 2, 8), length=6,
+                  more={"norm_bias": True, "positions": 7})
+    monkeypatch.setitem(hub.PUBLISHED, name, row)
+    monkeypatch.setattr(hub, "encoding_of", lambda tokens, source: chars("abcdefghijklm"))
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        write_safetensors(file, {prefix + key: a for key, a in weights.items()})
+    model = load_model(f"{name}={tmp_path}/model.safetensors")
+    method, x = model.method, torch.randint(13, (3, 6))  # (3, 6)
+    method.opened = 0.0
+    theirs = gpt2_logits(weights, F.pad(x, (1, 0), value=12))  # (3, 7, V)
+    with torch.no_grad():
+        for l in range(6):
+            z = torch.where(torch.arange(6) < l, x, method.process.mask)  # (3, 6)
+            ours = method.seen_by(model.denoiser, z)(z, None)[:, l, :13]  # (3, V)
+            torch.testing.assert_close(ours, theirs[:, l], atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="texts of 7 tokens need --positions 8"):
+        model.denoiser(torch.zeros(1, 7).long(), None)
+
+
+def test_the_positions_of_gpt2_must_hold_the_text_and_start(capsys):
+    words = tiny(method="diffugpt", positions=8, out_dir="o")
+    assert "--positions 8 must be more than --block_size 8" in complaint(train, *words,
+                                                                         capsys=capsys)

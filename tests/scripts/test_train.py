@@ -37,7 +37,8 @@ VALUES = dict(
     tokenizer=["auto", "chars", "bytes", "bpe"], device=["cpu", "auto"], attention=["auto", "sdpa"],
     grad_clip=[0.0, 0.01], diffusion_block=[1, 2, 4], clip=["", "0.45,0.95", "0,1", "1,1"],
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
-    noise_of=list(noises()), levels=[1, 50], mask_rate=[0.0, 0.5])
+    noise_of=list(noises()), levels=[1, 50], mask_rate=[0.0, 0.5],
+    positions=[0, 16])
 
 # Other flags that must be given, so that a flag has an effect.
 BESIDE = dict(

@@ -29,7 +29,7 @@ WORLD = dict(diffusion_block=L, diffusion_steps=1024)
 BATCH = {"gidd": 16_000}  # texts, for an error below 1 %: its draws have heavy tails
 # second values of flags that have no choices, and where one more than the default will not do
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a folder", noise_of="udlm", top_k=0,
-              mask_rate=0.15)
+              mask_rate=0.15, positions=16)
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
 WORDS, LENGTH = 7, 12
 NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=True,
