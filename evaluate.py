@@ -110,11 +110,11 @@ def main(config, given=()):
     denoiser = CallCounter(compile_for_sampling(config, model))
     classifier = (load_classifier(config.classifier, model, device)
                   if config.classifier and config.label else None)
-    no_prompt = torch.zeros(model.config.block_size, dtype=torch.bool, device=device)  # (L,)
-    writer = writer_of(config, model, denoiser, no_prompt, classifier)
     data = data_of(model, config.data)
-    rival = load_rival(config.against, model, data, device)
     held = texts_of(model, data, config, device)
+    given = held.frozen.all(0) if data.prompted else torch.zeros_like(held.x[0]).bool()  # (L,)
+    writer = writer_of(config, model, denoiser, given, classifier)
+    rival = load_rival(config.against, model, data, device)
     if config.judge and data.answers:
         raise UserError("--judge rates samples, and answers to chats are compared: leave it out")
     judge = load_judge(config.judge, model, device, config.mauve)
@@ -122,7 +122,7 @@ def main(config, given=()):
     report = Report(config, model, data)
     with report.part("bound"):
         report.add(**bound_figures(model, data, held, config, rival))
-    chosen = choose_sampler(config, model)
+    chosen = choose_sampler(config, model, given)
     steps = min(chosen.steps, model.method.max_steps or chosen.steps)
     how = {"sampler": chosen.sampler, "steps": steps}
     if config.num_samples and data.answers:
@@ -131,7 +131,7 @@ def main(config, given=()):
                        network_calls=denoiser.calls, **how)
     elif config.num_samples:
         with report.part("samples"):
-            samples = draw_samples(writer, data.block_size, config, device)
+            samples = draw_samples(writer, data.block_size, config, device, data.prompted and held)
             report.add(**sample_figures(samples, held.x, data, judge, held.label, config), **how)
     for name in dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))):
         with report.part(name):

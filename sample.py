@@ -121,8 +121,8 @@ def print_texts(config, model, device):
     """Print the texts of one model as they are finished. -> their Recording, for --html, or None"""
     encoding, L = model.encoding, model.config.block_size
     check_length(config.length)
-    prompt = read_prompt(config.prompt)
-    given, frozen = encode_prompt(prompt, config.gap, encoding, config.length, L)  # (L,) each
+    given, frozen = encode_prompt(read_prompt(config.prompt), config.gap, encoding, config.length,
+                                  L, model.config.data, config.seed)  # (L,) each
     check(config, model, len(given))
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     config = choose_sampler(config, model, frozen)

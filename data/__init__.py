@@ -5,6 +5,7 @@ A row is "module:Class" and is imported when it is chosen. A name with * is a pa
 
     toy, toy_grammar           a small English whose entropy is known exactly
     digits                     images of 8 x 8 pixels, which are tokens too
+    puzzles, sudoku, countdown, planning      questions with a checker of answers
     chat, synthetic_chats      questions and answers: made up, or from your own file
     texts, docstrings, corpus  text that is small enough to be tokenized in one go
     corpora                    the corpora of the papers' tables: sources, splits, conventions
@@ -25,6 +26,17 @@ DATASETS = {
     "names": "data.texts:Names",  # the names of Unicode's characters
     "python": "data.texts:Docstrings",  # the docstrings of your Python
     "shakespeare": "data.texts:Shakespeare",  # 1 MB, downloaded once
+
+    # puzzles: a question that is given, an answer that a checker accepts
+    "sudoku4": "data.sudoku:Sudoku4",  # 4 x 4, the clues in front of the solution
+    "sudoku4-in-place": "data.sudoku:Sudoku4InPlace",  # the clues where they stand
+    "sudoku9": "data.sudoku:Sudoku9",
+    "sudoku9-in-place": "data.sudoku:Sudoku9InPlace",
+    "countdown3": "data.countdown:Countdown3",  # reach a number with three others
+    "countdown4": "data.countdown:Countdown4",
+    "countdown5": "data.countdown:Countdown5",
+    "planning2": "data.planning:Planning2",  # the way through a star graph with two arms
+    "planning5": "data.planning:Planning5",
 
     # downloaded: the corpora of the papers' tables
     "text8": "data.corpora:PublishedCorpus",

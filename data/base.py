@@ -39,6 +39,8 @@ class Dataset:
     is_path = False  # its name is the path of a file or folder
     is_text = True  # its tokens spell text: words can be looked up and counted
     image_size = None  # tokens per image, where texts are images, which `render` draws
+    prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
+    first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
     independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
     pads = False  # short texts are padded, and the padding is not scored

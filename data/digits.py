@@ -21,7 +21,7 @@ import torch
 
 from data.base import Dataset
 from data.files import write_file
-from data.tokenizer import pixels
+from data.tokenizer import grid
 from flags import UserError
 from script import one_line_errors
 
@@ -53,7 +53,7 @@ class Digits(Dataset):
                        (("train", ~held), ("val", held))}  # (n, 64) each
         self.labels = {split: torch.from_numpy(label[rows].astype(np.int64)) for split, rows in
                        (("train", ~held), ("val", held))}  # (n,) each
-        self.encoding = pixels(LEVELS)
+        self.encoding = grid(LEVELS, SIDE)
         self.about = f"digits: {len(x):,} images of 8 x 8 pixels in 17 gray levels, {held.sum()} " \
                      f"of them held out"
 

@@ -4,12 +4,15 @@ A prompt with or without gaps, from the command line or a file, as the beginning
     "Return the"                     is continued
     "Return ____ of the ____."       is filled in: each _ is one token
     "FILE:notes.txt"                 is read from a file
+
+Models of puzzles answer a held-out question if there is no prompt.
 """
 import torch
 
+from data import DATASETS, load_data
 from data.reading import read_text, tidy
 from data.tokenizer import encode
-from flags import UserError
+from flags import UserError, load_row
 
 
 def read_prompt(prompt):
@@ -19,11 +22,21 @@ def read_prompt(prompt):
     return read_text(prompt.removeprefix("FILE:"), "the prompt ")
 
 
-def encode_prompt(prompt, gap, encoding, length, block_size):
+def held_out_question(data, block_size, number=0):
+    """A held-out question of a data set that asks questions. -> ids (L,), frozen (L,) bool"""
+    x, frozen, _ = load_data(data, block_size).example_windows("val")  # (n, L) each
+    return x[number % len(x)], frozen[number % len(x)]  # (L,), (L,)
+
+
+def encode_prompt(prompt, gap, encoding, length, block_size, data="", number=0):
     """A prompt as the ids of a text, and where they are given: not in gaps, nor after the prompt.
 
-    length: of the text; 0 is that of a prompt with gaps, else block_size. -> (L,), (L,) bool
+    length: of the text; 0 is that of a prompt with gaps, else block_size
+    data, number: which held-out question it is, where data has questions and there is no prompt
+    -> (L,), (L,) bool
     """
+    if not prompt and data and load_row(DATASETS, data).prompted:
+        return held_out_question(data, block_size, number)
     if len(gap) != 1:
         raise UserError(f"--gap must be one character (got {gap!r})")
     ids, frozen = [], []

@@ -4,7 +4,7 @@ Text to ids and back. Every tokenizer is a `tiktoken.Encoding`, ours and the pub
     chars(text)             one token per distinct character of the text
     byte_level()            the 256 bytes: encodes anything, even what is not text
     words(["two", "old"])   word i has id i; a text is words between spaces (data/toy.py)
-    pixels(" .:#")          one character per gray level, in lines of 8 (data/digits.py)
+    grid(" .:#", 8)         one character per symbol, in lines of 8 (data/digits.py)
     bpe(text, vocab_size)   byte-pair encoding, trained here
     load_encoding("gpt2")   an encoding of tiktoken, or the words of BERT (data/wordpiece.py)
 
@@ -77,10 +77,18 @@ def words(vocabulary):
     return make_encoding("words", ONE_WORD, [f" {word}".encode() for word in vocabulary])
 
 
-def pixels(levels):
-    """The i-th character is gray level i. An image is read in lines of 8; line breaks are not
+def grid(symbols, width):
+    """The i-th character has id i. A text is read in lines of `width`; line breaks are not
     tokens."""
-    return make_encoding("pixels", ONE_CHARACTER, [level.encode() for level in levels])
+    name = "pixels" if width == 8 else f"grid {width}"  # the name in checkpoints of digits
+    return make_encoding(name, ONE_CHARACTER, [symbol.encode() for symbol in symbols])
+
+
+def width_of(encoding):
+    """The length of a line of a grid; None: texts are not in lines."""
+    if encoding.name == "pixels":
+        return 8
+    return int(encoding.name[5:]) if encoding.name.startswith("grid ") else None
 
 
 def bpe(text, vocab_size, alphabet=ASCII):
@@ -180,7 +188,7 @@ def encode(encoding, text):
     to_utf8(text)  # tiktoken stops at half a character
     if encoding.name == "words":
         text = "".join(f" {word}" for word in text.split())
-    if encoding.name == "pixels":
+    if width_of(encoding):
         text = text.replace("\n", "")
     if unknown := unknown_symbols(encoding, text):
         kind = "word" if encoding.name == "words" else "character"
@@ -223,8 +231,9 @@ def pieces(encoding, ids, gap="_"):
     if texts:
         texts[0] = texts[0].removeprefix(space)
         texts[-1] += utf8.decode(b"", final=True)
-    if encoding.name == "pixels":
-        texts = [text + "\n" * (i % 8 == 7 and i + 1 < len(texts)) for i, text in enumerate(texts)]
+    if width := width_of(encoding):
+        texts = [text + "\n" * ((i + 1) % width == 0 and i + 1 < len(texts))
+                 for i, text in enumerate(texts)]
     return texts
 
 
@@ -245,9 +254,10 @@ def end_of_text(encoding):
 
 def has_subword_bytes(encoding):
     """Do n-grams of bytes say more than n-grams of tokens? They do not where tokens are characters,
-    words or pixels, nor where special tokens other than the end stand between the words."""
+    words or a grid, nor where special tokens other than the end stand between the words."""
     marks = encoding.special_tokens_set - {END_OF_TEXT}
-    return encoding.name not in ("chars", "words", "pixels") and not marks
+    one = encoding.name in ("chars", "words") or width_of(encoding)
+    return not one and not marks
 
 
 # ---- in checkpoints

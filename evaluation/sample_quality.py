@@ -36,13 +36,22 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, B
 LONG = 20  # characters between spaces, on average: English has 6, German 7, proteins hundreds
 
 
-def draw_samples(writer, length, config, device):
-    """--num_samples texts of `length` tokens, --batch_size at a time. -> (n, length)"""
+def draw_samples(writer, length, config, device, held=None):
+    """--num_samples texts of `length` tokens, --batch_size at a time, from nothing, or the answers
+    to as many held-out questions, evenly spread. -> (n, length)"""
     torch.manual_seed(config.seed)
-    most = config.batch_size
-    sizes = (min(most, config.num_samples - n) for n in range(0, config.num_samples, most))
-    return torch.cat([generate(writer.method, writer.denoiser, n, length, writer.steps,
-                               writer.sampler, writer.to_probs, device) for n in sizes])  # (n, L)
+    n, given, frozen = config.num_samples, None, None
+    if held:
+        rows = torch.linspace(0, len(held.x) - 1, n).round().long().to(device)  # (n,)
+        given, frozen = held.x[rows], held.frozen[rows]  # (n, length) each
+    texts = []
+    for lo in range(0, n, config.batch_size):
+        part = slice(lo, min(lo + config.batch_size, n))
+        texts.append(generate(writer.method, writer.denoiser, part.stop - lo, length, writer.steps,
+                              writer.sampler, writer.to_probs, device,
+                              given if given is None else given[part],
+                              frozen if frozen is None else frozen[part]))
+    return torch.cat(texts)  # (n, length)
 
 
 # ---- means over texts

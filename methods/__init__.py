@@ -12,6 +12,7 @@ METHODS = {
     "md4": "methods.md4:MD4",  # masks by a schedule
     "genmd4": "methods.genmd4:GenMD4",  # masks by a learned schedule for each symbol
     "radd": "methods.radd:RADD",  # masks: four forms of one bound
+    "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
     "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",  # a time for each token

@@ -269,7 +269,7 @@ def fast_form(denoiser, rule, promised):
         return None
     if torch.is_grad_enabled() and not promised:
         return None
-    return kernels.FAST.get(rule.__name__)
+    return kernels.FAST.get(getattr(rule, "__name__", None))
 
 
 def offset_positions(at, L, width):

@@ -7,6 +7,7 @@ imported when it is chosen. A corrector lets a sampler write a text, and then co
 from dataclasses import dataclass
 from functools import partial
 
+from data import DATASETS
 from diffusion import probabilities
 from flags import UserError, change, flag, flags_of, load_row
 from methods import METHODS
@@ -115,9 +116,13 @@ def make_sampler(name, method, corrector="draw", **options):
     return last.wrap(sampler)
 
 
-def first_sampler(config, method):
+def first_sampler(config, method, data=""):
     """The sampler where none is given. A classifier guides steps of (0.3) and no others."""
-    return "ancestral" if config.classifier else method.first_choice
+    wanted = load_row(DATASETS, data).first_choice if data else None
+    if config.classifier:
+        return "ancestral"
+    fits = wanted and not refusal(wanted, load_row(SAMPLERS, wanted)(), method)
+    return wanted if fits else method.first_choice
 
 
 FEW_STEPS = 16  # so few cost little: a few gaps are filled one at a time, which loses nothing
@@ -126,7 +131,8 @@ FEW_STEPS = 16  # so few cost little: a few gaps are filled one at a time, which
 def choose_sampler(config, model, frozen=None):
     """The flags with --sampler and --steps where they are not given. frozen (L,): given tokens"""
     method, L = model.method, model.config.block_size
-    config = change(config, sampler=config.sampler or first_sampler(config, method))
+    first = config.sampler or first_sampler(config, method, model.config.data)
+    config = change(config, sampler=first)
     n = min(method.block_length or L, L if frozen is None else int((~frozen).sum()))  # at once
     words = load_row(SAMPLERS, config.sampler).words_per_step
     enough = max(-(-n // words), min(n, FEW_STEPS), 1) if words else 128
@@ -135,7 +141,8 @@ def choose_sampler(config, model, frozen=None):
 
 def sampler_of(config, model):
     """The sampler that the flags describe, for a model; UserError if it does not fit."""
-    config = change(config, sampler=config.sampler or first_sampler(config, model.method))
+    first = config.sampler or first_sampler(config, model.method, model.config.data)
+    config = change(config, sampler=first)
     rows = load_row(SAMPLERS, config.sampler), load_row(CORRECTORS, config.corrector)
     options = {key: getattr(config, key) for row in rows for key in flags_of(row)}
     sampler = make_sampler(config.sampler, model.method, config.corrector, **options)

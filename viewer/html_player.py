@@ -237,7 +237,7 @@ def record_texts(config, model, device):
     check_length(config.length)
     prompt, n = read_prompt(config.prompt), config.num_samples
     given, frozen = encode_prompt(prompt, config.gap, model.encoding, config.length,
-                                  model.config.block_size)  # (L,) each
+                                  model.config.block_size, model.config.data, config.seed)  # (L,)
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     counter = CallCounter(model.denoiser)
     classifier = load_classifier(config.classifier, model, device) if config.classifier else None

@@ -28,6 +28,10 @@ SETS = {                                         # name: the arguments of load_d
     "chat, sft": dict(data="chat", block_size=160, tokenizer="bytes", sft=True),
     "names": dict(data="names", block_size=64),
     "python": dict(data="python", block_size=32, vocab_size=300),
+    "sudoku4": dict(data="sudoku4", block_size=0),
+    "sudoku9 in place": dict(data="sudoku9-in-place", block_size=0),
+    "countdown4": dict(data="countdown4", block_size=0),
+    "planning5": dict(data="planning5", block_size=0),
     "a file": dict(data="story.txt", block_size=16, tokenizer="chars"),
     "a folder-plain": dict(data="texts-plain", block_size=16, vocab_size=128),
     "a large file": dict(data="large.txt", block_size=16, tokenizer="bytes"),
@@ -73,7 +77,7 @@ def test_a_data_set_says_what_it_is(data):
     assert data.about.startswith(f"{data.name}: ") and "\n" not in data.about
     assert 0 < data.bytes_per_token < 20 and 0 < data.bytes_per_id < 20
     assert {"train", "val"} <= set(data.splits) and data.block_size > 0
-    for fact in ("is_text", "answers", "pads", "counts_words", "counts_bytes"):
+    for fact in ("is_text", "answers", "prompted", "pads", "counts_words", "counts_bytes"):
         assert type(getattr(data, fact)) is bool, fact
     assert not data.answers or not data.counts_words
     assert data.has_language == (data.language is not None) == (data.name == "toy")
@@ -85,7 +89,7 @@ def test_examples_and_windows_are_ids_with_what_is_given_and_classes(data):
         n, L = x.shape
         assert n in (3, 7) and L == data.block_size and x.dtype == torch.int64
         assert x.min() >= 0 and x.max() < data.encoding.n_vocab
-        assert (frozen is not None) == data.answers
+        assert (frozen is not None) == (data.answers or data.prompted)
         assert frozen is None or frozen.shape == x.shape and frozen.dtype == torch.bool
         assert frozen is None or not frozen.all(-1).any()
         assert (label is not None) == bool(data.classes)
@@ -174,7 +178,7 @@ def test_nothing_that_is_held_out_is_trained_on_wherever_texts_are_read_whole(da
     """Chats, names, paragraphs, images, documents. Windows of a text overlap no other split."""
     if data.language is not None or data.name == "lm1b":  # fresh texts; the publisher's own splits
         return
-    if data.answers or data.image_size or data.pads:
+    if data.answers or data.image_size or data.pads or data.prompted:
         parts = [set(map(tuple, data.windows(split).tolist())) for split in ("train", "val")]
     elif data.name in ("names", "python", "chat", "mine.jsonl"):
         end = {"names": "\n", "python": "\n\n"}.get(data.name, MARKS[-1])
@@ -189,7 +193,7 @@ def test_nothing_that_is_held_out_is_trained_on_wherever_texts_are_read_whole(da
 
 def test_the_fingerprint_of_a_text_is_that_of_what_it_holds(data):
     """So the code's own texts have none, and a copy elsewhere has the same."""
-    assert (data.fingerprint is None) == data.has_language
+    assert (data.fingerprint is None) == (data.has_language or data.prompted)
     assert data.fingerprint is None or len(data.fingerprint) == 64
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sample
-from data.tokenizer import chars, pixels, words
+from data.tokenizer import chars, grid, words
 from diffusion import probabilities
 from flags import configure, load_row
 from methods import METHODS, make_method
@@ -211,6 +211,6 @@ def test_what_cannot_be_recorded_is_one_line_and_leaves_no_file(module, argv, sa
 
 
 @pytest.mark.parametrize("encoding, spaced, columns", [
-    (words(["a", "b"]), True, 0), (chars("ab"), False, 0), (pixels(" .:"), False, 8)])
+    (words(["a", "b"]), True, 0), (chars("ab"), False, 0), (grid(" .:", 8), False, 8)])
 def test_the_page_knows_how_tokens_make_a_text(encoding, spaced, columns):
     assert html_player.spelling(encoding) == {"spaced": spaced, "columns": columns}
