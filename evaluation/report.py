@@ -112,10 +112,10 @@ def print_bound(r, data, bound):
 
 def print_loss(r, data):
     """Of a method without a bound."""
-    loss = with_error(r["loss_per_token"], r["loss_error"])
-    print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text {loss} nats/token "
+    loss, name = with_error(r["loss_per_token"], r["loss_error"]), r["method"]
+    print(f"{r['data']}\n{name}, step {r['step']}: loss on held-out text {loss} nats/token "
           f"({r['texts']:,} texts of {data.block_size} tokens, {r['draws']} noise draws each)\n"
-          f"{r['method']} has no bound on -log p(x): this loss compares runs of {r['method']} alone")
+          f"{name} has no bound on -log p(x): this loss compares runs of {name} alone")
 
 
 def print_answers(r, config):

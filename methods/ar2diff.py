@@ -2,7 +2,7 @@
 Chapter 18. From an AR model to random words: AR2Diff (arXiv:2401.17181), trained as in SUNDAE.
 
     z = x, each word with probability t a random one,   t ~ U(0, 1)
-    z' = a draw of all words from p_theta(. | z), which passes no gradient                    (18.10)
+    z' = a draw of all words from p_theta(. | z), which passes no gradient                   (18.10)
     loss  1/2 [ -log p_theta(x_l | z) - log p_theta(x_l | z') ]  at every word l
 
 The second term trains on what the network makes of its own mistakes. It may be left out
@@ -36,7 +36,7 @@ class AR2Diff(Method):
     predicts = "each token in the place before it"
     adapts = ("the next token",)
     network = ShiftedTransformer
-    has_bound, samplers = False, ("unroll",)
+    has_bound, takes_steps, samplers = False, False, ("unroll",)
     classifier_process = None
 
     def __post_init__(self):

@@ -70,6 +70,7 @@ class Method:
 
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
+    takes_steps = True  # of (0.3), or its own ones, guided or not; else `first_choice` alone writes
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
     scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
     block_length = None  # of methods that write blocks in order: tokens per block

@@ -4,7 +4,7 @@ Chapter 18. From an AR model to masked diffusion: DiffuGPT, DiffuLLaMA (arXiv:24
 An AR network has learned the next token from those before it. Three changes keep what it knows:
 
     shift      row l reads [start, z_0, .., z_(L-1)], stands at z_(l-1), and predicts x_l
-    attention  row q looks at key k  if  k <= q  or  u_qk < r,   u_qk ~ U(0, 1)                (18.9)
+    attention  row q looks at key k  if  k <= q  or  u_qk < r,   u_qk ~ U(0, 1)               (18.9)
                r = min( 1, (n + 1) / (anneal N) ) in step n of N
 
 and the loss is that of masked diffusion (methods/mdlm.py). u is drawn anew for each batch, and all
@@ -89,10 +89,10 @@ class DiffuGPT(MDLM):
     """--method diffugpt: starts from an ar run (--init_from) and becomes masked diffusion."""
     weighting: str = flag("simple", "train on bounded weights, or on the bound itself as published",
                           ["simple", "bound"])
-    anneal: float = flag(0.3, "share of the steps over which attention opens to the right; 0: it is "
-                         "open at once, as in fine-tuning and from scratch", least=0, most=1)
-    positions: int = flag(0, "the network of GPT-2, for that many tokens, start included; 0: that of "
-                             "ar", least=0, fixed=True)
+    anneal: float = flag(0.3, "share of the steps over which attention opens to the right; 0: at "
+                         "once, as in fine-tuning and from scratch", least=0, most=1)
+    positions: int = flag(0, "the network of GPT-2, for that many tokens, start included; 0: that "
+                             "of ar", least=0, fixed=True)
     opened: float = 1.0  # r of (18.9)
     predicts = "each token in the place before it"
     adapts = ("the next token",)

@@ -8,7 +8,7 @@ together:
 
     t_1 >= t_2,  both of U{1 .. T};   a mask of z_1 is a mask of z_2 with probability t_2/t_1,
     text of z_1 is text of z_2; if t_1 = t_2, z_2 is a draw of its own
-    loss  1/2 sum_i w(t_i) [z_i,l = m] CE_l(z_i),   w(t) = (6/T) (T - (t - 1))                (18.11)
+    loss  1/2 sum_i w(t_i) [z_i,l = m] CE_l(z_i),   w(t) = (6/T) (T - (t - 1))               (18.11)
 
 with CE = -log x_theta(x). The weight is linear, and a prompt is never masked: the network sees
 prompt and answer in full. The published weight is T - (t - 1), without 6/T, which only makes the
@@ -52,8 +52,8 @@ class DiffusionLLM(MDLM):
     """--method diffusion_llm: fine-tunes a masked language model (--mask_rate trains one), or a run
     of mdlm, on answers (--sft). `nelbo` is the bound of mdlm."""
     levels: int = flag(50, "T, the levels of noise in training", least=1)
-    level_weight: str = flag("linear", "w of (18.11): linear as published, reciprocal as in a bound "
-                             "of T levels, or none", [*WEIGHTS])
+    level_weight: str = flag("linear", "w of (18.11): linear as published, reciprocal as in a "
+                             "bound of T levels, or none", [*WEIGHTS])
     mask_rate: float = flag(0.0, "train a masked language model instead, at this rate of masks; 0: "
                             "diffusion", least=0, most=1)
     weighting: str = "simple"  # no flags here

@@ -35,8 +35,7 @@ def sample_text(trainer, steps):
     denoiser = Labeled(trainer.gathered, label) if trainer.classes else trainer.gathered
     x, frozen, _ = trainer.to_device(data.example_windows("val", 1))  # (1, L), (1, L) or None
     method = trainer.averaged_method
-    own = method.samplers and "ancestral" not in method.samplers
-    sampler = make_sampler(method.first_choice if own else "ancestral", method)
+    sampler = make_sampler("ancestral" if method.takes_steps else method.first_choice, method)
     torch.manual_seed(config.seed)
     x = generate(method, denoiser, 1, config.block_size, steps, sampler, device=trainer.device,
                  given=x, frozen=frozen)[0]  # (L,)

@@ -59,8 +59,8 @@ class Language:
         return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
 
     def log_prob(self, likelihood, topic=None):
-        """log of the sum of p(x) times the evidence of x, up to its largest entries. (B, L, N) -> (B,)
-        """
+        """log of the sum of p(x) times the evidence of x, whose largest entry is made 1 at each
+        word. likelihood (B, L, N) -> (B,)"""
         e = likelihood / likelihood.amax(-1, keepdim=True)  # (B, L, N)
         seen = e[:, torch.arange(L), TEXTS].prod(-1)  # (B, 27)
         weight = P if topic is None else JOINT[topic]  # (27,)|(B, 27)

@@ -1,4 +1,4 @@
-"""AR2Diff: its loss and its sampler as sums over the world of 27 texts, and that there is no bound."""
+"""AR2Diff: its loss and its sampler as sums over the world of 27 texts; and it has no bound."""
 import contextlib
 import io
 import math
@@ -183,7 +183,7 @@ def test_it_starts_from_a_run_of_ar_and_evaluate_says_that_there_is_no_bound(cap
     assert all(torch.equal(ar[name], a) for name, a in new.items()) and ar.keys() == new.keys()
     assert metrics("out", "val_loss").keys() == {0, 1} and not metrics("out", "val_bound")
     capsys.readouterr()
-    few = ["--out_dir", "out", "--max_texts", 6, "--num_samples", 4, "--draws", 1, "--device", "cpu"]
+    few = ["--out_dir=out", "--max_texts=6", "--num_samples=4", "--draws=1", "--device=cpu"]
     run(*few)
     said = capsys.readouterr().out
     assert "ar2diff has no bound on -log p(x): this loss compares runs of ar2diff alone" in said

@@ -243,8 +243,8 @@ def test_a_loss_over_the_number_of_masks_depends_on_the_batch_and_ours_does_not(
 # ---- from a run of ar
 
 def test_a_run_of_ar_is_taken_over_and_its_bound_begins_as_that_of_ar():
-    """Words and start keep their vectors, and the mask has a new one. At r = 0, the last token given
-    all before it costs what it costs ar."""
+    """Words and start keep their vectors, and the mask has a new one. At r = 0, the last token
+    costs what it costs ar, given all before it."""
     fit("ar", method="ar", max_iters=8, learning_rate=0.01)
     fit("new", method="diffugpt", init_from="ar", max_iters=1, learning_rate=0.0, muon_lr=0.0)
     ar, new = load_model("ar"), load_model("new")
@@ -278,10 +278,12 @@ def test_a_method_that_cannot_adapt_them_says_who_can(method, capsys):
 def tiny_gpt2(V=13, D=8, layers=2, places=7):
     """Random weights under the published names, with the buffers that published files have."""
     torch.manual_seed(0)
-    shapes = {"wte.weight": (V, D), "wpe.weight": (places, D), "ln_f.weight": (D,), "ln_f.bias": (D,)}
+    shapes = {"wte.weight": (V, D), "wpe.weight": (places, D), "ln_f.weight": (D,),
+              "ln_f.bias": (D,)}
+    parts = {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, 4 * D),
+             "mlp.c_proj": (4 * D, D), "ln_1": (D,), "ln_2": (D,)}
     for i in range(layers):
-        for part, shape in {"attn.c_attn": (D, 3 * D), "attn.c_proj": (D, D), "mlp.c_fc": (D, 4 * D),
-                            "mlp.c_proj": (4 * D, D), "ln_1": (D,), "ln_2": (D,)}.items():
+        for part, shape in parts.items():
             shapes |= {f"h.{i}.{part}.weight": shape, f"h.{i}.{part}.bias": shape[-1:]}
     weights = {name: torch.randn(shape) / 2 for name, shape in shapes.items()}
     return weights | {f"h.{i}.attn.bias": torch.ones(1, 1, places, places) for i in range(layers)}
