@@ -45,7 +45,6 @@ ADAPTED = [
      "test_diffusion_llm", "the second text of a pair has too few masks"),
 ]
 
-HYBRIDS = [*FORCING, *ADAPTED]
 PUZZLES = [
     ("data/sudoku.py", "held == (side == HELD_OUT)", "held >= 0", "test_puzzles",
      "solutions of held-out puzzles are learned"),
@@ -69,4 +68,4 @@ PUZZLES = [
      "a loss of half the size"),
 ]
 
-HYBRIDS = [*FORCING, *PUZZLES]
+HYBRIDS = [*FORCING, *ADAPTED, *PUZZLES]
