@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from flags import UserError, configure, load_row
+from kinds import enough
 from methods import METHODS, make_method
 from oracle import exact
 from samplers import SAMPLERS, SamplingFlags, make_sampler
@@ -28,7 +29,8 @@ def fits(sampler, name):
         return None
 
 
-PAIRS = [(name, sampler) for name in WRITERS for sampler in SAMPLERS if fits(sampler, name)]
+PAIRS = enough([(name, sampler) for name in WRITERS for sampler in SAMPLERS if fits(sampler, name)],
+               {name: make_method(name, 8) for name in WRITERS})
 
 
 def rough(V):

@@ -12,6 +12,7 @@ import torch
 
 import world
 from flags import UserError, configure, flags_of, load_row, parse
+from kinds import enough, one_of_each
 from methods import METHODS, make_method
 from own_chance import OwnChance, knows_its_own_text
 from samplers import CORRECTORS, SAMPLERS, SamplingFlags, make_sampler, sampler_of, samplers_for
@@ -48,18 +49,12 @@ TRIPLES = [(*pair, corrector) for pair in PAIRS for corrector in CORRECTORS
 ROUNDS = [name for name in CORRECTORS if "rounds" in flags_of(load_row(CORRECTORS, name))]
 
 
-def alike(name):
-    """What sampling depends on: methods that share it differ in training, not here."""
-    method = METHOD[name]
-    return type(method.process), method.samplers, method.block_length
-
-
-DIFFERENT = list({alike(name): name for name in reversed(WRITERS)}.values())
+DIFFERENT = one_of_each(METHOD)
 
 
 # ---- every row runs for what it fits
 
-@pytest.mark.parametrize("name, sampler, corrector", TRIPLES)
+@pytest.mark.parametrize("name, sampler, corrector", enough(TRIPLES, METHOD))
 def test_given_tokens_always_survive_and_the_end_is_text(name, sampler, corrector):
     """In no more states than announced, and without a network call if all is given."""
     method, short = METHOD[name], dict(rounds=3) if corrector in ROUNDS else {}
