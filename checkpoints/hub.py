@@ -69,6 +69,7 @@ class Published:
 
 
 SWAP = {**FIRST, "n_start": 0, "decoder_share": 0.5}
+WITH_PLACES = {"norm_bias": True, "positions": 1024}
 SDTT = dict(revision="baselines_kld_step_70000", sizes={"_md_": MEDIUM, "_large_": LARGE})
 PUBLISHED = {
     "kuleshov-group/mdlm-owt": Published("mdlm"),
@@ -96,6 +97,10 @@ PUBLISHED = {
        Published("pgm", size=size, more=SWAP, file=f"{file}{end}.ckpt")
        for file, size in (("pgm_8_8", (16, 12, 768)), ("pgm_6_6_dim1024", (12, 16, 1024)))
        for end in ("", "_sdtt_fp32_50k")},
+    **{f"openai-community/gpt2{name}":  # not yet a diffusion model: for train.py
+       Published("diffugpt", time_input="auto", size=size, length=1023, more=WITH_PLACES)
+       for name, size in (("", SMALL), ("-medium", MEDIUM), ("-large", (36, 20, 1280)),
+                          ("-xl", (48, 25, 1600)))},
 }
 KINDS = {  # model_type, vocab_size in config.json
     ("mdlm", 50258): Published("mdlm"),
@@ -228,7 +233,7 @@ def as_checkpoint(config, encoding, tensors, where, classes=(), step=0, layout="
         raise UserError(f"{where} describes no network of ours: {error}") from None
     if "noise_mlp.0.weight" not in shapes:
         tensors = without_condition(tensors, where)
-    weights = to_ours(tensors, shapes, where, layout)
+    weights = to_ours(layout.convert(tensors), shapes, where, layout)
     return {"format": FORMAT, "model": weights, "ema": weights, "optimizers": [], "step": step,
             "config": config, "encoding": to_json(encoding), "classes": list(classes), **extra}
 

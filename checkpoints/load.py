@@ -182,12 +182,14 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
     """The averaged weights of another run, to start from; UserError if its network or its tokens
     are not those of the flags. Methods may differ if their networks have the same parts and predict
     the same (Method.predicts): mdlm and bd3lm do; ar has the same parts, but predicts the next
-    token, so that each row would be one place off.
+    token, so that each row would be one place off. Such weights are for methods that adapt them
+    (Method.adapts).
     """
     other, refused = load_model(where, device), f"--init_from {where} does not fit: it has"
     method = build_method(config, encoding)
     needs = f"{refused} a network of {other.config.method}, and {config.method} needs another"
-    theirs = method.weights_from(other.method, other.denoiser.state_dict())
+    ours = build_network(config, method, n_classes).state_dict()
+    theirs = method.weights_from(other.method, other.denoiser.state_dict(), ours)
     if theirs is None:
         raise UserError(needs)
     for name in NETWORK:
@@ -197,14 +199,19 @@ def initial_weights(where, config, encoding, n_classes=0, device="cpu"):
     if to_json(other.encoding) != to_json(encoding):
         raise UserError(f"{refused} other tokens than {config.data}: --tokenizer model keeps its "
                         "own")
-    ours = build_network(config, method, n_classes).state_dict()
     if {name: a.shape for name, a in theirs.items()} != {name: a.shape for name, a in ours.items()}:
         raise UserError(needs)
-    if other.method.predicts != method.predicts:
+    if other.method.predicts not in (method.predicts, *method.adapts):
         raise UserError(f"{refused} a network of {other.config.method}, which predicts "
                         f"{other.method.predicts}, and {config.method} predicts "
-                        f"{method.predicts}: leave --init_from out")
+                        f"{method.predicts}: leave --init_from out{adapted_by(other.method)}")
     return theirs
+
+
+def adapted_by(method):
+    """Which methods adapt the weights of another kind of network, as the end of a sentence."""
+    names = [name for name in METHODS if method.predicts in load_row(METHODS, name).adapts]
+    return f", or take --method {' or '.join(names)}" if names else ""
 
 
 # ---- a classifier that guides

@@ -48,6 +48,12 @@ SWAP_RULES = [  # for two halves, before the others
 HALF_RULES = [  # and after them
     (r"^blocks\.", "encoder.blocks."), (r"^decoder\.(\d)", r"decoder.layers.\1"),
 ]
+GPT2_RULES = [
+    (r"^embed$", "wte.weight"), (r"^places$", "wpe.weight"), (r"^norm\.", "ln_f."),
+    (r"^head\.", "lm_head."), (r"^blocks\.", "h."), (r"\.norm(\d)\.", r".ln_\1."),
+    (r"\.qkv\.", ".attn.c_attn."), (r"\.out\.", ".attn.c_proj."), (r"\.mlp\.0\.", ".mlp.c_fc."),
+    (r"\.mlp\.2\.", ".mlp.c_proj."),
+]
 OPEN_GATES = torch.tensor([0.0, 0, 1, 0, 0, 1])  # (6,) shift, scale, gate of both halves of a block
 WRAPPED = re.compile(r"^(?:(?:backbone|_orig_mod|module)\.)+")
 LEFT_OUT = re.compile(
@@ -56,6 +62,21 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
           "U8": torch.uint8, "BOOL": torch.bool}
 LONGEST = 100_000_000  # bytes of a header, by the format
+
+
+def convert_gpt2(tensors):
+    """GPT-2's tensors for methods/diffugpt.py: matrices are stored transposed, the head is the
+    embedding, and two symbols come behind the words. The mask has the mean vector of all words, and
+    start that of the last one, the end of text."""
+    named = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    named = {name: tensor.T if re.search(r"\.c_\w+\.weight$", name) else tensor
+             for name, tensor in named.items() if not re.search(r"\.attn\.(masked_)?bias$", name)}
+    if "wte.weight" not in named:
+        return named  # to_ours says what is missing
+    words = named["wte.weight"].float()  # (n_tokens, D)
+    rows = torch.cat([words, words.mean(0, keepdim=True), words[-1:]])  # (n_tokens + 2, D)
+    return {**named, "wte.weight": rows, "lm_head.weight": rows,
+            "lm_head.bias": torch.zeros(len(rows))}
 
 
 @dataclass
@@ -69,6 +90,7 @@ class Layout:
     about: dict = field(default_factory=dict)  # more entries of config.json
     biased: str = ""  # layout of networks with norm biases
     exports: bool = True  # it can read networks of train.py
+    convert: object = dict  # {bare name: tensor}, as stored -> as our network has them
 
 
 LAYOUTS = {  # by Method.public_layout
@@ -80,6 +102,8 @@ LAYOUTS = {  # by Method.public_layout
     "duo": Layout(),
     "sedd": Layout(prefix=""),
     "gidd": Layout(prefix="", pads_vocabulary=True),
+    "gpt2": Layout(prefix="", rules=GPT2_RULES, adaptive=False, exports=False,
+                   convert=convert_gpt2),
     "pgm": Layout(rules=SWAP_RULES + RULES + HALF_RULES, exports=False),
 }
 OWN = "palimpsest"  # the name of the layout of networks that no public code reads

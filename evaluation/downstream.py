@@ -126,6 +126,7 @@ QUESTION = '{"prompt": "...", "choices": ["...", "..."], "answer": 0}, the numbe
 
 def read_passages(path, model, ends=False):
     """The texts of LAMBADA's file; UserError names the line that is wrong. -> list of str"""
+
     def read(line):
         text = line.get("text") if isinstance(line, dict) else None
         if not isinstance(text, str) or len(text.split()) < 2:
@@ -137,6 +138,7 @@ def read_passages(path, model, ends=False):
 
 def read_questions(path, model, ends=False):
     """-> [(prompt, choices, number of the right one)]. UserError names the line that is wrong."""
+
     def read(line):
         known = line if isinstance(line, dict) else {}
         prompt, choices, answer = (known.get(key) for key in ("prompt", "choices", "answer"))

@@ -12,7 +12,12 @@ from data import load_data
 from data.tokenizer import to_json
 from diffusion import corrupt
 from evaluation.errors import mean_error
-from evaluation.likelihood import bytes_per_scored, likelihood_figures, mean_nats, nats_of
+from evaluation.likelihood import (
+    bytes_per_scored,
+    likelihood_figures,
+    mean_nats,
+    nats_of,
+)
 from flags import UserError
 from oracle import exact_classifier
 from samplers.generate import prepend_bos

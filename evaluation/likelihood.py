@@ -17,6 +17,7 @@ import torch
 
 from diffusion import Labeled
 from evaluation.errors import mean_error, pooled_rate, with_error
+from flags import UserError
 
 
 @torch.no_grad()

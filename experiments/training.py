@@ -127,8 +127,9 @@ def is_trained(out_dir, flags):
 
 
 def language_models():
-    """The names of all methods that model text."""
-    return [name for name in METHODS if not load_row(METHODS, name).classifies]
+    """The names of all methods that have -log p(x) of a text, or a bound on it."""
+    rows = {name: load_row(METHODS, name) for name in METHODS}
+    return [name for name, row in rows.items() if row.bounded and not row.classifies]
 
 
 def method_names(config, default):

@@ -36,6 +36,10 @@ METHODS = {
     "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
 
     "energy": "methods.energy:Energy",  # text or draws? chooses among those of a masked model
+    "diffugpt": "methods.diffugpt:DiffuGPT",  # masks, from the weights of ar
+    "ar2diff": "methods.ar2diff:AR2Diff",  # random words, from the weights of ar
+    "diffusion_llm": "methods.diffusion_llm:DiffusionLLM",  # masks, from a masked language model
+
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 

@@ -5,8 +5,7 @@ A method is a dataclass: its fields are its flags, its functions are its equatio
 oracle is one of them. To add one, write methods/NAME.py and one row in methods/__init__.py.
 
     loss(denoiser, x, frozen=None)      (B, L) nats, what training minimizes; may be a surrogate
-    nelbo(denoiser, x, frozen=None)     (B, L) nats, one unbiased draw of a bound on -log p(x),
-                                        if the method is `bounded`
+    nelbo(denoiser, x, frozen=None)     (B, L) nats, an unbiased draw of a bound on -log p(x)
     sample(denoiser, z, frozen, steps)  yields (B, L) ids, from noise to text
     oracle(language)                    the exact denoiser of a language with known probabilities
 
@@ -55,6 +54,7 @@ class Method:
     # the network
     network = Transformer  # network(vocab_size, n_layer, ...) -> nn.Module
     predicts = "each token in its place"  # what a row of logits is: other networks do not fit
+    adapts = ()  # what networks predict whose weights `weights_from` can change to fit
     uses_time = False  # the network reads the time t
     mask_mod = None  # the attention pattern; None: all tokens see all
     bidirectional = True  # one call reads the whole text, masks included: neither cache nor packing
@@ -66,12 +66,13 @@ class Method:
     unbounded_reason = ""  # and this, as the end of a sentence: why there is none
     classifies = False  # the loss is that of a class, and there is no text to sample
     pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
-    rate = None  # of an energy: (network, z, t, at) -> function of x (B, L): log p(x | z) + const
+    rate = None  # of an energy: (network, z, t, at) -> x (B, L) -> log p(x | z) + const
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
+    takes_steps = True  # of (0.3), or its own ones, guided or not; else `first_choice` alone writes
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
     plans = False  # logit n_tokens is the log-odds that the word there is wrong
     scores_ratios = False  # logits are log-ratios of probabilities, not log x_theta
@@ -190,9 +191,8 @@ class Method:
     def load_extra_state(self, state):
         """Take back what extra_state() returned, from the dict of a checkpoint."""
 
-    def weights_from(self, other, weights):
-        """The weights with which a run of this method starts from one of the method `other`; None:
-        they do not fit."""
+    def weights_from(self, other, weights, fresh):
+        """The weights to start with, from those of the method `other`, or None; fresh: new ones"""
         return weights if other.classifies == self.classifies else None
 
     def usage(self, folder, classes):

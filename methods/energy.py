@@ -67,7 +67,7 @@ class Energy(Method):
     def __post_init__(self):
         self.process, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
 
-    def weights_from(self, other, weights):
+    def weights_from(self, other, weights, fresh):
         """Those of a masked run, and at once those of the frozen network; or of another energy."""
         if isinstance(other, Energy):
             return weights

@@ -13,6 +13,7 @@ from evaluation.likelihood import bytes_per_scored, format_nats, mean_nats
 from evaluation.ngram import ngram_baselines, text_nats
 from evaluation.report import print_by_noise
 from flags import UserError
+from samplers import make_sampler
 from samplers.generate import generate
 from script import spell
 
@@ -33,9 +34,11 @@ def sample_text(trainer, steps):
     label = torch.zeros(1, dtype=torch.long, device=trainer.device)  # (1,)
     denoiser = Labeled(trainer.gathered, label) if trainer.classes else trainer.gathered
     x, frozen, _ = trainer.to_device(data.example_windows("val", 1))  # (1, L), (1, L) or None
+    method = trainer.averaged_method
+    sampler = make_sampler("ancestral" if method.takes_steps else method.first_choice, method)
     torch.manual_seed(config.seed)
-    x = generate(trainer.averaged_method, denoiser, 1, config.block_size, steps,
-                 device=trainer.device, given=x, frozen=frozen)[0]  # (L,)
+    x = generate(method, denoiser, 1, config.block_size, steps, sampler, device=trainer.device,
+                 given=x, frozen=frozen)[0]  # (L,)
     return data.text(x.tolist())
 
 
@@ -63,8 +66,9 @@ def print_evaluation(trainer, step, folder):
         kind = "cross-entropy" if method.classifies else "exact" if method.exact else "bound"
         kind = kind if method.bounded else "loss, no bound"
         tqdm.write(f"step {step:>5}  {kind}  train {shown(*train)}   held-out {shown(*val)}")
-        folder.log(step=step, train_bound=train[0], train_se=train[1],
-                   val_bound=val[0], val_se=val[1])
+        name = "bound" if method.bounded else "loss"
+        folder.log(step=step, **{f"train_{name}": train[0], "train_se": train[1],
+                                 f"val_{name}": val[0], "val_se": val[1]})
     if not method.classifies:
         tqdm.write("    | " + sample_text(trainer, config.block_size).replace("\n", "\n    | "))
 

@@ -37,6 +37,7 @@ SAMPLERS = {
 
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
+    "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
     "burst": "samplers.burst:Burst",                         # drafts that sigma-GPT checks itself
 }

@@ -300,7 +300,7 @@ def guide_by_label(method, denoiser, sampler, label, none, gamma):
     if gamma in (0, 1):  # one call does, with any sampler
         label = label if gamma else torch.full_like(label, none)  # (B,) or (1,)
         return Labeled(denoiser, label), sampler
-    if method.scores_ratios or not method.revises_text:
+    if method.scores_ratios or not method.revises_text or not method.takes_steps:
         return CFG(denoiser, label, none, gamma, method.scores_ratios), sampler
     step = partial(classifier_free_step, label=label, none=none, gamma=gamma)
     return denoiser, guided_ancestral(sampler, step)

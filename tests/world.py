@@ -59,6 +59,14 @@ class Language:
         p = torch.stack(rows, 1)  # (B, n, N)
         return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
 
+    def log_prob(self, likelihood, topic=None):
+        """log of the sum of p(x) times the evidence of x, whose largest entry is made 1 at each
+        word. likelihood (B, L, N) -> (B,)"""
+        e = likelihood / likelihood.amax(-1, keepdim=True)  # (B, L, N)
+        seen = e[:, torch.arange(L), TEXTS].prod(-1)  # (B, 27)
+        weight = P if topic is None else JOINT[topic]  # (27,)|(B, 27)
+        return ((seen * weight).sum(-1) / weight.sum(-1)).log()  # (B,)
+
     def predict(self, x, topic=None):
         """p(x_l | x_<l). x (B, L) -> (B, L, N)"""
         weight, rows = P if topic is None else JOINT[topic], []  # (27,)|(B, 27)

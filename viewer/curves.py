@@ -121,7 +121,8 @@ def exact_entropy(about):
         return None
     if not load_row(DATASETS, about["data"]).has_language:
         return None
-    if load_row(METHODS, about["method"]).classifies:  # its loss is that of a class
+    method = load_row(METHODS, about["method"])
+    if method.classifies or not method.bounded:  # its loss is that of a class, or bounds nothing
         return None
     return entropy_of(load_data(about["data"], about["block_size"]), about["labels"])[0]
 

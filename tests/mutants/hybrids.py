@@ -202,7 +202,7 @@ ADAPTED = [
      "test_ar2diff", "given words are drawn again"),
     ("samplers/unroll.py", "better = score > most", "better = score < most",
      "test_ar2diff", "the least likely of several texts is kept"),
-    ("evaluation/held_out.py", "if not model.method.has_bound:", "if False:",
+    ("evaluation/held_out.py", "if not model.method.bounded:", "if False:",
      "test_ar2diff", "a loss is reported as a bound"),
     ("methods/diffusion_llm.py", "6 * (T - (t - 1)) / T", "6 * (T - t) / T",
      "test_diffusion_llm", "levels from 0 in the weights, from 1 in the masks"),

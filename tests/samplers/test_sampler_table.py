@@ -203,7 +203,7 @@ def test_a_sampler_that_does_not_fit_is_refused_in_one_line_that_names_those_tha
     if not fits(corrector, METHOD[name])])
 def test_a_corrector_that_does_not_fit_is_refused_in_one_line_that_says_what_to_do(name, corrector):
     with pytest.raises(UserError) as refused:
-        make_sampler("ancestral", METHOD[name], corrector)
+        make_sampler(samplers_for(METHOD[name])[0], METHOD[name], corrector)
     message = str(refused.value)
     assert message.startswith(f"--corrector {corrector} ") and name in message
     assert message.endswith(("leave it out", "or --sampler psi")) and "\n" not in message

@@ -37,8 +37,8 @@ VALUES = dict(
     tokenizer=["auto", "chars", "bytes", "bpe"], device=["cpu", "auto"], attention=["auto", "sdpa"],
     grad_clip=[0.0, 0.01], diffusion_block=[1, 2, 4], clip=["", "0.45,0.95", "0,1", "1,1"],
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
-    ar=["", "an-ar"], masked=["", "one"],
-    noise_of=list(noises()))
+    ar=["", "an-ar"], masked=["", "one"], noise_of=list(noises()), levels=[1, 50],
+    mask_rate=[0.0, 0.5], positions=[0, 16])
 
 # Other flags that must be given, so that a flag has an effect.
 BESIDE = dict(
@@ -49,7 +49,7 @@ BESIDE = dict(
     embedding=dict(transition="nearest", diffusion_steps=6),
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
-    slope=dict(times="path"), path=dict(times="path"))
+    slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "

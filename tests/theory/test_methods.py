@@ -19,8 +19,10 @@ from samplers import SAMPLERS
 from world import TEXTS, L, N, P
 
 MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
+BOUNDED = [name for name in MODELS if load_row(METHODS, name).bounded]
 each_method = pytest.mark.parametrize("name", METHODS)
 each_model = pytest.mark.parametrize("name", MODELS)
+each_bound = pytest.mark.parametrize("name", BOUNDED)
 ENTROPY = -(P * P.log()).sum()
 # flags for the world: texts are one block, and few steps would cost more than the error
 WORLD = dict(diffusion_block=L, diffusion_steps=1024)
@@ -28,7 +30,7 @@ WORLD = dict(diffusion_block=L, diffusion_steps=1024)
 BATCH = {"gidd": 16_000, "sigma_gpt": 200, "eso_lm": 200}
 # second values of flags that have no choices, and where one more than the default will not do
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
-              block_sizes="1,3", size_weights="4,3,2,1",
+              block_sizes="1,3", size_weights="4,3,2,1", mask_rate=0.15, positions=16,
               ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
 WORDS, LENGTH = 7, 12
@@ -38,7 +40,7 @@ NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=T
 
 # ---- the bound
 
-@each_model
+@each_bound
 def test_the_bound_of_the_oracle_is_the_entropy_of_the_world(name):
     """In the mean over texts and noise, within 4.5 standard errors of less than 1 %."""
     method = world.make_world_method(name, N, **WORLD)
@@ -52,7 +54,7 @@ def test_the_bound_of_the_oracle_is_the_entropy_of_the_world(name):
     assert error < 0.01 * ENTROPY and abs(more) < 4.5 * error + 1e-9, (more, error)
 
 
-@each_model
+@each_bound
 def test_what_is_not_given_bounds_the_conditional(name):
     """With the first token given, and an exact denoiser that knows it: H(x_2, x_3 | x_1), within
     4.5 standard errors of less than 1 %."""
@@ -77,7 +79,7 @@ def test_what_is_not_given_bounds_the_conditional(name):
     assert error < 0.01 * ENTROPY and abs(more) < 4.5 * error + 1e-9, (more, error)
 
 
-@each_model
+@each_bound
 def test_any_other_denoiser_gives_more_in_the_world(name):
     """Sharper, flatter, or confused: on the same noise, each by five standard errors."""
     method = world.make_world_method(name, N, **WORLD)
@@ -268,8 +270,8 @@ def test_facts_name_what_there_is(name):
     assert (method.block_length or 1) >= 1 and method.count_states(12, 5) >= 1
     assert all(isinstance(getattr(method, fact), bool) for fact in (
         "uses_time", "bidirectional", "shardable", "exact", "bounded", "classifies",
-        "fixed_positions", "counts_padding", "opens_masks", "scores_ratios", "left_to_right",
-        "revises_text"))
+        "fixed_positions", "takes_steps", "counts_padding", "opens_masks", "scores_ratios",
+        "left_to_right", "revises_text"))
     assert method.bounded or method.unbounded_reason
     with pytest.raises(TypeError):
         type(method)(WORDS, no_such_flag=1)
