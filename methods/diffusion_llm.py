@@ -58,7 +58,7 @@ class DiffusionLLM(MDLM):
                             "diffusion", least=0, most=1)
     weighting: str = "simple"  # no flags here
     complement: bool = False
-    distilled_by = ()
+    distilled_by, public_layout = (), None
 
     def loss(self, denoiser, x, frozen=None):
         """(18.11), or with --mask_rate the cross-entropy at that rate. -> (B, L) nats"""

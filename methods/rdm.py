@@ -51,7 +51,7 @@ class RDM(MDLM):
     coupled: bool = flag(True, "train on two times of a text, with the masks of one in those of "
                                "the other")
     complement: bool = False  # no flag here
-    distilled_by = ()
+    distilled_by, public_layout = (), None
 
     def weighted(self, denoiser, x, t, masked, frozen=None, part=1.0):
         """(3.10) times `part`. t (B, 1), masked (B, L) -> (B, L) nats"""

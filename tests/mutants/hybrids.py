@@ -192,7 +192,7 @@ ADAPTED = [
     ("methods/diffugpt.py", "insert_row(theirs[name], fresh[name], self.process.mask)",
      "insert_row(theirs[name], fresh[name], self.process.mask + 1)",
      "test_diffugpt", "the mask gets the vector of start"),
-    ("checkpoints/load.py", "if other.method.predicts in method.adapts:", "if False:",
+    ("methods/diffugpt.py", "if other.predicts not in self.adapts:", "if True:",
      "test_diffugpt", "weights of ar do not fit diffugpt"),
     ("methods/ar2diff.py", "self.draw(denoiser, z, frozen), x, 0.5", "z, x, 0.5",
      "test_ar2diff", "the second term sees the same noise"),
