@@ -296,7 +296,7 @@ def tried():
             yield "udlm", argv
 
 
-@pytest.mark.parametrize("method, argv", [*tried()], ids=lambda a: a if a in METHODS else " ".join(a))
+@pytest.mark.parametrize("method, argv", [*tried()], ids=str)
 def test_every_choice_of_every_flag_works_or_does_not_fit_the_method(method, argv, monkeypatch,
                                                                      capsys):
     monkeypatch.setattr(evaluate, "bound_figures", lambda *args: {})
