@@ -56,7 +56,7 @@ class Config:
     seeds: int = flag(3, "runs of each size, with seeds 1, 2, ...", least=1)
     sizes: str = flag(",".join(SIZES), "blocks x width, with commas between", each=str)
     compute: str = flag(",".join(map(str, COMPUTE)), "C of the curves, in operations",
-                        each=float)
+                        each=float, least=1, most=1e24)
     least_tokens: int = flag(30_000, "fewest tokens of a point", least=30_000)
     most_tokens: int = flag(700_000, "most tokens of a point", least=30_000)
     most_excess: float = flag(1.0, "fit points with an excess below this, in nats/token: above it "

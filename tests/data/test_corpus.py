@@ -156,7 +156,7 @@ def test_what_is_not_utf8_is_refused_but_bytes_take_it(story):
 def test_a_misspelled_name_suggests_the_nearest_before_the_work(monkeypatch):
     assert "'python'" in message_of(load_data, "pyton", 64)
     for name in ("", "long" * 9999, "pyton-plain", "no/such/folder"):
-        assert "names, python, shakespeare, text8" in message_of(load_data, name, 64)
+        assert "names, python, shakespeare, sudoku4" in message_of(load_data, name, 64)
     monkeypatch.setattr(texts.Docstrings, "read", lambda *a: pytest.fail("read the library first"))
     assert "'bytes'" in message_of(load_data, "python", 64, "byte")
 

@@ -113,7 +113,7 @@ def test_answers_come_back_in_the_order_of_their_prompts_whatever_their_lengths(
         logits = 30.0 * F.one_hot(torch.stack(rows), V).float()  # (B, L, V)
         return logits[at]  # (N, V)
     model = SimpleNamespace(encoding=data.encoding, method=method,
-                            config=SimpleNamespace(block_size=48))
+                            config=SimpleNamespace(block_size=48, data="chat"))
     config = configure(SamplingFlags, steps=2)
     config.batch_size = 5
     texts = answers(model, network, x, frozen, config)
@@ -129,7 +129,7 @@ def test_guided_answers_mask_out_the_very_prompts(data):
         inputs.append(z)
         return torch.zeros(int(at.sum()), mask + 1)  # (N, V)
     model = SimpleNamespace(encoding=data.encoding, method=MDLM(mask),
-                            config=SimpleNamespace(block_size=48))
+                            config=SimpleNamespace(block_size=48, data="chat"))
     config = configure(SamplingFlags, steps=2, guidance=2.0)
     config.batch_size = 1
     answers(model, network, x, frozen, config)

@@ -176,6 +176,8 @@ def other_value(f, value):
         return next(v for v in f.metadata["choices"] or f.metadata["table"] if v and v != value)
     if f.type is bool:
         return not value
+    if f.metadata["each"] is int:
+        return "2,4"
     return {int: lambda: value + 2, float: lambda: value / 2, str: lambda: "another"}[f.type]()
 
 

@@ -39,7 +39,8 @@ VALUES = dict(
     grad_clip=[0.0, 0.01], diffusion_block=[1, 2, 4], clip=["", "0.45,0.95", "0,1", "1,1"],
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
     ar=["", "an-ar"], masked=["", "one"], noise_of=list(noises()), levels=[1, 50],
-    mask_rate=[0.0, 0.5], positions=[0, 16])
+    mask_rate=[0.0, 0.5], positions=[0, 16], spindle=[0.0, 0.2], block_sizes=["", "2,4"],
+    size_weights=["", "4,3,2,1"])
 
 # Other flags that must be given, so that a flag has an effect.
 BESIDE = dict(
@@ -54,7 +55,7 @@ BESIDE = dict(
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
-          "n_orders").split()
+          "n_orders blockgen-diffusion_block").split()
 HARDWARE = ("device matmul_precision attention").split()
 
 # Flags with tests of their own: which.
@@ -107,12 +108,13 @@ def test_every_value_of_every_flag_trains_and_the_flag_reaches_the_run(name):
     (method, name) for method in METHODS for name in flags_of(load_row(METHODS, method))])
 def test_every_value_of_every_flag_of_every_method_trains_and_matters(method, name):
     learned = set(try_values(flags_of(load_row(METHODS, method))[name], method))
-    assert (len(learned) == 1) == (name in SILENT)
+    assert (len(learned) == 1) == bool({name, f"{method}-{name}"} & {*SILENT})
 
 
 def test_what_is_said_about_flags_is_about_flags_that_there_are():
     known = {*flags_of(train.Config)}.union(*(flags_of(load_row(METHODS, m)) for m in METHODS))
-    assert known >= {*VALUES, *BESIDE, *SILENT, *HARDWARE, *APART}
+    silent = {name.rpartition("-")[2] for name in SILENT}
+    assert known >= {*VALUES, *BESIDE, *silent, *HARDWARE, *APART}
 
 
 # ---- together
