@@ -28,6 +28,7 @@ from data import load_data
 from data.files import atomic_write
 from data.tokenizer import from_json, to_json
 from flags import UserError, configure, load_row, parse
+from kinds import networks, scripts_differ
 from methods import METHODS
 from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 
@@ -197,7 +198,7 @@ def test_what_has_no_public_layout_is_exported_in_our_own_and_says_why(flags, sa
     assert config_of(folder).keys() == {"model_type", "palimpsest"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", scripts_differ(METHODS, by=networks))
 def test_the_default_network_of_every_method_is_exported_and_comes_back_bit_for_bit(method):
     """Also what a method keeps beside the network: the neighbors of d3pm."""
     checkpoint(method="mdlm", qk_norm=False)

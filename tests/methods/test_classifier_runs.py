@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from kinds import networks, scripts_differ
 from models import random_checkpoint
 
 import evaluate
@@ -87,7 +88,7 @@ def test_a_classifier_of_masks_guides_what_has_masks_or_a_beginning(method, labe
 MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", scripts_differ(MODELS, by=networks))
 def test_networks_with_labels_are_sampled_and_evaluated_at_every_strength(method, labeled, capsys):
     out = str(labeled / method)
     for gamma in (0.0, 2.0):

@@ -14,6 +14,7 @@ import train
 from checkpoints.file import Folder
 from checkpoints.load import read_state
 from flags import UserError, configure, flags_of
+from kinds import networks, scripts_differ
 from methods import METHODS
 from runs import ROOT, TINY, assert_same, cache, elsewhere, fit  # noqa: F401
 from runtime import device as module
@@ -123,7 +124,7 @@ def start(**flags):
     return train.Run(configure(train.Config, **flags))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", scripts_differ(METHODS, by=networks))
 def test_where_float32_is_faster_a_step_never_reads_a_bfloat16_number(method, faster):
     faster("float32")
     assert configure(train.Config).optimizer == "muon"

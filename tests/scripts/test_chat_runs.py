@@ -18,6 +18,7 @@ from checkpoints.load import load_model
 from data import load_data
 from flags import load_row
 from forks import forked
+from kinds import scripts_differ
 from methods import METHODS
 from models import random_checkpoint
 from runs import (  # noqa: F401
@@ -73,7 +74,7 @@ def answering(tmp_path_factory):
 
 # ---- what is said
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", scripts_differ(WRITERS, also=["pgm"]))
 def test_every_method_answers_by_a_sampler_that_fits_it(name, answering, monkeypatch, capsys):
     out, err = talk(monkeypatch, capsys, answering / name, typed="What is 3?\nAnd 4?\n")
     assert out.startswith("> What is 3?\n") and out.count("\n> And 4?\n") == 1

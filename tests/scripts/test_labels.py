@@ -10,6 +10,7 @@ from data import load_data
 from data.base import Dataset
 from diffusion import Labeled
 from flags import configure, load_row
+from kinds import networks, scripts_differ
 from methods import METHODS
 from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 from runtime.trainer import Trainer
@@ -53,7 +54,7 @@ def test_a_share_of_the_texts_goes_without_its_label(share, least, most):
     assert (given[given != 4] == label[given != 4]).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", scripts_differ(METHODS, by=networks))
 def test_a_checkpoint_remembers_its_classes_and_the_network_conditions_on_them(method):
     share = 0.0 if load_row(METHODS, method).classifies else 0.5
     fit("out", method=method, labels=True, label_dropout=share, batch_size=3, learning_rate=0.1,
@@ -69,7 +70,7 @@ def test_a_checkpoint_remembers_its_classes_and_the_network_conditions_on_them(m
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", scripts_differ(METHODS, by=networks))
 def test_labels_bring_no_time_to_networks_that_need_none(method):
     """The condition is there for the class; where masks show the time, it is not read."""
     needs = load_row(METHODS, method).uses_time

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds import networks, scripts_differ
 from models import random_checkpoint
 
 import evaluate
@@ -183,7 +184,8 @@ def test_these_are_all_kinds():
     assert of_any_size({*DATASETS} - published) == of_any_size({row for row, _, _ in KINDS})
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not load_row(METHODS, m).classifies])
+@pytest.mark.parametrize("method", scripts_differ(
+    [m for m in METHODS if not load_row(METHODS, m).classifies], by=networks))
 def test_every_method_is_fine_tuned_on_answers(method):
     write_chats(Path("mine.jsonl"))
     state = fit("out", method=method, data="mine.jsonl", sft=True, tokenizer="bytes", block_size=36)
