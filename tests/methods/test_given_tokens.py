@@ -34,7 +34,8 @@ def test_the_loss_of_fine_tuning_is_lladas(monkeypatch):
     assert (z[frozen] == x[frozen]).all() and theirs > 0
 
 
-IN_ORDER = ("sigma_gpt", "eso_lm", "maria")  # given tokens come first in their input: test_methods.py
+# given tokens come first in their input, or stand in that of two networks: test_methods.py
+IN_ORDER = ("sigma_gpt", "eso_lm", "maria")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_ORDER
