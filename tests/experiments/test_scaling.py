@@ -305,7 +305,7 @@ def test_the_curves_give_each_size_its_tokens():
     (scaling, [], "say what to measure: laws, isoflop"),
     (scaling, ["--command", "laws", "--sizes", "2x"], "'2x' is no size"),
     (scaling, ["--command", "laws", "--sizes", "2x12"], "the width is a multiple of 8"),
-    (scaling, ["--command", "laws", "--compute", "0"], "above 0"),
+    (scaling, ["--command", "laws", "--compute", "0"], "between 1 and 1e+24"),
     (scaling, ["--command", "laws", "--methods", "gpt"], "is not one of"),
     (repetition, ["--size", "x8"], "'x8' is no size"),
     (repetition, ["--epochs", "0,2"], "must be at least 1"),
