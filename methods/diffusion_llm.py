@@ -26,6 +26,7 @@ import torch
 from diffusion import corrupt
 from flags import flag
 from methods.mdlm import MDLM
+from methods.rdm import couple
 
 WEIGHTS = {  # w(t) of (18.11), for levels t (B, 1) of T
     "linear": lambda t, T: 6 * (T - (t - 1)) / T,
@@ -41,10 +42,10 @@ def coupled_levels(B, T, device="cpu"):
 
 
 def coupled_masks(process, x, t1, t2, T, frozen=None):
-    """z_1 and z_2 of (18.11). t1, t2 (B, 1) levels of T -> (B, L) each"""
-    z1 = corrupt(process, x, t1 / T, frozen)  # (B, L)
-    fewer = torch.where(torch.rand(x.shape, device=x.device) < t2 / t1, z1, x)  # (B, L)
-    return z1, torch.where(t1 == t2, corrupt(process, x, t2 / T, frozen), fewer)  # (B, L) each
+    """z_1 and z_2 of (18.11), which is (3.11). t1, t2 (B, 1) levels of T -> (B, L) each"""
+    masks = couple(t1 / T, t2 / T, torch.rand(3, *x.shape, device=x.device))  # (B, L) twice
+    return tuple(torch.where(at if frozen is None else at & ~frozen, process.mask, x)
+                 for at in masks)  # (B, L) each
 
 
 @dataclass(eq=False)

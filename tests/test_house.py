@@ -22,8 +22,8 @@ from tree import CODE, FLOOR, ROOT, TESTS
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "chat.py": 150, "sample.py": 180}
 CODE_TEXT = {name: path.read_text("utf-8") for name, path in CODE.items()}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
-BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm",
-         "methods.diffugpt"}  # other methods are built on these
+BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm", "methods.diffugpt",
+         "methods.rdm"}  # other methods are built on these
 TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}
 
 

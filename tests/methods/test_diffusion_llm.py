@@ -27,8 +27,8 @@ def test_pairs_are_those_of_the_public_code(monkeypatch):
     """With its random numbers: a mask of z_2 is one of z_1, and equal levels are drawn apart."""
     t = torch.stack([figure("rdm/t1"), figure("rdm/t2")]).float()[..., None] + 1  # (2, 4, 1)
     first, second = figure("rdm/u_first"), figure("rdm/u_second")  # (4, 8) each
-    draws = iter([1 - first, 1 - second, 1 - second])
-    monkeypatch.setattr(torch, "rand", lambda shape, device=None: next(draws))
+    u = torch.stack([first, second, second])  # (3, 4, 8)
+    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: u)
     pair = coupled_masks(Absorbing(MASK), figure("rdm/x0"), t.amax(0), t.amin(0), T)  # 2 x (4, 8)
     assert torch.equal(torch.cat(pair), figure("rdm/PUB_coupled_x_t"))
     assert torch.equal(torch.cat([t.amax(0), t.amin(0)])[:, 0].long() - 1,
