@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
+from tests.mutants.reasoning import REASONING
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *REASONING]
 
 
 def find_tests(names):
