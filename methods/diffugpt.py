@@ -107,7 +107,8 @@ class DiffuGPT(MDLM):
 
     def check(self, config):
         if self.positions and config.learned_places:
-            raise UserError("--positions is a network with learned places: give --no_learned_places")
+            raise UserError("--positions is a network with learned places: give "
+                            "--no_learned_places")
         if 0 < self.positions <= config.block_size:
             raise UserError(f"--positions {self.positions} must be more than --block_size "
                             f"{config.block_size}, since start is a token, too")
