@@ -43,10 +43,10 @@ def supports(denoiser, what):
 
 class Wrapper:
     """A denoiser that calls another one, and declares the abilities of that one.
+
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
-    fixed_shapes         is called at the same number of positions every time
-    """
+    fixed_shapes         is called at the same number of positions every time"""
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
@@ -241,9 +241,9 @@ def softmax_temperature(to_probs):
 
 def categorical(p):
     """One draw per row of p (..., V) float64, by inverse CDF. Rows need not sum to 1. -> (...) ids
+
     Gumbel-max in float32 never draws events rarer than 6e-8: with 50,000 symbols and 1,000 steps it
-    loses rare words and opens too few masks, which flatters samples (arXiv:2409.02908).
-    """
+    loses rare words and opens too few masks, which flatters samples (arXiv:2409.02908)."""
     # exercise 2: draw from rows of probabilities, 4 lines
     cdf = p.cumsum(-1)  # (..., V)
     u = torch.rand(cdf.shape[:-1] + (1,), dtype=torch.float64, device=cdf.device) * cdf[..., -1:]

@@ -72,6 +72,7 @@ class Method:
 
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
+    one_by_one = False  # it yields a state for each token at most, whatever `steps` says
     takes_steps = True  # of (0.3), or its own ones, guided or not; else `first_choice` alone writes
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
     plans = False  # logit n_tokens is the log-odds that the word there is wrong
@@ -90,8 +91,7 @@ class Method:
 
     @classmethod
     def build(cls, n_tokens, options):
-        """The method with those of the options (a dict) that are its flags; UserError for a choice
-        that it does not have."""
+        """The method with those of the options (a dict) that are its flags; or UserError."""
         own = {name: options[name] for name in flags_of(cls) if name in options}
         for name, value in own.items():
             choices = flags_of(cls)[name].metadata["choices"]
@@ -130,6 +130,8 @@ class Method:
 
     def count_states(self, length, steps):
         """How many states `sample` yields for texts of `length` tokens."""
+        if self.one_by_one:
+            return length
         steps = min(steps, self.max_steps or steps)
         return steps if self.block_length is None else length // self.block_length * steps
 
@@ -142,8 +144,9 @@ class Method:
         raise NotImplementedError
 
     def prior(self, shape, device="cpu"):
-        """Pure noise. -> (B, L) ids"""
-        return self.process.draw_noise(1.0, torch.zeros(shape, dtype=torch.long, device=device))
+        """Pure noise; without noise the first special id: no text yet. -> (B, L) ids"""
+        empty = torch.full(shape, self.n_tokens, device=device)  # (B, L)
+        return empty if self.process is None else self.process.draw_noise(1.0, empty)  # (B, L)
 
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
@@ -246,8 +249,7 @@ def select_fixed(at, share):
 def loss_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None, share=1.0):
     """weight * rule(logits (N, n_tokens), *facts (N,)) at `at` (B, L), 0 elsewhere. -> (B, L) nats
 
-    facts, weight: tensors that can be expanded to (B, L); weight may be a number
-    """
+    facts, weight: tensors that can be expanded to (B, L); weight may be a number"""
     fixed = supports(denoiser, "fixed_shapes")
     chosen, weights = select_fixed(at, share) if fixed else (at, None)  # (K,) each, or (B, L)
 
@@ -274,11 +276,9 @@ def loss_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None,
 
 def fast_form(denoiser, rule, promised):
     """The fused kernel for the head and this rule, of kernels.FAST, or None."""
-    if kernels is None or not supports(denoiser, "supports_fused_head"):
-        return None
-    if torch.is_grad_enabled() and not promised:
-        return None
-    return kernels.FAST.get(getattr(rule, "__name__", None))
+    allowed = promised or not torch.is_grad_enabled()
+    if kernels and allowed and supports(denoiser, "supports_fused_head"):
+        return kernels.FAST.get(getattr(rule, "__name__", None))
 
 
 def offset_positions(at, L, width):

@@ -21,8 +21,8 @@ with the number of changes, not with steps times tokens. player.html shows these
                    "faults": [[position, ..], ..]}]}]}
 
 box: texts are grids with boxes of box x box cells; faults: for each step from 0 on, the cells that
-break a rule of the data set. p in thousandths. An entry that writes the token that stands there already means that the network
-was called for this position once more, and the token stayed.
+break a rule of the data set. p in thousandths. An entry that writes the token that stands there
+already means that the network was called for this position once more, and the token stayed.
 """
 import json
 import re
