@@ -309,7 +309,7 @@ class Sampler:
     goes on from there. Its fields are its flags. It has a row in samplers/__init__.py."""
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
-    words_per_step = None  # where --steps is not given; None: 128 steps
+    words_per_step, also_called = None, ()  # None: without --steps, 128; names known elsewhere
     rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
     write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z
     costs = None  # (whole) -> {what a batch or all texts took besides network calls: number}
@@ -332,7 +332,7 @@ class Ancestral(Sampler):
     grid: str = flag("uniform", "steps of equal length, or short ones first (arXiv:2406.04329)",
                      ["uniform", "cosine"])
     step: object = reverse_step  # guidance has its own
-    chooses_first = True
+    chooses_first, also_called = True, ("ddpm",)
 
     def fits(self, method):
         if self.grid != "uniform" and method.samplers is not None:

@@ -28,7 +28,7 @@ class Dataset:
     about = None  # one line to print beside every result
     encoding = None  # a tiktoken.Encoding
     block_size = None  # tokens per text
-    bytes_per_token = None  # UTF-8 bytes per scored token: nats/token -> bits/byte
+    bytes_per_token = None  # UTF-8 bytes per scored token: nats/token -> bits/byte; None: no text
     train = val = None  # the ids of each split, end to end: an array, perhaps on disk
     splits = ("train", "val")
     classes = ()  # the names of the classes, where texts have labels

@@ -54,6 +54,7 @@ class ManyHeads(Transformer):
 @dataclass(eq=False)
 class AR(Method):
     """--method ar. `nelbo` is the exact negative log-likelihood, and so is `loss` for one head."""
+    also_called = ("autoregressive", "gpt", "causal", "lm")
     heads: int = flag(1, "tokens that one state predicts; more than 1: it can draft for itself",
                       least=1, most=100, fixed=True)
     predicts = "the next token"  # the input is shifted, and the special id is no mask

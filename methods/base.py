@@ -19,13 +19,9 @@ runs only at the positions that count. There are two ways to select them:
     exact    the positions `at` themselves. Their number depends on the noise, so a GPU must wait
              for it, and a compiled network is compiled again for each number
     fixed    always K positions, some of weight 0. For B stratified times with an expected share
-             `share` of masks, at most
-
-                 K = share B L + L + 6 sqrt(B L / 6)
-
-             are masked, except once in 10^9 steps: a stratum is off by L at most, and each token
-             tosses its own coin. If more are masked, K of them are drawn with a higher weight,
-             so the mean stays the same
+             `share` of masks, at most K = share B L + L + 6 sqrt(B L / 6) are masked, except once
+             in 10^9 steps: a stratum is off by L at most, and each token tosses its own coin. If
+             more are masked, K of them are drawn with a higher weight, so the mean stays the same
 
 kernels.py, if it is there, fuses head and loss. It computes the gradient of the head in the forward
 pass, so it must know how losses are averaged: a method that passes `weight` promises the mean over
@@ -84,6 +80,7 @@ class Method:
     first_token = None  # the id that every text of a published network begins with
 
     # other scripts
+    also_called = ()  # names that people know from elsewhere, for "did you mean ...?"
     distilled_by = ()  # methods of distill.py
     public_layout = None  # the public code of its networks, a row of LAYOUTS in tensor_layouts.py
     public_flags = {}  # values that flags must have, or that code would read a network wrongly
@@ -91,7 +88,8 @@ class Method:
 
     @classmethod
     def build(cls, n_tokens, options):
-        """The method with those of the options (a dict) that are its flags; or UserError."""
+        """The method with those of the options (a dict) that are its flags; UserError for a choice
+        that it does not have."""
         own = {name: options[name] for name in flags_of(cls) if name in options}
         for name, value in own.items():
             choices = flags_of(cls)[name].metadata["choices"]
