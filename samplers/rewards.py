@@ -45,12 +45,12 @@ def parses(table, x):
 
 
 def solved(model, _):
-    checker = data_of_model(model).score
-    named = [what for what, _ in checker(torch.zeros(1, model.config.block_size).long())]
-    if "solved" not in named:
+    data = data_of_model(model)
+    nothing = torch.zeros(1, model.config.block_size, dtype=torch.long)  # (1, L)
+    if not data.prompted or "solved" not in dict(data.score(nothing)):
         raise UserError(f"--reward solved is for puzzles, and {model.config.data} has no answers to "
                         "check")
-    return lambda x: dict(checker(x))["solved"].to(x.device)  # (n,)
+    return lambda x: dict(data.score(x))["solved"].to(x.device)  # (n,)
 
 
 def grammatical(model, _):

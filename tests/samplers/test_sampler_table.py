@@ -99,7 +99,7 @@ def test_texts_are_the_same_again_from_one_seed_and_others_from_another(name, sa
 GIVEN = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0],
                       [0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]).bool()  # (5, L)
 ONE_TEXT = dict(decode_block=3, rounds=3, gamma=3)  # values for texts of 8 tokens
-NETWORK_ONLY = ["cache", "draft", "energy", "planner"]  # of networks: see their own tests
+NETWORK_ONLY = ["cache", "draft", "energy", "planner", "reward"]  # of networks: see their own tests
 
 
 def variants(name, sampler, corrector):
