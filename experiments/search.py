@@ -60,12 +60,13 @@ def searches():
     """(line of the table, sampler, flags) of each search for a topic."""
     yield from ((f"best-of, {n} texts", "best-of", dict(texts=n, lam=1.0)) for n in (2, 4, 8, 16))
     yield from ((f"best-of, {n} texts, the best", "best-of", dict(texts=n)) for n in (4, 16))
-    for value in ("classifier", "guess"):
+    for value in ("class", "guess"):
         yield from ((f"smc, {value}, {n} particles", "smc", dict(particles=n, value=value))
                     for n in (2, 4, 8, 16)[:3 if value == "guess" else 4])
-    yield "particle-gibbs, classifier, 4 x 4", "particle-gibbs", dict(value="classifier",
-                                                                      iterations=3)
-    yield from ((f"path, {k} guesses", "path", dict(guesses=k)) for k in (4, 16, 64))
+    again = dict(value="class", iterations=3)
+    yield "particle-gibbs, class, 4 x 4", "particle-gibbs", again
+    yield from ((f"path-integral, {k} guesses", "path-integral", dict(guesses=k))
+                for k in (4, 16, 64))
     yield from ((f"local, {n} changes", "local", dict(changes=n, lam=1.0)) for n in (16, 64))
 
 
@@ -75,8 +76,8 @@ def compare_topics(config):
     language, topic = data.language, data.classes.index(TOPIC)
     judge = exact_classifier(language, model.method.process)
     given = SimpleNamespace(label=TOPIC, guidance=1.0)
-    print(f"{hardware(name=config.hardware)}\n{config.num_samples} texts of {LENGTH} words, {STEPS} "
-          f"steps, topic {TOPIC}, lam = 1\n{'':<36}{'p(topic | x)':>16}"
+    print(f"{hardware(name=config.hardware)}\n{config.num_samples} texts of {LENGTH} words, "
+          f"{STEPS} steps, topic {TOPIC}, lam = 1\n{'':<36}{'p(topic | x)':>16}"
           f"{'-log p(x | topic)':>20}{'read':>8}{'rated':>8}")
 
     def line(name, x, read=0.0, rated=0.0):

@@ -42,7 +42,7 @@ SAMPLERS = {
     "burst": "samplers.burst:Burst",                         # drafts that sigma-GPT checks itself
 
     "best-of": "samplers.search:BestOf",                     # the best of several texts
-    "path": "samplers.search:Path",                          # the best of several guesses, in steps
+    "path-integral": "samplers.search:PathIntegral",         # the best of several guesses, in steps
     "local": "samplers.search:Local",                        # words again, if the text gains by it
     "smc": "samplers.particles:SMC",                         # texts side by side, with weights
     "particle-gibbs": "samplers.particles:ParticleGibbs",    # the same, beside the last one

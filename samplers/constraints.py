@@ -6,9 +6,9 @@ table of states delta(state, word), the words q_l of a factorised prediction can
 they do, visible words being certain:
 
     q_A(x) = [x in A] prod_l q_l(x_l) / Z,   q_l = x_theta^l at masks, the word itself elsewhere
-                                                                                              (22.18)
+                                                                                           (22.18)
     beta_l(h) = sum_v q_l(v) beta_(l+1)(delta(h, v)),   beta_(L+1) = 1,   Z = beta_1(start)
-    x_l ~ q_l(v) beta_(l+1)(delta(h_l, v)) / beta_l(h_l),   h_(l+1) = delta(h_l, x_l)         (22.19)
+    x_l ~ q_l(v) beta_(l+1)(delta(h_l, v)) / beta_l(h_l),   h_(l+1) = delta(h_l, x_l)      (22.19)
 
 A step draws a whole text by (22.19), and opens masks as (0.3) does, with its words. So every text
 parses, in any number of steps. In one step the law is (22.18), that of draws which are thrown away

@@ -3,23 +3,24 @@ Chapter 22. Particles: texts that are written side by side, and put in the place
 
 The law (22.10) has steps of its own. With V(z) = E[exp(r(x) / lam) | z] over the walk's texts,
 
-    p*(z_s | z_t) = p(z_s | z_t) V(z_s) / V(z_t)                                              (22.11)
+    p*(z_s | z_t) = p(z_s | z_t) V(z_s) / V(z_t)                                           (22.11)
 
 is exact in any number of steps. It needs V at all z_s; N particles need it at N states only:
 
     smc             take N steps z^i of the walk, and weight them by any positive V^, which is
                     exp(r / lam) at complete texts:
-                        w^i *= V^(z_s^i) / V^(z_t^i)                                          (22.14)
+                        w^i *= V^(z_s^i) / V^(z_t^i)                                       (22.14)
                     If ESS = (sum w)^2 / sum w^2 < N --resample, draw N of them by w, and w = 1. At
                     the end one is kept by w. For N -> infinity it has the law (22.10), its error
                     falls as 1/N. (Sequential Monte Carlo; for diffusion 2306.17775, 2501.06848)
     particle-gibbs  smc again and again, the first particle being the way on which the text of last
-                    time was written, which is always its own parent. Then the law (22.10)
-                    stays as it is for *any* N, and a way's V^ with it (Andrieu et al., 2010)   (22.16)
+                    time was written, V^ included, which is always its own parent. Then the law
+                    (22.10) stays as it is for any N (Andrieu and others, 2010):
+                        way' ~ smc( . | the first particle is the way)  (22.16)
 
     V^  guess       exp(r(x~) / lam) of one guess x~ ~ prod_l x_theta^l of the masks, which takes a
-                    network call (Free2Guide, 2411.17041)                                     (22.15)
-        classifier  p(y | z)^(1 / lam), for --reward class: with the exact one and lam = 1 it is V
+                    network call                                                          (22.15)
+        class       p(y | z)^(1 / lam), for --reward class: with the exact one and lam = 1 it is V
         none        1, so that the reward counts at the end only
 """
 from dataclasses import dataclass
@@ -57,14 +58,14 @@ class SMC(Walker):
     lam: float = flag(1.0, LAM, least=1e-3)
     value: str = flag("guess", "what a noisy text is worth: the reward of one guess of it, what "
                       "--classifier makes of it, or nothing before the end",
-                      ["guess", "classifier", "none"])
+                      ["guess", "class", "none"])
     resample: float = flag(0.5, "draw particles anew if their effective number is below this share; "
                            "1: in each step", least=0, most=1)
 
     def prepare(self, model):
         super().prepare(model)
-        if self.value == "classifier" and not self.by_class:
-            raise UserError(f"--value classifier is for --reward class, not for {self.reward}: "
+        if self.value == "class" and not self.by_class:
+            raise UserError(f"--value class is for --reward class, not for {self.reward}: "
                             "leave it out")
 
     def log_value(self, process, denoiser, z, y, old, left, steps, to_probs):
@@ -75,7 +76,7 @@ class SMC(Walker):
         if self.value == "none":
             return torch.zeros(len(y), dtype=torch.float64, device=y.device)  # (B,)
         t = torch.full((len(y), 1), (left - 1) / steps, device=y.device)  # (B, 1)
-        if self.value == "classifier":
+        if self.value == "class":
             self.spent.update(texts_rated=len(y))
             return self.judge(y, t) / self.lam  # (B,)
         other = torch.ones_like(y[:, 0], dtype=torch.bool) if old is None else (y != z).any(-1)

@@ -48,7 +48,7 @@ def solved(model, _):
     data = data_of_model(model)
     nothing = torch.zeros(1, model.config.block_size, dtype=torch.long)  # (1, L)
     if not data.prompted or "solved" not in dict(data.score(nothing)):
-        raise UserError(f"--reward solved is for puzzles, and {model.config.data} has no answers to "
+        raise UserError(f"--reward solved is for puzzles: {model.config.data} has no answers to "
                         "check")
     return lambda x: dict(data.score(x))["solved"].to(x.device)  # (n,)
 

@@ -2,19 +2,19 @@
 Chapter 22. Searches over whole texts: the best of several, local changes, and guesses in each step.
 
     best-of   n texts of the walk, of which one is kept (lam = 0: the best one),
-                  x = x_j  with probability  exp(r(x_j) / lam) / sum_i exp(r(x_i) / lam)      (22.12)
-    path      in each step K guesses x~ ~ prod_l x_theta^l of all masks, one of which is kept by
-              (22.12); the masks that open take its words (path integrals: 2410.08134)        (22.13)
+                  x = x_j  with probability  exp(r(x_j) / lam) / sum_i exp(r(x_i) / lam)   (22.12)
+    path-integral
+              in each step K guesses x~ ~ prod_l x_theta^l of all masks, one of which is kept by
+              (22.12); the masks that open take its words (Free2Guide, 2411.17041)         (22.13)
     local     mask a share of the words again, let the walk fill them in, and keep the change (lam
               = 0: unless the text is worse; zero-order search, 2501.09732) with probability
-                  min(1, exp((r(x') - r(x)) / lam))                                           (22.17)
+                  min(1, exp((r(x') - r(x)) / lam))                                        (22.17)
 
 For n -> infinity, (22.12) has the law (22.10). (22.13) has not, since the guesses are independent
 words. A best text, lam = 0, is no sample of (22.10) for any lam: with n the texts become all alike.
 (22.17) is Metropolis and Hastings: it keeps (22.10) where the walk draws from p(x_R | the rest),
 one word at a time or in many steps.
 """
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -75,7 +75,7 @@ class BestOf(Walker):
     """--sampler best-of: of several texts one is kept, by its reward."""
     texts: int = flag(4, "texts to choose from", least=1, most=10**6)
     lam: float = flag(0.0, f"{LAM}; 0: the best text, which is no sample", least=0)
-    enough: float = flag(math.inf, "stop at a text of this reward, as at 1 for --reward solved")
+    enough: float = flag(1e38, "stop at a text of this reward, as at 1 for --reward solved")
 
     def count_states(self, length, steps):
         return self.texts * steps + 1
@@ -118,9 +118,8 @@ def tilted(reward, lam):
 
 
 @dataclass(eq=False)
-class Path(Search):
-    """--sampler path: in each step one of several guesses of the text opens masks, by its reward.
-    """
+class PathIntegral(Search):
+    """--sampler path-integral: in each step the best of several guesses of the text opens masks."""
     guesses: int = flag(4, "guesses of the whole text in a step, from one network call", least=1,
                         most=10**6)
     lam: float = flag(1.0, f"{LAM}; 0: the best guess", least=0)
@@ -149,7 +148,7 @@ class Local(Walker):
     share: float = flag(0.25, "of the words that are not given, to mask in a change", least=0,
                         most=1)
     lam: float = flag(0.0, f"{LAM}; 0: never to a worse text", least=0)
-    enough: float = flag(math.inf, "stop at a text of this reward, as at 1 for --reward solved")
+    enough: float = flag(1e38, "stop at a text of this reward, as at 1 for --reward solved")
 
     def count_states(self, length, steps):
         return steps + self.changes

@@ -30,7 +30,7 @@ from searches import (
 )
 from world import L, N, numbers
 
-VALUES = ("guess", "classifier", "none")
+VALUES = ("guess", "class", "none")
 
 
 # ---- a world of two symbols
@@ -150,7 +150,7 @@ def law_of_text(small, weight, way):
 
 @pytest.mark.parametrize("value, length, steps, n, resample", [
     ("guess", 1, 3, 2, 1.0), ("guess", 2, 2, 2, 0.9), ("none", 1, 3, 2, 0.8),
-    ("classifier", 1, 3, 2, 1.0), ("classifier", 1, 2, 3, 1.0), ("classifier", 2, 2, 2, 1.0)])
+    ("class", 1, 3, 2, 1.0), ("class", 1, 2, 3, 1.0), ("class", 2, 2, 2, 1.0)])
 def test_a_run_beside_the_way_of_the_last_text_leaves_the_tilted_law_as_it_is(value, length, steps,
                                                                                n, resample):
     """Of texts, and of ways, exactly, for any number of particles and any V^."""
@@ -255,7 +255,7 @@ def law_of_pairs(steps, V):
 
 def smc_of(n, steps=4, power=0.7, **flags):
     """The sampler with V^ = V^power for the exact V."""
-    made, V = searcher("smc", particles=n, lam=LAM, value="classifier", **flags), values_of(steps)
+    made, V = searcher("smc", particles=n, lam=LAM, value="class", **flags), values_of(steps)
 
     def judge(z, t):
         i = steps - int((t[0] * steps).round())  # how many steps are done

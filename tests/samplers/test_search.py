@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import world
-from diffusion import ancestral
+from diffusion import ancestral, probabilities
 from outcomes import STATES, AllOutcomes, law_of_texts
 from own_chance import OwnChance, knows_its_own_text
 from samplers import make_sampler, search
@@ -33,7 +33,7 @@ from searches import (
 from world import L, N, TEXTS, numbers
 
 Q = factorised(marginals(P))  # (64, 27)
-SEARCHES = {"best-of": dict(lam=0.5), "path": {}, "local": dict(lam=0.5, changes=3),
+SEARCHES = {"best-of": dict(lam=0.5), "path-integral": {}, "local": dict(lam=0.5, changes=3),
             "smc": dict(resample=1.0), "particle-gibbs": dict(iterations=2)}
 
 
@@ -94,7 +94,7 @@ def test_it_stops_where_the_reward_is_enough_and_calls_are_those_of_its_texts():
 
 def law_of_choice(K, lam=LAM):
     """The law of the guess that `path` keeps in each state. -> (64, 27)"""
-    made, rows = searcher("path", guesses=K, lam=lam), []
+    made, rows = searcher("path-integral", guesses=K, lam=lam), []
     for z in STATES:
         m = int((z == N).sum())
         chance = AllOutcomes(N ** (m * K) * K)
@@ -102,7 +102,7 @@ def law_of_choice(K, lam=LAM):
             patch.setattr(search, "categorical", chance.categorical)
             every = z.expand(len(chance.left), -1)  # (B, L)
             x = every if m == 0 else made.choose(MASKS.process, DENOISER, every, torch.ones(
-                len(every), 1), lambda logits: logits.softmax(-1))  # (B, L)
+                len(every), 1), probabilities)  # (B, L)
         rows.append(torch.zeros_like(P).index_add(0, numbers(x.clamp(max=N - 1), N), chance.weight))
     return torch.stack(rows)  # (64, 27)
 
@@ -124,6 +124,13 @@ def test_many_guesses_are_not_exact_since_they_are_words_drawn_one_by_one():
     limit = limit / limit.sum(-1, keepdim=True)  # (64, 27)
     for steps, printed in ((1, .394), (2, .221), (4, .145)):
         assert abs(off(law_of_texts(limit, steps)) - printed) < 6e-4
+
+
+def test_its_steps_are_those_whose_law_is_known():
+    z = drawn(searcher("path-integral", guesses=2, lam=LAM), 2, 6000)
+    assert surprise(z, FIGURES("smc/perstep_K2_T2")) < 4
+    z = drawn(searcher("path-integral", None), 2, 6000)
+    assert surprise(z, law_of_texts(Q, 2)) < 4  # no reward: one guess
 
 
 # ---- local
@@ -199,7 +206,7 @@ def test_a_walk_step_by_step_is_the_walk(walk):
     torch.manual_seed(3)
     ours, spy = z, CallCounter(DENOISER)
     for left in (3, 2, 1):
-        ours = made.step(MASKS.process, spy, ours, z != N, left, 3, lambda a: a.softmax(-1).double())
+        ours = made.step(MASKS.process, spy, ours, z != N, left, 3, probabilities)
         if walk != "spread":  # it draws its order anew
             assert torch.equal(ours, states[3 - left])
     assert (ours < N).all() and spy.calls <= 3
@@ -214,4 +221,4 @@ def test_without_a_reward_all_texts_are_alike_and_one_is_written():
         calls = spy.calls
         torch.manual_seed(5)
         *_, y = ancestral(MASKS.process, DENOISER, z, z != N, 2)
-        assert calls <= 2 and (name == "path" or torch.equal(x, y)), name
+        assert calls <= 2 and (name == "path-integral" or torch.equal(x, y)), name

@@ -91,8 +91,8 @@ def test_what_does_not_fit_is_refused_in_one_line(toy):
         make_sampler("smc", make_method("bd3lm", 5))
     with pytest.raises(UserError, match="draws whole texts, and bd3lm"):
         make_sampler("grammar", make_method("bd3lm", 5))
-    with pytest.raises(UserError, match="--value classifier is for --reward class"):
-        make_sampler("smc", toy.method, reward="grammatical", value="classifier").prepare(toy)
+    with pytest.raises(UserError, match="--value class is for --reward class"):
+        make_sampler("smc", toy.method, reward="grammatical", value="class").prepare(toy)
     with pytest.raises(UserError, match="sudoku4 has no grammar that is known"):
         read_reward("grammatical", model_of("sudoku4"))
 
@@ -100,8 +100,8 @@ def test_what_does_not_fit_is_refused_in_one_line(toy):
 # ---- the scripts
 
 TINY = ["--oracle", "mdlm", "--steps", "2", "--num_samples", "2", "--device", "cpu"]
-RUNS = {"best-of": ["--texts", "2", "--lam", "1"], "path": [], "local": ["--changes", "2"],
-        "smc": ["--particles", "2", "--value", "classifier"],
+RUNS = {"best-of": ["--texts", "2", "--lam", "1"], "path-integral": [], "local": ["--changes", "2"],
+        "smc": ["--particles", "2", "--value", "class"],
         "particle-gibbs": ["--particles", "2", "--iterations", "1"]}
 
 
@@ -140,7 +140,7 @@ def test_a_trained_classifier_rates_the_texts_of_a_trained_run(capsys):
     random_checkpoint("mdlm", method="mdlm")
     random_checkpoint("judge", method="classifier")
     config, given = parse(sample.Config, [
-        "--out_dir", "mdlm", "--sampler", "smc", "--value", "classifier", "--classifier", "judge",
+        "--out_dir", "mdlm", "--sampler", "smc", "--value", "class", "--classifier", "judge",
         "--label", "0", "--steps", "2", "--num_samples", "2", "--device", "cpu"])
     sample.main(config, given)
     assert "text 2" in capsys.readouterr().out
