@@ -21,8 +21,11 @@ def normalized(p):
 
 
 def marginals(p):
-    """The exact denoiser of a law p (27,), in all states. -> (64, L, N)"""
+    """The exact denoiser of a law p (27,), in all states. -> (64, L, N)
+
+    Where no text fits, all words are equally likely."""
     joint = fits(STATES) * p  # (64, 27)
+    joint = torch.where(joint.sum(-1, keepdim=True) > 0, joint, 1 / 27)  # (64, 27)
     rows = [[(joint * (TEXTS[:, l] == v)).sum(-1) for v in range(N)] for l in range(L)]
     return normalized(torch.stack([torch.stack(row, -1) for row in rows], 1))  # (64, L, N)
 
