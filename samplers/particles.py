@@ -59,8 +59,8 @@ class SMC(Walker):
     value: str = flag("guess", "what a noisy text is worth: the reward of one guess of it, what "
                       "--classifier makes of it, or nothing before the end",
                       ["guess", "class", "none"])
-    resample: float = flag(0.5, "draw particles anew if their effective number is below this share; "
-                           "1: in each step", least=0, most=1)
+    resample: float = flag(0.5, "draw particles anew if their effective number is below this "
+                           "share; 1: in each step", least=0, most=1)
 
     def prepare(self, model):
         super().prepare(model)

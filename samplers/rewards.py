@@ -129,12 +129,13 @@ class Search(MaskSampler):
 
     def prepare(self, model):
         self.score = read_reward(self.reward, model)
+        self.judge = lambda z, t: self.score(z)  # (n,) says what is missing, until `aim`
 
     def aim(self, classifier, config, device):
         """Take a class as the reward. classifier: of checkpoints.load.load_classifier, or None
         -> itself"""
         if classifier is None:
-            self.score(None)  # says what is missing
+            self.score(None)  # says so
         if config.guidance != 1:
             raise UserError("--lam says here how much the class counts: leave out --guidance "
                             f"{config.guidance:g}, and divide --lam by it")

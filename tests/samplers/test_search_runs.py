@@ -117,6 +117,7 @@ def test_a_search_writes_by_the_class_of_a_classifier_and_counts_what_it_rates(n
     ([], "--reward class is log p(class | text): give --classifier and --label, or another"),
     (["--classifier", "exact", "--label", "sea", "--guidance", "2"], "divide --lam by it"),
     (["--classifier", "exact"], "needs a --label"),
+    (["--corrector", "gibbs", "--value", "class"], "--reward class is log p(class | text)"),
     (["--classifier", "exact", "--label", "sea", "--corrector", "gibbs"],
      "leave out --sampler and --corrector"),
     (["--reward", "match:sea", "--classifier", "exact", "--label", "sea"],
