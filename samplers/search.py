@@ -85,7 +85,7 @@ class BestOf(Walker):
         (22.12). rewards: those of all texts so far, (B,) each -> (B,) bool"""
         *before, last = rewards
         if self.lam == 0:
-            return last > torch.stack(before, 1).amax(-1) if before else last > -torch.inf  # (B,)
+            return last > torch.stack(before, 1).amax(-1) if before else last == last  # (B,)
         return toss((torch.stack(rewards, 1) / self.lam).softmax(-1)[:, -1])  # (B,)
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class BestOf(Walker):
                 yield z
             if not self.score:
                 return
-            reward = self.rate(z).masked_fill(~going, -torch.inf)  # (B,)
+            reward = self.rate(z)  # (B,)
             rewards.append(reward)
             kept = torch.where(self.prefers_last(rewards)[:, None], z, kept)  # (B, L)
             going = going & (reward < self.enough)  # (B,)

@@ -3,9 +3,6 @@
 SEARCH = [
     ("samplers/search.py", "return toss((torch.stack(rewards, 1) / self.lam).softmax(-1)[:, -1])",
      "return last > rewards[0] - 1e-9", "test_search", "the best text is called a sample"),
-    ("samplers/search.py", "reward = self.rate(z).masked_fill(~going, -torch.inf)",
-     "reward = self.rate(z)", "test_search test_search_runs",
-     "texts that are done are rated as if they were new"),
     ("samplers/search.py", "tilted(torch.stack(rewards, 1), self.lam).softmax(-1))  # (b,)",
      "tilted(-torch.stack(rewards, 1), self.lam).softmax(-1))  # (b,)", "test_search",
      "the worst guess opens masks"),
@@ -48,7 +45,6 @@ SEARCH = [
     ("data/toy_grammar.py", "for place in places for to in table[place] if word in fits[to])",
      "for place in list(places)[:1] for to in table[place] if word in fits[to])",
      "test_constraints", "of several places where a word may stand, one counts"),
-    ("samplers/guidance.py", "if isinstance(sampler, MaskSampler) and sampler.by_class:",
-     "if classifier and isinstance(sampler, MaskSampler) and sampler.by_class:",
-     "test_search_runs", "a class without a classifier is found out late"),
+    ("samplers/rewards.py", "log_softmax(-1)[:, label[0]]", "log_softmax(-1)[:, 0]",
+     "test_search_runs", "the first class for the one that is asked for"),
 ]
