@@ -84,8 +84,10 @@ class BestOf(Walker):
         """Whether the last text takes the place of the one kept before: text after text, that is
         (22.12). rewards: those of all texts so far, (B,) each -> (B,) bool"""
         *before, last = rewards
+        if not before:
+            return torch.ones_like(last, dtype=torch.bool)  # (B,)
         if self.lam == 0:
-            return last > torch.stack(before, 1).amax(-1) if before else last == last  # (B,)
+            return last > torch.stack(before, 1).amax(-1)  # (B,) the first of equals
         return toss((torch.stack(rewards, 1) / self.lam).softmax(-1)[:, -1])  # (B,)
 
     @torch.no_grad()

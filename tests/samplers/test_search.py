@@ -49,7 +49,7 @@ class ExactTexts:
 
 def law_of_best(K, lam):
     """The law of the text that best-of keeps, if its walk is exact. -> (27,)"""
-    chance = AllOutcomes(27 ** K * (2 ** K if lam else 1))
+    chance = AllOutcomes(27 ** K * (2 ** (K - 1) if lam else 1))
     made = searcher("best-of", texts=K, lam=lam)
     made.walker = lambda: ExactTexts(chance)
     with pytest.MonkeyPatch.context() as patch:
