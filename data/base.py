@@ -35,6 +35,7 @@ class Dataset:
     defaults = {}  # other defaults of train.py's flags
 
     language = None  # the language whose probabilities are known exactly (data/toy.py)
+    automaton = None  # of a grammar that texts follow: (S, V) states, -1 where no word fits
     has_language = False  # its instances have one: for code that must not load the data
     is_path = False  # its name is the path of a file or folder
     is_text = True  # its tokens spell text: words can be looked up and counted

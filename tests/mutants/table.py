@@ -9,10 +9,11 @@ from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.sampling import SAMPLING
+from tests.mutants.search import SEARCH
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID]
 
 
 def find_tests(names):
