@@ -14,8 +14,7 @@ from tests.mutants.search import SEARCH
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *REASONING]
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID, *REASONING]
 
 
 def find_tests(names):
