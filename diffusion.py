@@ -309,7 +309,7 @@ class Sampler:
     goes on from there. Its fields are its flags. It has a row in samplers/__init__.py."""
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
-    words_per_step = None  # where --steps is not given; None: 128 steps
+    draws_decide, words_per_step = False, None  # draws say what opens; without --steps, else 128
     rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
     write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z
     costs = None  # (whole) -> {what a batch or all texts took besides network calls: number}

@@ -50,7 +50,7 @@ class FirstHitting(MaskSampler):
 @dataclass(eq=False)
 class Confidence(MaskSampler):
     """--sampler confidence: draws all masks and keeps the most confident draws."""
-    draws_from_model = False
+    draws_from_model, draws_decide = False, True
 
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
