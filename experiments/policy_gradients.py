@@ -12,16 +12,21 @@ gradient is that of sum_x q(x) r(x), through the law q of the sampler, by autogr
 
     cosine   of the expected gradient of an estimator with the exact one
     norm     its length over that of the exact one
+
+A table has no parameters that states share, so no error in one state makes up for another.
 """
+import math
 from dataclasses import dataclass
-from itertools import combinations, permutations, product
+from itertools import combinations, combinations_with_replacement, permutations, product
 
 import torch
+import torch.nn.functional as F
 
 from diffusion import Absorbing
 from experiments.command import run_experiment
 from flags import flag
 from runtime.policy import (
+    COUPLED_RATES,
     ELBO,
     SPG,
     AGRPO,
@@ -37,6 +42,7 @@ from runtime.policy import (
 N = L = 3
 PROCESS = Absorbing(N)
 TEXTS = torch.tensor(list(product(range(N), repeat=L)))  # (27, L)
+STATES = torch.tensor(list(product(range(N + 1), repeat=L)))  # (64, L)
 HIDE = torch.tensor(list(product([False, True], repeat=L)))  # (8, L)
 ONE_BY_ONE = 0  # in place of a number of steps
 STEPS = (1, 2, 3, ONE_BY_ONE)
@@ -48,12 +54,19 @@ class Config:
     sharpness: float = flag(1.0, "standard deviation of the logits", least=0, most=100)
 
 
-def random_world(seed, sharpness=1.0):
-    """-> logits (64, L, N) that need a gradient, rewards (27,)"""
+def random_world(seed, sharpness=1.0, consistent=False):
+    """consistent: the exact denoiser of a random law of texts.
+    -> logits (64, L, N) that need a gradient, rewards (27,)"""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(4 ** L, L, N, generator=generator, dtype=torch.float64)  # (64, L, N)
-    reward = torch.rand(len(TEXTS), generator=generator, dtype=torch.float64)  # (27,)
-    return (sharpness * logits).requires_grad_(), reward
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # shape
+    logits, reward = sharpness * draw(4 ** L, L, N), draw(len(TEXTS))  # (64, L, N), (27,)
+    if consistent:
+        log_p, z = sharpness * draw(len(TEXTS)), STATES[:, None]  # (27,), (64, 1, L)
+        fits = ((z == PROCESS.mask) | (z == TEXTS)).all(-1)  # (64, 27)
+        p = fits.double() * log_p.exp()  # (64, 27)
+        logits = (p @ F.one_hot(TEXTS, N).double().flatten(1)).view(-1, L, N)  # (64, L, N)
+        logits = logits.clamp(min=1e-300).log()  # (64, L, N)
+    return logits.requires_grad_(), reward
 
 
 def tabular(logits):
@@ -121,85 +134,90 @@ def along(logits, reward, steps, estimator=None):
     return total  # (64, L, N)
 
 
-def from_texts(logits, reward, steps, estimator, calls_of, draws):
+def from_texts(logits, reward, steps, estimator, draws, calls_of):
     """The expected gradient of an estimator that sees the text alone. -> (64, L, N)
 
-    draws: [(probability, what calls_of(x, frozen, ..) needs besides)] of all masks
+    draws: [(probability, *what calls_of(x, frozen, ..) needs besides)] of all that may be drawn
     """
-    q = text_law(logits.detach(), steps)  # (27,)
-    frozen, total = torch.zeros_like(TEXTS, dtype=torch.bool), 0.0  # (27, L)
-    for probability, *more in draws:
-        calls = calls_of(TEXTS, frozen, *more)
-        total = total + probability * ascent(logits, estimator, calls, reward - q @ reward, q)
-    return total  # (64, L, N)
+    q, share = text_law(logits.detach(), steps), chances(draws)  # (27,), (D,)
+    x = TEXTS.repeat(len(draws), 1)  # (D 27, L)
+    more = [torch.stack(part).repeat_interleave(len(TEXTS), 0) for part in list(zip(*draws))[1:]]
+    calls = calls_of(x, torch.zeros_like(x, dtype=torch.bool), *more)
+    advantage = (reward - q @ reward).repeat(len(draws))  # (D 27,)
+    weight = (share[:, None] * q).flatten()  # (D 27,)
+    return ascent(logits, estimator, calls, advantage, weight)  # (64, L, N)
 
 
 # ---- every draw of masks
 
+def chances(draws):
+    return torch.tensor([p for p, *_ in draws], dtype=torch.float64)  # (D,)
+
+
 def any_mask():
-    """Masks of (3.1) with their probabilities. -> [(number, (L,))]"""
-    return [(1 / (L * len(list(combinations(range(L), int(hide.sum()))))), hide)
-            for hide in HIDE if hide.any()]
+    """The masks of (3.1) with their probabilities. -> [(probability, (L,))]"""
+    return [(1 / (L * math.comb(L, int(hide.sum()))), hide) for hide in HIDE if hide.any()]
 
 
 def pairs_of_masks():
-    return [(p * q, [a, b]) for p, a in any_mask() for q, b in any_mask()]
+    """Two draws of them. -> [(probability, (L,), (L,))]"""
+    pairs = combinations_with_replacement(any_mask(), 2)
+    return [(p * q * (1 if a is b else 2), a, b) for (p, a), (q, b) in pairs]
 
 
-def coupled_masks(low=0.2, high=0.8):
-    """Masks of (22.5): with the time t, by a quadrature that is exact for polynomials in t."""
-    nodes = torch.tensor([-(0.6 ** 0.5), 0.0, 0.6 ** 0.5], dtype=torch.float64)  # (3,) Gauss
-    for node, share in zip(nodes, (5 / 18, 8 / 18, 5 / 18)):
-        t = (low + high) / 2 + (high - low) / 2 * node  # ()
+def coupled_masks():
+    """Those of (22.5) with the time t, by a quadrature that is exact for polynomials in t.
+    -> [(probability, (L,), (1,))]"""
+    (low, high), found = COUPLED_RATES, []
+    for node, share in ((-(0.6 ** 0.5), 5 / 18), (0.0, 8 / 18), (0.6 ** 0.5, 5 / 18)):  # Gauss
+        t = (low + high) / 2 + (high - low) / 2 * node
         for hide in HIDE:
-            k = int(hide.sum())
-            yield share * t ** k * (1 - t) ** (L - k), hide, t
+            k, time = int(hide.sum()), torch.tensor([t], dtype=torch.float64)  # (1,)
+            found.append((share * t ** k * (1 - t) ** (L - k), hide, time))
+    return found
 
 
 class ExactSPG(SPG):
     """(22.7) with the expectation over masks inside the logarithm, as of infinitely many draws."""
 
     def units(self, log_p, calls, advantage):
-        share = torch.tensor([p for p, _ in any_mask()])[:, None, None]  # (7, 1, 1)
+        share = chances(any_mask())[:, None, None]  # (7, 1, 1)
         lower = (share * calls.weight * log_p).sum((0, 2))  # (B,)
         mixed = self.mix * self.upper(log_p, calls, share) + (1 - self.mix) * lower  # (B,)
         return torch.where(advantage >= 0, lower, mixed)[:, None]  # (B, 1)
 
 
-def masked(estimator):
-    """calls_of for masks (L,) that are the same in all texts."""
-    return lambda x, frozen, hide: estimator.hidden(
-        PROCESS, x, frozen, [h.expand_as(x) for h in (hide if isinstance(hide, list) else [hide])])
+def every_mask(estimator, x, frozen):
+    """A call for each of the masks of (3.1)."""
+    return estimator.hidden(PROCESS, x, frozen, [hide.expand_as(x) for _, hide in any_mask()])
 
 
-def rows():
+def estimators():
     """{name: (logits, reward, steps) -> expected gradient}"""
-    every = [(1.0, [hide for _, hide in any_mask()])]
+    def row(estimator, draws, calls_of):
+        return lambda *world: from_texts(*world, estimator, draws, calls_of)
 
-    def coupled(estimator):
-        pair = lambda x, frozen, hide, t: estimator.pair(
-            PROCESS, x, frozen, hide.expand_as(x), t.expand(len(x), 1))
-        return lambda *world: from_texts(*world, estimator, pair, list(coupled_masks()))
+    def coupled(made):
+        return row(made, coupled_masks(), lambda *given: made.pair(PROCESS, *given))
 
-    def spg(beta, mix, released=False):
-        made = (SPG if released else ExactSPG)(beta=beta, mix=mix)
-        return lambda *world: from_texts(*world, made, masked(made),
-                                         pairs_of_masks() if released else every)
-    mean_field, elbo = MeanField(prompt_mask=0.0), ELBO()
+    def spg(beta, mix):
+        made = ExactSPG(beta=beta, mix=mix)
+        return row(made, [(1.0,)], lambda x, frozen: every_mask(made, x, frozen))
+
+    def drawn(made, draws):
+        return row(made, draws, lambda x, frozen, *hide: made.hidden(PROCESS, x, frozen, hide))
+    field = MeanField(prompt_mask=0.0)
     return {
         "ddpo": along,
-        "ddpo, one step of them": lambda *world: along(*world, Trajectory(subset=1)),
-        "agrpo, one step of them": lambda *world: along(*world, AGRPO(subset=1)),
-        "d1": lambda *world: from_texts(
-            *world, mean_field, lambda x, frozen: mean_field.calls(PROCESS, x, frozen, None),
-            [(1.0,)]),
+        "ddpo, 1 step": lambda *world: along(*world, Trajectory(subset=1)),
+        "agrpo, 1 step": lambda *world: along(*world, AGRPO(subset=1)),
+        "d1": row(field, [(1.0,)], lambda x, frozen: field.calls(PROCESS, x, frozen, None)),
         "coupled": coupled(Coupled()),
         "coupled-even": coupled(CoupledEven()),
-        "elbo": lambda *world: from_texts(*world, elbo, masked(elbo), any_mask()),
-        "spg, beta 1.5, mix 1": spg(1.5, 1.0),
-        "spg, beta 1.5, mix .5": spg(1.5, 0.5),
-        "spg, beta 1, mix .5": spg(1.0, 0.5),
-        "spg, beta 1.5, mix .5, 2 draws": spg(1.5, 0.5, released=True),
+        "elbo": drawn(ELBO(), any_mask()),
+        "spg, mix 1": spg(1.5, 1.0),
+        "spg, mix .5": spg(1.5, 0.5),
+        "spg, mix .5, 2 draws": drawn(SPG(), pairs_of_masks()),
     }
 
 
@@ -209,18 +227,29 @@ def compare(estimate, exact):
     return (a @ b / (a.norm() * b.norm())).item(), (a.norm() / b.norm()).item()
 
 
+def measure(worlds, names=None, steps=STEPS):
+    """{(name, steps): (worlds, 2) cosines and norms}"""
+    exact = {(i, T): exact_gradient(*world, T) for i, world in enumerate(worlds) for T in steps}
+    rows = {name: row for name, row in estimators().items() if names is None or name in names}
+    return {(name, T): torch.tensor([compare(row(*world, T), exact[i, T])
+                                     for i, world in enumerate(worlds)])
+            for name, row in rows.items() for T in steps}
+
+
 def main(config, given=()):
-    worlds = [random_world(seed, config.sharpness) for seed in range(config.worlds)]
-    title = lambda steps: f"T = {steps}" if steps else "one by one"
-    print(f"{'cosine (norm), means of worlds':32}" + "".join(f"{title(s):>24}" for s in STEPS))
-    for name, expected in rows().items():
-        cells = []
-        for steps in STEPS:
-            found = torch.tensor([compare(expected(*world, steps), exact_gradient(*world, steps))
-                                  for world in worlds])  # (worlds, 2)
-            low, high = found[:, 0].amin(), found[:, 0].amax()  # () each
-            cells.append(f"{found[:, 0].mean():.3f} [{low:.2f} {high:.2f}] ({found[:, 1].mean():.2f})")
-        print(f"{name:32}" + "".join(f"{cell:>24}" for cell in cells))
+    for consistent in (False, True):
+        worlds = [random_world(seed, config.sharpness, consistent) for seed in range(config.worlds)]
+        found = measure(worlds)
+        kind = "exact denoisers of random laws" if consistent else "random logits"
+        print(f"\n{kind}, {config.worlds} worlds: cosine, least and largest; norm")
+        print(" " * 22 + "".join(f"{f'T = {T}' if T else 'one by one':>24}" for T in STEPS))
+        for name in estimators():
+            cells = []
+            for T in STEPS:
+                cosine, norm = found[name, T].T  # (worlds,) each
+                low, high = cosine.min(), cosine.max()  # () each
+                cells.append(f"{cosine.mean():.2f} ({low:.2f} {high:.2f}) {norm.mean():.2f}")
+            print(f"{name:22}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -55,11 +55,23 @@ TINY = 1e-4  # added to the standard deviation of a group
 class Calls:
     """What a network is asked for: P calls for B texts of L tokens, and which words count."""
     z: object  # (P, B, L) what it sees
-    t: object  # (P, B, 1) the share of masks, or the sampler's time
+    t: object  # (P, B, 1) the share of masks, or the sampler's time; None: there is none
     at: object  # (P, B, L) bool
     words: object  # (P, B, L) those whose probability counts, where `at`
     weight: object = 1.0  # of each logarithm, can be expanded to (P, B, L)
     scale: float = 1.0  # of the loss
+
+    def ask(self, denoiser, n_tokens, temperature):
+        """The log-probabilities of all words where `at`, as they are drawn from. -> (N, n_tokens)
+        """
+        z, at = self.z.flatten(0, 1), self.at.flatten(0, 1)  # (P B, L) each
+        t = None if self.t is None else self.t.flatten(0, 1)  # (P B, 1)
+        logits = to_float32(denoiser(z, t, at=at)[:, :n_tokens])  # (N, n_tokens)
+        return (logits / temperature).log_softmax(-1)  # (N, n_tokens)
+
+    def place(self, values):
+        """values (N,) where `at`, 0 elsewhere. -> (P, B, L)"""
+        return values.new_zeros(self.at.shape).masked_scatter(self.at, values)  # (P, B, L)
 
 
 # ---- trajectories
@@ -95,8 +107,7 @@ def watch(method, denoiser, given, frozen, steps, sampler, temperature=1.0):
     if sampler is None:
         to_probs = partial(probabilities, temperature=temperature)
         *_, x = trajectory(method, denoiser, given, frozen, steps, to_probs=to_probs)
-        t = torch.ones(1, len(x), 1, device=x.device)  # (1, B, 1)
-        return x, Calls(method.shift(x)[None], t, ~frozen[None], x[None])
+        return x, Calls(method.shift(x)[None], None, ~frozen[None], x[None])
     witness, drawn, n = Witness(denoiser), [], method.n_tokens
 
     def to_probs(logits):
@@ -119,21 +130,18 @@ def watch(method, denoiser, given, frozen, steps, sampler, temperature=1.0):
 def log_probs(denoiser, calls, n_tokens, temperature=1.0):
     """log x_theta(words) where `at`, by the distribution that was drawn from, else 0. -> (P, B, L)
     """
-    z, t, at, words = (a.flatten(0, 1) for a in (calls.z, calls.t, calls.at, calls.words))
-    logits = to_float32(denoiser(z, t, at=at)[:, :n_tokens]) / temperature  # (N, n_tokens)
-    log_p = logits.log_softmax(-1).gather(-1, words[at][:, None])[:, 0]  # (N,)
-    return log_p.new_zeros(at.shape).masked_scatter(at, log_p).view(calls.at.shape)  # (P, B, L)
+    log_p = calls.ask(denoiser, n_tokens, temperature)  # (N, n_tokens)
+    words = calls.words[calls.at][:, None]  # (N, 1)
+    return calls.place(log_p.gather(-1, words)[:, 0])  # (P, B, L)
 
 
 @torch.no_grad()
 def kl_along(denoiser, start, calls, n_tokens, temperature=1.0):
     """KL of the two laws of each action, summed along a trajectory of the first: its mean is the KL
     of the laws of trajectories, given what opens, and at least that of the texts. -> (B,) nats"""
-    z, t, at = (a.flatten(0, 1) for a in (calls.z, calls.t, calls.at))
-    ours, theirs = (to_float32(call(z, t, at=at)[:, :n_tokens] / temperature).log_softmax(-1)
-                    for call in (denoiser, start))  # (N, n_tokens) each
+    ours, theirs = (calls.ask(net, n_tokens, temperature) for net in (denoiser, start))
     kl = F.kl_div(theirs, ours, log_target=True, reduction="none").sum(-1)  # (N,)
-    return kl.new_zeros(at.shape).masked_scatter(at, kl).view(calls.at.shape).sum((0, 2))  # (B,)
+    return calls.place(kl).sum((0, 2))  # (B,)
 
 
 # ---- advantages and ratios
@@ -174,7 +182,8 @@ class Trajectory:
         rows = rows.to(path.z.device)[..., None]  # (K, B, 1)
         wide = rows.expand(-1, -1, path.z.shape[-1])  # (K, B, L)
         z, at, words = (a.gather(0, wide) for a in (path.z, path.at, path.words))  # (K, B, L) each
-        return Calls(z, path.t.gather(0, rows), at, words, scale=scale)
+        t = path.t if path.t is None else path.t.gather(0, rows)  # (K, B, 1)
+        return Calls(z, t, at, words, scale=scale)
 
     def units(self, log_p, calls, advantage):
         """The log-probabilities that have a ratio of their own. log_p (P, B, L) -> (B, U)"""
