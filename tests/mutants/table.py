@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
+from tests.mutants.rl import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *POLICY]
 
 
 def find_tests(names):
