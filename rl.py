@@ -3,7 +3,7 @@ Chapter 22. Rewards: a trained masked model learns to write texts that a checker
 
     python rl.py --start out/sudoku4-in-place-mdlm                      reward: whether it is solved
     python rl.py --start out/toy-mdlm --reward topic:farm --kl 0.1      stay near the start
-    python rl.py --start out/toy-mdlm --reward contains:whale --estimator coupled
+    python rl.py --start out/toy-mdlm --reward match:whale --estimator coupled
     python sample.py --out_dir out/toy-mdlm-rl                          a usual checkpoint
 
 A step draws questions, writes --group answers to each with the sampler of the flags, rates them,
@@ -45,7 +45,8 @@ from samplers.generate import prepend_bos
 @dataclass
 class Config(PolicyFlags):
     start: str = flag("", "folder of the checkpoint to start from, or the file")
-    reward: str = flag("", "topic:NAME, contains:LETTERS; empty: the checker of the data", text=True)
+    reward: str = flag("", "topic:NAME, match:PATTERN, or another of samplers/rewards.py; empty: "
+                       "the checker of the data", text=True)
     kl: float = flag(0.0, "nats of KL to the start that a reward of 1 is worth: lambda", least=0)
     estimator: str = flag("ddpo", "of the policy gradient", list(ESTIMATORS))
     subset: int = flag(0, "ddpo, agrpo: steps of a trajectory that count in an update; 0: all",
@@ -105,7 +106,7 @@ class Policy:
         n = len(x) // settings.group
         given, frozen = (a[:n].repeat_interleave(settings.group, 0) for a in (x, frozen))  # (B, L)
         x, path = self.write(network, given, frozen)
-        reward = self.reward(x, frozen)  # (B,)
+        reward = self.reward(x)  # (B,)
         alike = (reward.view(n, -1) == reward.view(n, -1)[:, :1]).all(-1).double().mean()  # ()
         self.seen.append((reward.mean().item(), alike.item()))
         if settings.kl:

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_network
-from checkpoints.load import check_text, read_state, refuse_own_folder
+from checkpoints.load import assemble, check_text, read_state, refuse_own_folder
 from evaluation.errors import mean_error, with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
 from flags import UserError, flag, flags_of, load_row, restored
@@ -110,8 +110,8 @@ def make_policy(cls, settings, state, method, config, data, device):
         raise UserError(f"{settings.start} is conditioned on classes: start from another model")
     start = build_network(config, method).to(device).eval().requires_grad_(False)
     start.load_state_dict(state["ema"])
-    return cls(method, start, settings, make_reward(settings.reward, data),
-               choose_policy_sampler(settings, method))
+    reward = make_reward(settings.reward, data, assemble(state, settings.start, device))
+    return cls(method, start, settings, reward, choose_policy_sampler(settings, method))
 
 
 def choose_policy_sampler(settings, method):
@@ -143,7 +143,7 @@ def rate_policy(trainer):
         with torch.no_grad(), trainer.autocast():
             x, path = policy.write(trainer.gathered, given, frozen)
             costs.append(policy.distance(trainer.gathered, path))  # (b,)
-        rewards.append(policy.reward(x, frozen))  # (b,)
+        rewards.append(policy.reward(x))  # (b,)
     return torch.cat(rewards), torch.cat(costs)  # (n,) each
 
 

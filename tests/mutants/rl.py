@@ -29,5 +29,4 @@ POLICY = [
     ("rl.py", "kept = self.rollouts if self.settings.updates > 1 else []", "kept = []", "test_rl",
      "a run that was stopped between updates goes on with other answers"),
     ("runtime/reinforce.py", "dropout=0.0,", "", "test_rl", "ratios of two draws of dropout"),
-    ("runtime/rewards.py", "if not given]", "]", "test_rl", "letters of the question are rewarded"),
 ]

@@ -1,5 +1,6 @@
 """Runs of rl.py: rewards, every estimator, exact resume; the result is an ordinary checkpoint."""
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from samplers import make_sampler
 from world import by_state
 
 TINY = dict(max_iters=2, batch_size=4, group=2, num_samples=4, device="cpu", dtype="float32",
-            warmup_iters=1, reward="contains:a", eval_interval=2)
+            warmup_iters=1, reward="match:a", eval_interval=2)
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,7 @@ def test_a_step_follows_the_policy_gradient(flags):
     logits, values = sums.random_world(1)
     exact = sums.exact_gradient(logits, values, 2)  # (64, L, N)
     network = Tabular(logits.detach(), torch.zeros(12_000, 3, dtype=torch.long))
-    reward = lambda x, frozen: values[(x * torch.tensor([9, 3, 1])).sum(-1)]
+    reward = lambda x: values[(x * torch.tensor([9, 3, 1])).sum(-1)]
     policy = policy_of(network, reward, sampler="ancestral", steps=2, group=4, **flags)
     policy.on_step(0, network)
     loss = train.loss_per_token(policy.loss(network, network.questions))  # ()
@@ -105,7 +106,7 @@ def test_the_first_update_of_every_estimator_does_not_depend_on_ratios(name):
     for updates in (1, 2):
         logits, values = sums.random_world(1)
         network = Tabular(logits.detach(), torch.zeros(16, 3, dtype=torch.long))
-        reward = lambda x, frozen: values[(x * torch.tensor([9, 3, 1])).sum(-1)]
+        reward = lambda x: values[(x * torch.tensor([9, 3, 1])).sum(-1)]
         policy = policy_of(network, reward, group=4, updates=updates, estimator=name)
         policy.on_step(0, network)
         loss = policy.loss(network, network.questions).sum()  # ()
@@ -119,7 +120,7 @@ def test_a_price_on_kl_leads_back_to_the_start():
     q, p = (sums.law(logits, 2) for logits in (ours, theirs))  # (B,)
     exact, = torch.autograd.grad(-(q @ (q / p.detach()).log()), ours)  # (64, L, N)
     network = Tabular(ours.detach(), torch.zeros(12_000, 3, dtype=torch.long))
-    nothing = lambda x, frozen: torch.zeros(len(x), dtype=torch.float64)
+    nothing = lambda x: torch.zeros(len(x), dtype=torch.float64)
     policy = policy_of(network, nothing, sampler="ancestral", steps=2, group=4, kl=0.5)
     policy.start = Tabular(theirs.detach(), None)
     policy.on_step(0, network)
@@ -134,7 +135,7 @@ def test_answers_are_to_the_same_question():
     network = Tabular(logits.detach(), questions)
     network.draw_batch = lambda micro: (questions, torch.arange(3).expand(8, 3) < 1, None)
     seen = []
-    reward = lambda x, frozen: seen.append(x) or torch.arange(8).double()
+    reward = lambda x: seen.append(x) or torch.arange(8).double()
     policy = policy_of(network, reward, group=4)
     policy.on_step(0, network)
     assert seen[0][:, 0].tolist() == [*4 * [questions[0, 0]], *4 * [questions[1, 0]]]
@@ -198,16 +199,15 @@ def test_a_resumed_run_is_the_same_to_the_bit(stop, starts, monkeypatch):
 
 # ---- rewards
 
-def test_rewards_rate_the_answer_alone():
+def test_rewards_of_the_toy_language():
     data = load_data("toy", 8)
-    x, _, topic = data.examples("val", 64, torch.Generator().manual_seed(0))
-    frozen = torch.arange(8).expand_as(x) < 4  # (n, L)
-    word = data.text(x[0].tolist()).split()[0]
-    given = make_reward(f"contains:{word}", data)
-    rest = data.text(x[0, 4:].tolist())
-    assert given(x, frozen)[0] == float(word in rest) and given(x, ~frozen)[0] == 1
-    farm = make_reward(f"topic:{data.classes[1]}", data)(x, frozen)  # (n,)
+    x, _, topic = data.examples("val", 64, torch.Generator().manual_seed(0))  # (n, L), (n,)
+    farm = make_reward(f"topic:{data.classes[1]}", data, None)(x)  # (n,)
     assert farm[topic == 1].mean() > 0.6 > 0.2 > farm[topic != 1].mean()
+    model = SimpleNamespace(encoding=data.encoding)
+    word = data.text(x[0].tolist()).split()[0]
+    found = make_reward(f"match:{word}", data, model)(x)  # (n,)
+    assert found.tolist() == [float(word in data.text(row.tolist())) for row in x]
 
 
 def test_the_least_kl_is_that_of_a_tilted_law():
@@ -231,16 +231,17 @@ def test_the_least_kl_is_that_of_a_tilted_law():
     ([], "name the model to start from"),
     (["--init_from", "resume"], "name the run to continue"),
     (["--start", "nowhere"], "there is no checkpoint"),
-    (["--start", "MDLM"], "toy has no checker: give --reward topic:farm or contains:LETTERS"),
-    (["--start", "MDLM", "--reward", "good"], "is not topic:NAME or contains:LETTERS"),
+    (["--start", "MDLM"], "toy has no checker: give --reward topic:farm or match:PATTERN"),
+    (["--start", "MDLM", "--reward", "good"], "is not one of class, solved"),
+    (["--start", "MDLM", "--reward", "class"], "--reward class is for a search"),
     (["--start", "MDLM", "--reward", "topic:moon"], "is no topic of toy: its topics are farm"),
     (["--start", "MDLM", "--batch_size", "12"], "must be a multiple of --group 8"),
-    (["--start", "MDLM", "--reward", "contains:a", "--sampler", "remdm-conf"],
+    (["--start", "MDLM", "--reward", "match:a", "--sampler", "remdm-conf"],
      "has no policy gradient here: its steps depend on more than the words"),
-    (["--start", "UDLM", "--reward", "contains:a"], "--sampler spread chooses among masks"),
-    (["--start", "UDLM", "--reward", "contains:a", "--sampler", "ancestral"],
+    (["--start", "UDLM", "--reward", "match:a"], "--sampler spread chooses among masks"),
+    (["--start", "UDLM", "--reward", "match:a", "--sampler", "ancestral"],
      "udlm does not open masks"),
-    (["--start", "AR", "--reward", "contains:a", "--estimator", "d1"], "knows its likelihood"),
+    (["--start", "AR", "--reward", "match:a", "--estimator", "d1"], "knows its likelihood"),
     (["--init_from", "resume", "--out_dir", "MDLM"], "is no run of rl.py"),
     (["--estimator", "ppo"], "is not one of ddpo"),
     (["--group", "1"], "at least 2"),
@@ -269,4 +270,4 @@ def test_what_cannot_start(starts, capsys):
         start = random_checkpoint(f"no-{key}", method="mdlm", **{key: value} if value else {})
         if not value:
             torch.save({**state, "config": {**state["config"], key: value}}, start / "ckpt.pt")
-        assert message in complaint(rl, "--start", start, "--reward", "contains:a", capsys=capsys)
+        assert message in complaint(rl, "--start", start, "--reward", "match:a", capsys=capsys)
