@@ -8,11 +8,13 @@ from pathlib import Path
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
+from tests.mutants.rl import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.search import SEARCH
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *POLICY]
 MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID]
 
 
