@@ -40,6 +40,7 @@ class Dataset:
     is_text = True  # its tokens spell text: words can be looked up and counted
     image_size = None  # tokens per image, where texts are images, which `render` draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
+    source = 0  # tokens of the question, where all texts begin with as many: see data/seq2seq.py
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
     independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
@@ -117,6 +118,21 @@ class Dataset:
         """Measures of samples x (n, L) that only this data set has. -> [(what it is, values
         (n,))]"""
         return []
+
+    # ---- questions with several right answers, where their probabilities are known
+
+    def answer_nats(self, x):
+        """-log p(answer | question) of texts x (n, L), exact. -> (n,), or None: it is not known"""
+        return None
+
+    def redraw(self, x, seed=0):
+        """Other answers to the questions of x, from their exact distribution. -> (n, L), or None"""
+        return None
+
+    @classmethod
+    def complete_prompt(cls, ids):
+        """The ids of a user's question as the beginning of a text."""
+        return ids
 
     # ---- images
 
