@@ -13,8 +13,10 @@ any bound on the T tokens is exact. It is 0 where one answer is right, and else
 
     H(target | source) = - E_source sum_target p(target | source) log p(target | source)       (19.1)
 
-p is known because a task lists all right answers to a source with their probabilities (`right_answers`).
-The checker, the entropy and a second draw of the answer all come from that list.
+p is known because a task lists all right answers to a source with their probabilities
+(`right_answers`). The checker, the entropy and a second draw of the answer come from that list.
+
+    slots right    |A and B| / |A or B|,  A what the source tells of, B what the answer does   (19.4)
 
 A text is held out by a hash of what it is about (`code`), which is the same for all sources with
 the same answer, and for all answers to the same source. What that is, each task states.
@@ -81,6 +83,10 @@ class Task(Puzzle):
         """What a text answers, up to its first end."""
         return self.spell(row[self.source:], self.end)
 
+    def answer_words(self, row):
+        """The tokens of what a text answers, a list."""
+        return self.tokens(self.target_of(row))
+
     def text(self, ids):
         return super().text(ids).replace(END_OF_TEXT, "")
 
@@ -119,12 +125,14 @@ class Task(Puzzle):
 
     def answer_nats(self, x):
         """-log p(target | source), exact. (n, L) -> (n,)"""
-        return torch.tensor([-math.log(max(self.chance(row), 1e-300)) for row in x.tolist()])
+        chances = [max(self.chance(row), 1e-300) for row in x.tolist()]
+        return -torch.tensor(chances, dtype=torch.float64).log()  # (n,)
 
     def answer_entropy(self, x):
         """H(target | source) of each source, (19.1). (n, L) -> (n,) nats"""
         each = (self.right_answers(self.source_of(row)).values() for row in x.tolist())
-        return torch.tensor([-sum(p * math.log(p) for p in chances if p > 0) for chances in each])
+        nats = [-sum(p * math.log(p) for p in chances) for chances in each]
+        return torch.tensor(nats, dtype=torch.float64)  # (n,)
 
     def redraw(self, x, seed=0):
         """Other answers to the sources of x, drawn from their exact distribution. -> (n, L)"""
@@ -136,8 +144,7 @@ class Task(Puzzle):
         return torch.tensor([self.chance(row) > 0 for row in x.tolist()])  # (n,)
 
     def slots_right(self, x):
-        """What answer and source both tell of, over what either does: 1 where nothing is missing
-        and nothing invented. (n, L) -> (n,)"""
+        """(19.4): 1 where nothing is missing and nothing invented. (n, L) -> (n,)"""
         shares = []
         for row in x.tolist():
             wanted, found = self.wanted(self.source_of(row)), self.slots(self.target_of(row))
