@@ -6,7 +6,7 @@ known.
 
     paraphrase   the cat chased a dog today -> today a dog was pursued by the cat
                  voice, place of the time, synonyms; another surface than the source
-    summary      ann sang bob read ann read ann sang -> mostly ann , mostly sang
+    summary      ann sang bob read ann sang -> mostly ann , mostly sang
                  the most frequent actor and act, of 3 to 5 events
     describe     name alto food thai area river -> the alto serves thai food and stands by the river
                  all slots, in any order
