@@ -11,12 +11,12 @@ The ends belong to the answer: they are predicted and scored, so its length is l
 words. Behind the first end all tokens are ends, which costs a good model nothing. So the floor of
 any bound on the T tokens is exact. It is 0 where one answer is right, and else
 
-    H(target | source) = - E_source sum_target p(target | source) log p(target | source)       (19.1)
+    H(target | source) = - E_source sum_target p(target | source) log p(target | source)      (19.1)
 
 p is known because a task lists all right answers to a source with their probabilities
 (`right_answers`). The checker, the entropy and a second draw of the answer come from that list.
 
-    slots right    |A and B| / |A or B|,  A what the source tells of, B what the answer does   (19.4)
+    slots right    |A and B| / |A or B|,  A what the source tells of, B what the answer does  (19.4)
 
 A text is held out by a hash of what it is about (`code`), which is the same for all sources with
 the same answer, and for all answers to the same source. What that is, each task states.

@@ -59,7 +59,8 @@ class Drawn(Task):
 
 # ---- paraphrase
 
-BEINGS = "cat,kitty dog,hound child,kid farmer horse,steed teacher,tutor doctor,medic sailor".split()
+BEINGS = ("cat,kitty dog,hound child,kid farmer horse,steed teacher,tutor doctor,medic "
+          "sailor").split()
 ACTS = "chased,pursued watched,observed helped,aided pushed,shoved called,phoned stopped".split()
 WHENS = ["", "today", "yesterday", "at noon,at midday"]
 FIRST = 0.7  # of two synonyms

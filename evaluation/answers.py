@@ -1,10 +1,10 @@
 """
 Chapter 19. Answers of a sequence-to-sequence model: beside the reference, and the best of several.
 
-    BLEU-4    exp( min(0, 1 - r/c) ) prod_n ( shared_n / total_n )^(1/4),  n = 1 .. 4          (19.2)
+    BLEU-4    exp( min(0, 1 - r/c) ) prod_n ( shared_n / total_n )^(1/4),  n = 1 .. 4         (19.2)
               total_n n-grams of the answer (c words), shared_n of which the reference (r words)
               has too, each at most as often as there; over a set of texts, sums of all four
-    MBR       y = argmax_i 1/(k - 1) sum_{j != i} u(answer = y_i, reference = y_j)             (19.3)
+    MBR       y = argmax_i 1/(k - 1) sum_{j != i} u(answer = y_i, reference = y_j)            (19.3)
 
 (19.3) is the answer of least risk (minimum Bayes risk): of k answers the one that the others agree
 with most. BLEU is not symmetric: here the candidate is the answer, and the others take the place of
@@ -12,7 +12,7 @@ the reference. The first of equal ones wins. Public code has either side, and co
 smoothed in several ways, which give other numbers:
 
     smoothing        shared_n = 0 becomes               of all orders
-    exponential      1/2^i for the i-th order with 0    sacreBLEU; ours, over orders with total_n > 0
+    exponential      1/2^i for the i-th order with 0    sacreBLEU; ours: orders with total_n > 0
     chen 4           ln(c) / (5 2^i)                    NLTK's method 4, DiffuSeq
     add one          shared_n + 1 of total_n + 1        AR-Diffusion
 
@@ -132,7 +132,8 @@ def answer_figures(samples, x, data, judge, label, config):
     """
     k = config.answers
     if k > 1 and not data.source:
-        raise UserError(f"--answers compares answers of tasks, and {data.name} is none: leave it out")
+        raise UserError(f"--answers compares answers of tasks, and {data.name} is none: leave it "
+                        "out")
     figures = sample_figures(samples[::k], x, data, judge, label, config)
     if not data.source:
         return figures

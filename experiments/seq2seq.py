@@ -11,7 +11,7 @@ entropy is least, and far apart in a few steps (--few). Printed are
 
     above H     the bound (exact for ar) less the exact -log p of the same answers, nats an answer
     solved      answers that the checker accepts;  slots: (19.4)
-    BLEU-4      of tasks with several right answers, and MBR of 10 answers, by BLEU; beside them what
+    BLEU-4      of tasks with several right answers, and MBR of 10 answers, by BLEU; below them what
                 answers from the exact distribution reach
 
 `+-` is over texts, of one seed.

@@ -1,8 +1,8 @@
 """
 Chapter 19. Attention by sides: the source of a text sees itself only, so it is read once.
 
-    query l may see key k    iff  l >= S or k < S,     for a source of S tokens                (19.5)
-    n calls of the network read    S + n T  tokens in place of  n (S + T)                      (19.6)
+    query l may see key k    iff  l >= S or k < S,     for a source of S tokens               (19.5)
+    n calls of the network read    S + n T  tokens in place of  n (S + T)                     (19.6)
 
 With (19.5) the keys and values of the source depend on nothing that changes while a target of T
 tokens is written: not on the target, and not on the time, since a network by sides reads t = 0 at
@@ -28,7 +28,7 @@ def by_sides(source):
 
 
 def divide(network, method, source):
-    """Make a network one by sides, for texts that begin with `source` given tokens; or UserError."""
+    """Make a network one by sides, for texts with `source` given tokens in front; or UserError."""
     if not source:
         raise UserError("--sides encoder needs texts with a source, such as --data reverse: leave "
                         "it out")
