@@ -11,7 +11,7 @@ known.
     describe     name alto food thai area river -> the alto serves thai food and stands by the river
                  all slots, in any order
 
-`say` and `mix` build all ways to say something with their probabilities, so what is drawn, what
+`phrase` and `mix` build all ways to say something with their probabilities, so what is drawn, what
 is accepted and the entropy are one table. Held out: what is said, however it is worded.
 """
 from collections import Counter
@@ -22,7 +22,7 @@ from data.seq2seq import Task
 from script import one_line_errors
 
 
-def say(*parts):
+def phrase(*parts):
     """All ways to say the parts one after the other, each a str or {words: probability}.
     -> {words: probability}"""
     ways = {"": 1.0}
@@ -76,10 +76,10 @@ def synonyms(entry):
 def surfaces(meaning):
     """All sentences that say (who, act, whom, when). -> {sentence: probability}"""
     who, act, whom, when = map(synonyms, meaning)
-    active = say("the", who, act, "the", whom)
-    passive = say("the", whom, "was", act, "by the", who)
+    active = phrase("the", who, act, "the", whom)
+    passive = phrase("the", whom, "was", act, "by the", who)
     said = mix((0.6, active), (0.4, passive))
-    return mix((0.4, say(when, said)), (0.6, say(said, when)))
+    return mix((0.4, phrase(when, said)), (0.6, phrase(said, when)))
 
 
 class Paraphrase(Drawn):
@@ -140,9 +140,9 @@ class Summary(Drawn):
 def wordings(actor, act):
     """All ways to name both. -> {words: probability}"""
     adverb = {"mostly": 0.6, "chiefly": 0.4}
-    return mix((0.4, say(adverb, actor, ",", adverb, act)), (0.3, say("often", actor, act)),
-               (0.2, say("it was", actor, "and", act)),
-               (0.1, say("above all", act, "and", actor)))
+    return mix((0.4, phrase(adverb, actor, ",", adverb, act)), (0.3, phrase("often", actor, act)),
+               (0.2, phrase("it was", actor, "and", act)),
+               (0.1, phrase("above all", act, "and", actor)))
 
 
 def most_frequent(words):
@@ -197,7 +197,7 @@ def descriptions(source):
     for order in orders:
         clauses = [CLAUSES[slot](table[slot]) for slot in order]
         rest = [part for pair in zip(joints, clauses[1:]) for part in pair]
-        ways.append((1 / len(orders), say("the", words[1], clauses[0], *rest)))
+        ways.append((1 / len(orders), phrase("the", words[1], clauses[0], *rest)))
     return mix(*ways)
 
 

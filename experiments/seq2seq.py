@@ -4,6 +4,8 @@ time, and the best of ten answers against one (MBR).
 
     python -m experiments.seq2seq                            all tasks, mdlm and ar
     python -m experiments.seq2seq --tasks reverse,describe --methods mdlm,udlm,ar --minutes 1
+    python -m experiments.seq2seq --methods mdlm --sides encoder       a source that is read once
+    python -m experiments.seq2seq sides                      what that saves, in random networks
 
 Each method is trained for --minutes of CPU time on each task, and answers held-out questions:
 greedily where one answer is right (temperature 0), else by draws. Masks open one by one, where the
@@ -16,6 +18,8 @@ entropy is least, and far apart in a few steps (--few). Printed are
 
 `+-` is over texts, of one seed.
 """
+import copy
+import statistics
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,25 +33,31 @@ from evaluation.likelihood import nats_of
 from evaluation.sample_quality import questions_asked
 from experiments.command import run_experiment
 from experiments.learning import draws_of, steps_in
-from experiments.timing import hardware
+from experiments.timing import format_ratio, hardware, time_in_turns
 from experiments.training import make_trainer
 from flags import flag
+from methods import make_method
+from model import Transformer
 from runtime.device import keep_memory
 from samplers import make_sampler
 from samplers.generate import CallCounter, generate
+from samplers.sides import CachedSource, divide
 from train import train_step
 
 TASKS = "reverse,sort,date,translit,add,add-reversed,paraphrase,summary,describe"
-SIZE = dict(n_layer=3, n_head=4, n_embd=64, batch_size=64)
+NETWORK = dict(n_layer=3, n_head=4, n_embd=64)
+SIZE = dict(NETWORK, batch_size=64)
 CANDIDATES = 10
 
 
 @dataclass
 class Config:
+    command: str = flag("answers", "answers, or sides", ["answers", "sides"])
     tasks: str = flag(TASKS, "tasks, with commas between", each=str)
     methods: str = flag("mdlm,ar", "methods, with commas between", each=str)
     minutes: float = flag(0.5, "CPU minutes of training", least=0.001)
     questions: int = flag(300, "held-out questions", least=2)
+    sides: str = flag("joined", "of train.py: joined, encoder", ["joined", "encoder"])
     few: int = flag(4, "steps of the second way to open masks", least=1)
     seed: int = flag(1, "of training and answers", least=0)
 
@@ -64,7 +74,7 @@ def trained(config, task, name):
     """The Trainer of a method after --minutes of CPU time."""
     keep_memory()
     data = load_data(task, 0)
-    own = dict(data=task, method=name, block_size=data.length, **SIZE)
+    own = dict(data=task, method=name, block_size=data.length, sides=config.sides, **SIZE)
     steps = steps_in(60 * config.minutes, name, **{k: v for k, v in own.items() if k != "method"})
     trainer = make_trainer(data, seed=config.seed, max_iters=steps,
                            warmup_iters=min(100, steps // 4), **own)
@@ -100,7 +110,31 @@ def print_answers(name, steps, way, found, reference, task, calls):
           flush=True)
 
 
+@torch.no_grad()
+def time_sides(config):
+    """Milliseconds for an answer, one token in a call: all tokens in each call, or the source once.
+    """
+    print(f"{hardware()}; mdlm, 64 answers at a time\n{'':<14}{'source':>7}{'target':>7}"
+          f"{'joined':>9}{'encoder':>9}{'joined / encoder':>26}")
+    for name in config.tasks.split(","):
+        task = load_data(name, 0)
+        method = make_method("mdlm", task.encoding.n_vocab)
+        x, frozen, _ = task.example_windows("val", 64)  # (64, L) each
+        joined = Transformer(method.vocab_size, cond_dim=0, qk_norm=True, **NETWORK).eval()
+        cached = CachedSource(divide(copy.deepcopy(joined), method, task.source), task.source)
+        sampler = make_sampler("entropy", method)
+        write = partial(generate, method, n=64, length=task.length, steps=task.target,
+                        sampler=sampler, given=x, frozen=frozen)
+        found = time_in_turns({"joined": (lambda: write(joined), 1000 / 64),
+                               "encoder": (lambda: write(cached), 1000 / 64)}, 9, x.device)
+        cells = "".join(f"{statistics.median(times):>9.2f}" for times in found.values())
+        print(f"{name:<14}{task.source:>7}{task.target:>7}{cells}{format_ratio(*found.values()):>26}",
+              flush=True)
+
+
 def main(config, given=()):
+    if config.command == "sides":
+        return time_sides(config)
     print(f"{hardware()}; {config.minutes:g} CPU minutes of training, {config.questions} questions")
     print(f"  {'':<6}{'steps':>7}  {'':<18}{'calls':>6}  " + "".join(f"{c:>17}" for c in (
         "solved", "slots right", "BLEU-4", f"MBR-{CANDIDATES} solved", "MBR BLEU-4")))

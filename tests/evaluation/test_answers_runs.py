@@ -1,5 +1,6 @@
 """Tasks through the scripts: the bound beside the entropy, several answers, a cached source."""
 import json
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from evaluation import sample_quality
 from evaluation.errors import mean_error
 from evaluation.likelihood import nats_of
 from flags import configure
+from runs import fit
 from samplers import generate
 
 TASK = load_data("describe", 0)
@@ -41,6 +43,12 @@ def test_the_bound_stands_beside_the_entropy_of_the_same_answers(folder, capsys)
     printed = capsys.readouterr().out
     assert "exact entropy" in printed and "network calls for each text" in printed
     assert printed.index("slots right") < printed.index("BLEU-4 with the reference")
+
+
+def test_training_ends_with_the_bound_beside_the_exact_figure(tmp_path, capsys):
+    fit(tmp_path / "run", data="sort", block_size=18, sides="encoder")
+    printed = capsys.readouterr().out
+    assert re.search(r"exact -log p of the answers +-?0\.000", printed)
 
 
 def test_answers_belong_to_the_question_that_was_asked(folder, capsys, monkeypatch):
