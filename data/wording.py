@@ -4,7 +4,7 @@ known.
 
     python -m data.wording                           # print some of each
 
-    paraphrase   the cat chased a dog today -> today a dog was pursued by the cat
+    paraphrase   the cat chased the dog today -> today the dog was pursued by the cat
                  voice, place of the time, synonyms; another surface than the source
     summary      ann sang bob read ann sang -> mostly ann , mostly sang
                  the most frequent actor and act, of 3 to 5 events
