@@ -109,12 +109,6 @@ class Task(Puzzle):
         targets, chances = zip(*self.right_answers(source).items())
         return rng.choices(targets, chances)[0]
 
-    @property
-    def bytes_per_token(self):
-        """Of the target, whose ends have none."""
-        words = [self.target_of(row) for row in self.windows("val").tolist()]
-        return sum(len((self.space + word).encode()) for word in words) / len(words) / self.target
-
     # ---- what is known of the answers
 
     def chance(self, row):
