@@ -191,12 +191,11 @@ class NetworkFlags:
     n_layer: int = flag(2, "blocks", least=1, most=10_000, fixed=True)
     n_head: int = flag(4, "attention heads", least=1, fixed=True)
     n_embd: int = flag(128, "width", least=2, fixed=True)
-    cond_dim: int = flag(128, "width of the condition, for methods that need the time", least=1,
-                         fixed=True)
-    qk_norm: bool = flag(True, "normalize queries and keys; the published networks do not",
-                         fixed=True)
-    norm_bias: bool = flag(False, "biases in the layer norms, as in the published networks of radd",
-                           fixed=True)
+    cond_dim: int = flag(128, "width of the condition, if time is needed", least=1, fixed=True)
+    qk_norm: bool = flag(True, "normalize queries and keys; published ones do not", fixed=True)
+    norm_bias: bool = flag(False, "biases in the layer norms, as radd publishes them", fixed=True)
+    sides: str = flag("joined", "encoder: a given source sees itself only, so it is read once; "
+                      "joined: it sees the target, too", ["joined", "encoder"], fixed=True)
     time_input: str = flag("auto", "what the network reads of the time: auto t itself where the "
                            "method needs it; published networks -log alpha, or always 0",
                            [*TIME_INPUTS], fixed=True)
@@ -223,8 +222,7 @@ class Block(nn.Module):
         return F.dropout(y, self.dropout, self.training)
 
     def attend(self, h, rotary, mask_mod, remember):
-        qkv = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)
-        q, k, v = qkv  # (B, H, L, hd) each
+        q, k, v = rearrange(self.qkv(h), "b l (n h d)->n b h l d", n=3, h=self.n_head)  # (B,H,L,hd)
         if self.qk_norm:  # scores are bounded, which makes large learning rates safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])  # (B, H, L, hd) each
         angles = (*rotary, *rotary)[:4]  # of queries and of keys
@@ -263,7 +261,7 @@ class Transformer(nn.Module):
     """
 
     supports_cache = supports_fused_head = True
-    fixed_shapes = False  # see diffusion.Wrapper
+    fixed_shapes, source = False, 0  # see diffusion.Wrapper, samplers/sides.py
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0,
                  dropout=0.0, mask_mod=None, qk_norm=False, time_input="auto", norm_bias=False):
@@ -328,11 +326,13 @@ class Transformer(nn.Module):
         if at is not None and at.dtype == torch.bool and cache is None and torch.is_tensor(z):
             z, noise, at, label = texts_with(at, z, noise, at, label)
         h = self.embedding(z)  # (B, L, D)
-        c = self.condition(h, noise, label)  # (B, 1|L, C)
         if cache:
             cache.make_room(h.shape[1])
         if positions is None:
             positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)
+        if self.source and noise is not None:  # the source is given, so its time is 0
+            noise = noise * (positions >= self.source)  # (B, L)
+        c = self.condition(h, noise, label)  # (B, 1|L, C)
         sides = (positions[:, :1], positions[:, -1:]) if positions.dim() > 1 else [positions]
         rotary = sum((rotary_angles(a, self.head_size) for a in sides), ())  # 2 x (L, hd/2), or 4
         mask_mod = mask_mod or self.mask_mod

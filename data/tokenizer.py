@@ -52,13 +52,14 @@ TIKTOKEN_FILES = {  # those not called encodings/NAME.tiktoken
 }
 
 
-def make_encoding(name, pattern, tokens):
-    """An Encoding in which the i-th of `tokens` (bytes) has id i, without special tokens."""
+def make_encoding(name, pattern, tokens, special=()):
+    """An Encoding in which the i-th of `tokens` (bytes) has id i; then come the special ones."""
     if not tokens:
         raise UserError("the text is empty, so it has no tokens: give a text that is not empty")
     ranks = {token: i for i, token in enumerate(tokens)}
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={},
-                             explicit_n_vocab=len(ranks))
+    marks = {mark: len(ranks) + i for i, mark in enumerate(special)}
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=marks,
+                             explicit_n_vocab=len(ranks) + len(marks))
 
 
 def chars(text):

@@ -10,6 +10,11 @@ from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.rl import POLICY
 from tests.mutants.sampling import SAMPLING
+from tests.mutants.seq2seq import SEQ2SEQ
+from tests.mutants.theory import THEORY
+
+TESTS = Path(__file__).parent.parent
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEQ2SEQ, *PROGRAM]
 from tests.mutants.search import SEARCH
 from tests.mutants.theory import THEORY
 
