@@ -5,8 +5,8 @@ import numpy
 import pytest
 import torch
 from integrals import probability_of_the_largest
+from methods.uniform_gaussian import GaussianUniform, Operator
 
-from gaussian import GaussianUniform, Operator
 
 VOCABULARIES = [3, 28, 1000, 50257, 128256]
 
