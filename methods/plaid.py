@@ -72,12 +72,6 @@ class Plaid(Embedding):
         return EmbeddingSpace(self.random_table(), "unit", schedule, Monotone() if learned else None,
                               feeds_back=self.self_condition > 0)
 
-    def uniform_times(self, n, device):
-        """(13.11): times at uniform u, and dgamma/du, (n, 1) each."""
-        t, dt = self.process.warp(stratified(n, device))  # (n, 1) each
-        low, high = self.process.schedule.ends  # () each
-        return t.float(), (dt * (high - low)).float()  # (n, 1) each
-
     def loss(self, denoiser, x, frozen=None):
         """-> (B, L) nats"""
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
@@ -106,11 +100,15 @@ class Plaid(Embedding):
     def integral(self, denoiser, x, at, frozen, fed_back):
         """The integral at `at` (B, L), with the gradient of (13.11). -> (B, L) nats"""
         some = at.any(-1, keepdim=True)  # (B, 1)
-        times, push = self.uniform_times(int(some.sum()), x.device), {}  # (n, 1) each
-        t, weight = (torch.ones_like(some, dtype=a.dtype).masked_scatter(some, a) for a in times)
-        for a in times:
+        times = self.process.warp(stratified(int(some.sum()), x.device))  # (n, 1) each
+        push = {}  # twice the nats of each text, known after the call
+        for a in times:  # the gradient of g passes here, and that of gamma_0 and gamma_1 does not
             if a.requires_grad:
                 a.register_hook(lambda gradient: gradient * push["nats"])
+        t, slope = (torch.ones(some.shape, device=x.device).masked_scatter(some, a.float())
+                    for a in times)  # (B, 1) each
+        low, high = self.process.schedule.ends  # () each
+        weight = slope * (high - low)  # (B, 1) dgamma/du
         nats = scatter_nats(self.integrand(denoiser, x, t, weight, at, frozen, fed_back), at)
         push["nats"] = 2 * nats.detach().mean(-1, keepdim=True)[some][:, None]  # (n, 1)
         return nats  # (B, L)
