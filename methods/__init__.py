@@ -32,6 +32,7 @@ METHODS = {
     "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
     "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned
     "diffusion_lm": "methods.diffusion_lm:DiffusionLM",  # the same: vectors, rounded to words
+    "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
     "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities

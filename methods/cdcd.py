@@ -65,7 +65,7 @@ class Warp(nn.Module):
     def misfit(self, t, ce):
         """(13.16), with the weight of the public code. t, ce (n,) -> (n,)"""
         rise, slope = self.rise(t)  # (n,) each
-        return 1e-5 * (rise - ce) ** 2 * (HIGH - LOW) / slope  # (n,) slope is dF/dt, not dF/dtau
+        return 1e-5 * (rise - ce) ** 2 * (HIGH - LOW) / slope.detach()  # (n,) dF/dtau is smaller
 
 
 @dataclass(eq=False)
