@@ -78,7 +78,7 @@ def step_law(z, x_hat, gamma_s, gamma_t):
 
 
 def large_variance(gamma_s, gamma_t):
-    """In place of that of (13.4): of z_t given z_s, as Diffusion-LM and its kin have it. -> (...)"""
+    """In place of that of (13.4): of z_t given z_s, as in Diffusion-LM's code. -> (...)"""
     return 1 - torch.sigmoid(-gamma_t) / torch.sigmoid(-gamma_s)
 
 
@@ -164,8 +164,8 @@ class EmbeddingSpace(nn.Module):
         return u if self.warp is None else self.warp(u)[0]
 
     def clock(self, t, free):
-        """(13.10): the times of tokens when the clock of the text is at t (B, 1). free (B, L): those
-        that are not given. -> (B, 1|L)"""
+        """(13.10): the times of tokens when the clock of the text is at t (B, 1). free (B, L): the
+        tokens that are not given. -> (B, 1|L)"""
         return t
 
     def mean_square(self):

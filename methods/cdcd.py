@@ -3,11 +3,12 @@ Chapter 13. CDCD (arXiv:2211.15089), as in Plaid's repository: cross-entropies a
 
     noise      gamma = 2 log(tau / 16),   tau from 2 to 300
     loss       -log p(x | z) of (13.3) at tau = F^-1(u), u uniform
-    warp       F is piecewise linear, with learned widths and heights of its pieces. It is        (13.16)
+    warp       F is piecewise linear, with learned widths and heights of its pieces. It is
                fitted to the cross-entropy that is found: minimize  (F(tau) - CE)^2 / F'(tau)
 
-So all times in which the cross-entropy rises by the same amount are trained on equally often. F as fitted rises to the largest CE; divided by that it is the distribution of tau. The
-likelihood is (13.7), on which the network is not trained.
+So all times in which the cross-entropy rises by the same amount are trained on equally often. F as
+fitted rises to the largest CE; divided by that, it is the distribution of tau. The likelihood is
+(13.7), on which the network is not trained.
 """
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class LogTime(nn.Module):
 
 
 class Warp(nn.Module):
-    """F of (13.16): widths softmax(l_t) of its pieces, heights exp(l_u), each 0.001 at least."""
+    """The warp: widths softmax(l_t) of its pieces, heights exp(l_u), each 0.001 at least."""
 
     def __init__(self, bins):
         super().__init__()
@@ -63,7 +64,7 @@ class Warp(nn.Module):
         return self.interpolate(t.double(), *self.corners())
 
     def misfit(self, t, ce):
-        """(13.16), with the weight of the public code. t, ce (n,) -> (n,)"""
+        """How badly F fits, with the weight of the public code. t, ce (n,) -> (n,)"""
         rise, slope = self.rise(t)  # (n,) each
         return 1e-5 * (rise - ce) ** 2 * (HIGH - LOW) / slope.detach()  # (n,) dF/dtau is smaller
 

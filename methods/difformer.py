@@ -1,10 +1,10 @@
 """
 Chapter 13. Difformer (arXiv:2212.09412): an anchor against collapse, and more noise.
 
-    loss       |e - x_hat|^2 / D  -  log softmax( E x_hat )[x],   labels smoothed by 0.1      (13.13)
-    noise      z = alpha e + sigma F eps: gamma + 2 log F, up to the size of z                (13.14)
+    loss       |e - x_hat|^2 / D  -  log softmax( E x_hat )[x],   labels smoothed by 0.1
+    noise      z = alpha e + sigma F eps: gamma + 2 log F, up to the size of z
 
-The anchor, the second term, rounds the network's x_hat, and not a noisy e as Diffusion-LM does.
+The anchor, in place of the rounding of (13.12), rounds the network's x_hat and not a noisy e.
 With F = 1 and long rows, most times are answered by a token's own evidence, and neither context nor
 source is learned there. F = 4 moves the times to where something is left to learn.
 
@@ -25,8 +25,8 @@ from methods.embedding import Alpha2, Embedding, free_tokens, scatter_nats
 
 @dataclass(eq=False)
 class Difformer(Embedding):
-    """--method difformer: trained on (13.13)."""
-    noise_factor: float = flag(4.0, "F of (13.14); 1 is the noise of Diffusion-LM", least=0.1,
+    """--method difformer: trained on squared errors and the anchor."""
+    noise_factor: float = flag(4.0, "F; 1 is the noise of Diffusion-LM", least=0.1,
                                most=100, fixed=True)
     smoothing: float = flag(0.1, "of labels in the anchor", least=0, most=0.9)
     samplers = ("ddpm", "ddim")
@@ -39,7 +39,7 @@ class Difformer(Embedding):
                               feeds_back=self.self_condition > 0)
 
     def loss(self, denoiser, x, frozen=None):
-        """(13.13), no bound. -> (B, L)"""
+        """Squared errors and the anchor, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
         e, z, t = self.noisy(x, stratified(len(x), x.device), frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
@@ -49,5 +49,5 @@ class Difformer(Embedding):
 
 
 def anchor_nats(x_hat, table, x, smoothing):
-    """The second term of (13.13). x_hat (N, D), table (V, D), x (N,) -> (N,) nats"""
+    """The anchor. x_hat (N, D), table (V, D), x (N,) -> (N,) nats"""
     return F.cross_entropy(x_hat @ table.T, x, reduction="none", label_smoothing=smoothing)  # (N,)

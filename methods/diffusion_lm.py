@@ -4,7 +4,7 @@ Chapter 13. Diffusion-LM (arXiv:2205.14217): vectors are predicted, and words ar
 The table is learned with rows of any norm, and the network predicts the row, x_hat. At t = 0 noise
 is not 0 but sigma_0, so that neighboring rows must be told apart:
 
-    loss       |e - x_hat|^2 / D  -  log softmax( E z_0 + b )[x]  +  alpha_1^2 |e|^2 / D      (13.12)
+    loss       |e - x_hat|^2 / D  -  log softmax( E z_0 + b )[x]  +  alpha_1^2 |e|^2 / D     (13.12)
 
 The first term alone shrinks the table until all words are one: the second, the rounding, keeps rows
 apart. None of them is a bound. Evaluation is (13.7), whose decoder is the evidence (13.2).

@@ -125,7 +125,7 @@ class Embedding(Method):
                                       "x_hat; 0: the network has no such input", least=0, most=1,
                                  fixed=True)
     uses_time, shardable, fixed_positions, takes_steps = True, False, False, False
-    samplers, classifier_process = ("ddpm", "ddim", "words"), None
+    samplers, classifier_process = ("ddpm", "ddim", "word-steps"), None
     first_choice = "ddpm"
     predicts = "each token from a noisy embedding"
 

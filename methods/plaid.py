@@ -69,8 +69,8 @@ class Plaid(Embedding):
     def space(self):
         learned = self.weighting == "bound"
         schedule = LearnedLine(-4.0, 6.0) if learned else Linear(-4.0, 6.0)
-        return EmbeddingSpace(self.random_table(), "unit", schedule, Monotone() if learned else None,
-                              feeds_back=self.self_condition > 0)
+        return EmbeddingSpace(self.random_table(), "unit", schedule,
+                              Monotone() if learned else None, self.self_condition > 0)
 
     def loss(self, denoiser, x, frozen=None):
         """-> (B, L) nats"""

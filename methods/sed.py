@@ -1,7 +1,7 @@
 """
 Chapter 13. SED (arXiv:2211.04236): a fixed table. And GlyphDiffusion's idea: letters as pictures.
 
-    loss       |e - x_hat|^2  -  log p(x | z),   p and x_hat of (13.3)                        (13.15)
+    loss       |e - x_hat|^2  -  log p(x | z),   p and x_hat of (13.3)
 
 A table that is not trained cannot collapse, so no term has to keep its rows apart. The published
 one comes from another model; here it is random, or the bitmaps of letters. The schedule is cosine.
@@ -25,7 +25,7 @@ PLAIN = 16  # --dim where it is not given
 
 @dataclass(eq=False)
 class SED(Embedding):
-    """--method sed: trained on (13.15)."""
+    """--method sed: trained on squared errors and cross-entropies."""
     table: str = flag("random", "the fixed rows: random, or bitmaps of one character a token",
                       ["random", "glyphs"], fixed=True)
 
@@ -48,7 +48,7 @@ class SED(Embedding):
             self.process.table.data = torch.stack(glyphs)  # (V, D)
 
     def loss(self, denoiser, x, frozen=None):
-        """(13.15), no bound. -> (B, L)"""
+        """Squared errors and cross-entropies, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
         t, _ = self.draw_times(len(x), x.device)  # (B, 1)
         e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)

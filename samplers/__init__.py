@@ -37,7 +37,7 @@ SAMPLERS = {
 
     "ddpm": "gaussian:DDPM",                                 # steps of (13.4), for embeddings
     "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
-    "words": "samplers.ddim:Words",                          # steps of (13.6): towards a word
+    "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers

@@ -22,8 +22,8 @@ class DDIM(DDPM):
 
 
 @dataclass(eq=False)
-class Words(EmbeddingWalk):
-    """--sampler words: steps of (13.6), towards the row of a word that is drawn in each step."""
+class WordSteps(EmbeddingWalk):
+    """--sampler word-steps: steps of (13.6), towards the row of a word that is drawn in each step."""
 
     def move(self, process, z, found, gamma_s, gamma_t, eps):
         row = process.rows()[categorical(found.log_p.double().exp())]  # (N, D)

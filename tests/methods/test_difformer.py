@@ -46,7 +46,7 @@ def test_loss_and_anchor_are_the_published_ones(fed_back):
 
 
 def test_the_noise_factor_is_a_shift_of_gamma_and_the_size_of_z():
-    """(13.14) on the public z, which has F times the noise and is not rescaled."""
+    """On the public z, which has F times the noise and is not rescaled."""
     e, z, _ = published_parts(0)
     t, schedule = figure("difformer/t"), Alpha2("sqrt", -4.21, 6.0, 2 * math.log(4))
     assert schedule.shift == pytest.approx(2.7726, abs=1e-4)
@@ -74,6 +74,13 @@ def test_a_bound_over_shifted_times_is_the_same_bound():
         shrink = lambda z, t, at: (z * torch.sigmoid(-method.process.gamma(t))[..., None])[at]
         nats.append(method.nelbo(shrink, x))
     close(*nats, 1e-3)
+
+
+def test_more_noise_is_the_same_times_at_a_higher_gamma():
+    """At t = 0; the last gamma is that of no noise factor."""
+    for factor, first in ((1.0, -4.21), (4.0, -4.21 + 2.7726)):
+        process = make_method("difformer", 7, dim=5, noise_factor=factor).process
+        close(process.gamma(torch.tensor([0.0, 1.0])), torch.tensor([first, 9.2]), 1e-3)
 
 
 def test_rows_are_normalized_so_that_no_norm_can_collapse():

@@ -17,10 +17,11 @@ import world
 from checkpoints.build import build_network
 from diffusion import Labeled, stratified
 from flags import UserError, configure
-from gaussian import EmbeddingSpace, log_evidence
+from gaussian import EmbeddingSpace, VectorSpace, log_evidence, own_evidence
 from methods import make_method
 from methods.embedding import Linear
 from methods.plaid import LearnedLine, Monotone, Plaid
+from runtime.optim import make_optimizers
 from train import Config
 from world import TEXTS, N, P
 
@@ -171,6 +172,34 @@ def test_self_conditioning_feeds_back_the_first_x_hat_without_a_gradient(name):
     x_hat = found.x_hat.view(4, 5, 4)
     close(second[chosen, :, 4:], x_hat[chosen].detach())
     assert (second[~chosen, :, 4:] == 0).all() and not second.requires_grad
+
+
+def test_a_walk_feeds_back_the_x_hat_of_its_last_step():
+    method, calls = make_method("plaid", 7, dim=4, self_condition=0.5), []
+    out = torch.randn(3, 5, 7)
+
+    def denoiser(z, t, at):
+        calls.append((z, t))
+        return out[at]
+    nothing = torch.zeros(3, 5, dtype=torch.bool)
+    list(method.sample(denoiser, method.prior((3, 5)), nothing, 3))
+    (z, t), (again, _), _ = calls
+    assert (z[..., 4:] == 0).all() and (t == 1).all()
+    gamma, table = method.process.gamma(t).expand(3, 5), method.process.rows()
+    x_hat = own_evidence(out, z[..., :4], gamma, table).exp() @ table
+    close(again[..., 4:], x_hat, 1e-5)
+
+
+def test_the_table_does_not_decay_and_inputs_have_unit_variance_whatever_its_norm():
+    method, network, x = trained_parts(weighting="bound")
+    decays = {id(p): group["weight_decay"] for optimizer in make_optimizers(
+        network, configure(Config)) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in network.named_parameters():
+        assert (decays[id(p)] == 0) == (p.ndim < 2 or name.startswith("space."))
+    space = VectorSpace(5 * torch.randn(7, 4), "free", Linear(-4.0, 6.0))
+    e, t = space.rows()[torch.randint(7, (2000, 5))], torch.rand(2000, 1)
+    seen, _ = space.scaled(*space.noisy(e, t))
+    assert seen.square().mean().item() == pytest.approx(1, abs=0.05)
 
 
 def test_a_network_that_ignores_what_is_fed_back_has_the_bound_of_one_call():

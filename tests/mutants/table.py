@@ -5,13 +5,14 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 """
 from pathlib import Path
 
+from tests.mutants.embedding import EMBEDDING
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *EMBEDDING]
 
 
 def find_tests(names):

@@ -214,7 +214,7 @@ def written(gamma_0, steps, n=2000, sampler="ddpm", **flags):
 
 
 @pytest.mark.parametrize("sampler, flags", [
-    ("ddpm", {}), ("ddpm", dict(variance="large")), ("ddim", {}), ("words", {})])
+    ("ddpm", {}), ("ddpm", dict(variance="large")), ("ddim", {}), ("word-steps", {})])
 def test_walks_draw_from_the_language(sampler, flags):
     mean, error, far, far_error = written(-4.0, 32, sampler=sampler, **flags)
     slow = 0.1 if flags else 0.02  # a large variance needs more steps
