@@ -3,8 +3,7 @@ Chapter 13. Other steps of embeddings: DDIM without noise, (13.5), and steps of 
 
 All three, with (13.4), have the model's own distribution in many steps. DDIM draws nothing between
 the first noise and the last words (arXiv:2010.02502). Each call is at the gamma that the last step
-went to: DiffuSeq's public code jumps over times but goes to the next level only, and gets worse
-with more steps (docs/13-embeddings.md).
+went to. (DiffuSeq's public code returns to the level just below, but names a time further on.)
 """
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ class DDIM(DDPM):
 
 @dataclass(eq=False)
 class WordSteps(EmbeddingWalk):
-    """--sampler word-steps: steps of (13.6), towards the row of a word that is drawn in each step."""
+    """--sampler word-steps: steps of (13.6), towards the row of a word drawn in each step."""
 
     def move(self, process, z, found, gamma_s, gamma_t, eps):
         row = process.rows()[categorical(found.log_p.double().exp())]  # (N, D)

@@ -192,8 +192,9 @@ def test_a_walk_feeds_back_the_x_hat_of_its_last_step():
 
 def test_the_table_does_not_decay_and_inputs_have_unit_variance_whatever_its_norm():
     method, network, x = trained_parts(weighting="bound")
-    decays = {id(p): group["weight_decay"] for optimizer in make_optimizers(
-        network, configure(Config)) for group in optimizer.param_groups for p in group["params"]}
+    optimizer, = make_optimizers(network, configure(Config, optimizer="adamw"))
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups
+              for p in group["params"]}
     for name, p in network.named_parameters():
         assert (decays[id(p)] == 0) == (p.ndim < 2 or name.startswith("space."))
     space = VectorSpace(5 * torch.randn(7, 4), "free", Linear(-4.0, 6.0))
