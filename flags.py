@@ -80,7 +80,8 @@ def load_row(table, name):
     row = table.get(name) or table.get(next(patterns, None))
     if row is None:
         known = [key for key in table if "*" not in key]
-        raise UserError(f"{name!r} is not one of {', '.join(known)}{suggest(name, known)}")
+        also = lambda key: vars(load_row(table, key)).get("also_called", ())  # not inherited
+        raise UserError(f"{name!r} is not one of {', '.join(known)}{suggest(name, known, also)}")
     module, _, cls = row.partition(":")
     return getattr(importlib.import_module(module), cls)
 
@@ -339,8 +340,7 @@ def out_of_range(kind, value, least, most):
 
 
 def underscored(word):
-    """--batch-size=4 -> --batch_size=4, and old names of flags -> the new ones; all else stays as
-    it is."""
+    """--batch-size=4 -> --batch_size=4; old names of flags -> the new ones; the rest stays."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")

@@ -50,7 +50,6 @@ class Puzzle(Dataset):
     length = None  # tokens of a text
     first_choice = "entropy"  # what is sure is written first
     is_text, independent_texts, counts_words, prompted = False, True, False, True
-    bytes_per_token = 1.0  # a symbol counts as one byte
 
     def __init__(self, block_size=0):
         if block_size not in (0, self.length):

@@ -193,6 +193,20 @@ class Sudoku(Puzzle):
         return right & (self.in_place | ((clues == 0) | (clues == answer)).all(-1))  # (n,)
 
 
+    @classmethod
+    def faults(cls, x):
+        """Cells with the digit of another one in their unit, with none, or, in front, with another
+        digit than the clue says. x (n, L) with ids beyond the digits where nothing is written yet
+        -> (n, L) bool"""
+        answer, clues = x[:, -cls.cells:], x[:, :cls.cells]  # (n, cells) each
+        digit = (answer > 0) & (answer <= cls.side)  # (n, cells)
+        same = answer[:, :, None] == answer[:, None, :]  # (n, cells, cells)
+        wrong = (same & (peers(cls.box) > 0)).any(-1) & digit | (answer == 0)  # (n, cells)
+        if not cls.in_place:
+            wrong |= digit & (clues > 0) & (clues != answer)  # (n, cells)
+        return torch.nn.functional.pad(wrong, (cls.length - cls.cells, 0))  # (n, L)
+
+
 class Sudoku4(Sudoku):
     """4 x 4, clues in front."""
     name, what = "sudoku4", "4 x 4, 5 to 9 clues, one solution"

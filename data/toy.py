@@ -34,7 +34,15 @@ from torch.special import entr  # -p log p
 
 from data.base import Dataset
 from data.tokenizer import words
-from data.toy_grammar import GRAMMAR, TOPICS, TYPO, transition_probs, vocabulary, word_probs
+from data.toy_grammar import (
+    GRAMMAR,
+    TOPICS,
+    TYPO,
+    automaton,
+    transition_probs,
+    vocabulary,
+    word_probs,
+)
 from script import one_line_errors
 
 # far from the seeds that people type
@@ -261,6 +269,11 @@ class ToyCorpus(Dataset):
         """`most` texts, by default 1,000, the same at every call."""
         self.check_split(split)
         return self.examples(split, most or 1000, torch.Generator().manual_seed(SEEDS[split]))
+
+    @cached_property
+    def automaton(self):
+        """Of its grammar without typos. -> (S, V)"""
+        return torch.tensor(automaton())  # (S, V)
 
     @cached_property
     def train(self):

@@ -141,7 +141,7 @@ class MARIA(Method):
     masked: str = flag("", "folder of the run with masks that reads both sides; empty: it learns "
                        "along", fixed=True)
     predicts = "each token from the text before it and what is given after it"
-    exact, shardable, samplers = True, False, ("ancestral",)
+    exact, shardable, one_by_one, samplers = True, False, True, ("ancestral",)
 
     def __post_init__(self):
         self.noise, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
@@ -238,13 +238,6 @@ class MARIA(Method):
         return self.nats(denoiser, x, z, n / k, frozen, share)  # (B, L)
 
     # ---- samples
-
-    def prior(self, shape, device="cpu"):
-        return torch.full(shape, self.mask, device=device)  # (B, L)
-
-    def count_states(self, length, steps):
-        """One for each token, whatever `steps` says."""
-        return length
 
     @torch.no_grad()
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,

@@ -223,6 +223,7 @@ def group_weights(group, t, weighting):
 class PGM(MDLM):
     """--method pgm: mdlm with another network and loss. `simple` trains on bounded weights, a
     surrogate, `bound` on (9.3). In both cases `nelbo` is mdlm's bound."""
+    also_called = ("partition",)
     weighting: str = flag("simple", "train on bounded weights or on (9.3)", ["simple", "bound"])
     complement: bool = True  # no flag here: both groups of each draw are predicted
     decoder_share: float = flag(0.5, "share of the blocks that decode", least=0, most=1, fixed=True)

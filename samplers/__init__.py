@@ -44,6 +44,13 @@ SAMPLERS = {
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
     "burst": "samplers.burst:Burst",                         # drafts that sigma-GPT checks itself
+
+    "best-of": "samplers.search:BestOf",                     # the best of several texts
+    "path-integral": "samplers.search:PathIntegral",         # the best of several guesses, in steps
+    "local": "samplers.search:Local",                        # words again, if the text gains by it
+    "smc": "samplers.particles:SMC",                         # texts side by side, with weights
+    "particle-gibbs": "samplers.particles:ParticleGibbs",    # the same, beside the last one
+    "grammar": "samplers.constraints:Grammar",               # words given that the text parses
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn

@@ -50,6 +50,7 @@ class FirstHitting(MaskSampler):
 @dataclass(eq=False)
 class Confidence(MaskSampler):
     """--sampler confidence: draws all masks and keeps the most confident draws."""
+    also_called = ("maskgit", "low_confidence")
     draws_from_model = False
 
     @torch.no_grad()

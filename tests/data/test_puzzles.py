@@ -82,6 +82,28 @@ def test_a_sudoku_has_the_one_solution_that_stands_there(name):
     assert low <= count.min() and count.max() <= high
 
 
+@pytest.mark.parametrize("name", SUDOKU)
+def test_the_cells_at_fault_are_those_that_repeat_a_digit_or_contradict_a_clue(name):
+    """By definition; a grid is solved if it is full and none is at fault."""
+    data, x, frozen = some(name, 6, "val")
+    generator = torch.Generator().manual_seed(0)
+    dice = torch.rand(x.shape, generator=generator).masked_fill(frozen, 1)  # (n, L)
+    digit = torch.randint(data.side + 1, x.shape, generator=generator)  # (n, L)
+    noisy = torch.where(dice < 0.1, digit, torch.where(dice < 0.3, data.encoding.n_vocab, x))
+    assert not data.faults(x).any() and data.faults(noisy).any()
+    for z, found in zip((x.tolist() + noisy.tolist()), data.faults(torch.cat([x, noisy])).tolist()):
+        answer, clues = z[-data.cells:], z[:data.cells]
+        for cell, digit in enumerate(answer):
+            mine = [unit for unit in units(data.box).tolist() if cell in unit]
+            twice = any([answer[c] for c in unit].count(digit) > 1 for unit in mine)
+            other = not data.in_place and clues[cell] not in (0, digit)
+            wrong = digit == 0 or digit <= data.side and (twice or other)
+            assert found[-data.cells:][cell] == wrong
+        assert not any(found[:-data.cells])
+        full = max(answer) <= data.side
+        assert (full and not any(found)) == data.solved(torch.tensor([z])).item()
+
+
 def test_there_are_288_grids_of_4_x_4_in_twelve_classes_of_which_three_are_held_out():
     grids, held = small_grids()  # (288, 16), (288,)
     assert len(grids.unique(dim=0)) == 288 and is_solution(grids, 2).all() and held.sum() == 72

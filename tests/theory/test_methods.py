@@ -276,8 +276,8 @@ def test_facts_name_what_there_is(name):
     assert (method.block_length or 1) >= 1 and method.count_states(12, 5) >= 1
     assert all(isinstance(getattr(method, fact), bool) for fact in (
         "uses_time", "bidirectional", "shardable", "exact", "bounded", "classifies",
-        "fixed_positions", "takes_steps", "counts_padding", "opens_masks", "scores_ratios",
-        "left_to_right", "revises_text"))
+        "fixed_positions", "one_by_one", "takes_steps", "counts_padding", "opens_masks",
+        "scores_ratios", "left_to_right", "revises_text"))
     assert method.bounded or method.unbounded_reason
     with pytest.raises(TypeError):
         type(method)(WORDS, no_such_flag=1)
