@@ -138,6 +138,7 @@ class EmbeddingSpace(nn.Module):
     feeds_back: z has 2 D columns, and the last D are the last x_hat, or 0 (self-conditioning)
     """
     text_stays, continuous, mask = False, True, None
+    clock = None  # (13.10): of methods/clocks.py, set by the method
     vectors = False  # the network outputs x_hat (N, D), and not log c (N, V)
 
     def __init__(self, table, rule, schedule, warp=None, feeds_back=False, fixed=False):
@@ -162,11 +163,6 @@ class EmbeddingSpace(nn.Module):
     def spaced(self, u):
         """The times of a walk, from equal steps u in [0, 1]. -> shape of u"""
         return u if self.warp is None else self.warp(u)[0]
-
-    def clock(self, t, free):
-        """(13.10): the times of tokens when the clock of the text is at t (B, 1). free (B, L): the
-        tokens that are not given. -> (B, 1|L)"""
-        return t
 
     def mean_square(self):
         return self.rows().detach().square().mean()  # ()
@@ -240,6 +236,12 @@ class EmbeddingWalk(Sampler):
     last: str = flag("draw", "the words: drawn, or the likeliest, as Plaid has it (biased: too "
                              "likely texts)", ["draw", "argmax"])
 
+    jump = None  # the most time that a token lost in a step
+
+    def costs(self, whole=False):
+        """The largest step of a token: where it is near 1, tokens are written at once."""
+        return {"largest_jump": round(self.jump, 3)} if self.jump else {}
+
     def fits(self, method):
         if not isinstance(method.process, EmbeddingSpace):
             return f"takes steps of embeddings, which {method.name} does not have"
@@ -272,9 +274,11 @@ class EmbeddingWalk(Sampler):
 
     def times(self, process, frozen, n):
         """n times of a walk, 0 at given tokens. -> n of (B, 1|L)"""
-        times = torch.linspace(1, 0, n, dtype=torch.float64, device=frozen.device)  # (n,)
-        times = [process.clock(t.expand(len(frozen), 1), ~frozen).clamp(min=LEAST)
-                 for t in process.spaced(times)]  # n of (B, 1|L)
+        clock = torch.linspace(1, 0, n, dtype=torch.float64, device=frozen.device)  # (n,)
+        plan = process.clock.plan(~frozen)
+        times = [process.clock.times(u.expand(len(frozen), 1), *plan)[0] for u in clock]
+        times = [process.spaced(t).clamp(min=LEAST) for t in times]  # n of (B, 1|L)
+        self.jump = max([float((t - s).max()) for t, s in zip(times, times[1:])], default=1.0)
         if not frozen.any():
             return times
         return [t.expand(frozen.shape).masked_fill(frozen, 0) for t in times]  # n of (B, L)

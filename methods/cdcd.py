@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusion import stratified
 from flags import flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Embedding
+from methods.embedding import Embedding, free_tokens
 
 LOW, HIGH, UNIT = 2.0, 300.0, 16.0  # of tau
 
@@ -32,6 +32,10 @@ class LogTime(nn.Module):
 
     def time(self, gamma):
         return (UNIT * (gamma / 2).exp() - LOW) / (HIGH - LOW)
+
+    def slope(self, t):
+        """dgamma/dt. -> shape of t"""
+        return 2 * (HIGH - LOW) / (LOW + (HIGH - LOW) * t)
 
 
 class Warp(nn.Module):
@@ -84,7 +88,8 @@ class CDCD(Embedding):
         with torch.no_grad():
             t, _ = warp(stratified(len(x), x.device))  # (B, 1)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
-        nats = self.cross_entropies(denoiser, x, t.float(), frozen, fed_back)  # (B, L)
+        times = self.at_clock(t.float(), free_tokens(x, frozen))  # (B, 1|L)
+        nats = self.cross_entropies(denoiser, x, times, frozen, fed_back)  # (B, L)
         free = 1 if frozen is None else (~frozen).double().mean(-1)  # (B,)
         some = nats.detach().mean(-1) / torch.as_tensor(free).clamp(min=1 / x.shape[1])  # (B,)
         fit = warp.misfit(t[:, 0], some.double())[:, None].to(nats.dtype)  # (B, 1)

@@ -41,7 +41,8 @@ class Difformer(Embedding):
     def loss(self, denoiser, x, frozen=None):
         """Squared errors and the anchor, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
-        e, z, t = self.noisy(x, stratified(len(x), x.device), frozen)  # (B, L, D) twice, (B, 1|L)
+        t = self.at_clock(stratified(len(x), x.device), at)  # (B, 1|L)
+        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         x_hat = self.predict(denoiser, z, t, at, fed_back).x_hat  # (N, D)
         anchor = anchor_nats(x_hat, self.process.rows(), x[at], self.smoothing)  # (N,)

@@ -44,7 +44,8 @@ class DiffusionLM(Embedding):
     def loss(self, denoiser, x, frozen=None):
         """(13.12), no bound. -> (B, L)"""
         space, at = self.process, free_tokens(x, frozen)  # (B, L)
-        e, z, t = self.noisy(x, stratified(len(x), x.device), frozen)  # (B, L, D) twice, (B, 1|L)
+        t = self.at_clock(stratified(len(x), x.device), at)  # (B, 1|L)
+        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         x_hat = self.predict(denoiser, z, t, at, fed_back).x_hat  # (N, D)
         end = torch.sigmoid(-space.gamma(torch.ones(1, device=x.device)))  # (1,) alpha_1^2

@@ -28,6 +28,7 @@ from gaussian import (
     prior_nats,
 )
 from methods.base import Method, skip_texts
+from methods.clocks import CLOCKS, when
 from model import Transformer, select_rows
 
 SEED = 13  # of a table before it is trained
@@ -45,6 +46,10 @@ class Linear(nn.Module):
 
     def time(self, gamma):
         return (gamma - self.ends[0]) / (self.ends[1] - self.ends[0])
+
+    def slope(self, t):
+        """dgamma/dt. -> shape of t"""
+        return (self.ends[1] - self.ends[0]) * torch.ones_like(t)
 
 
 class Alpha2(nn.Module):
@@ -82,18 +87,43 @@ class Alpha2(nn.Module):
             t = torch.acos((alpha2 * self.top).sqrt()) * 2 / math.pi * 1.008 - 0.008
         return ((t - low) / (high - low)).to(gamma.dtype)
 
+    def slope(self, t):
+        """dgamma/dt. -> shape of t"""
+        low, high = self.span
+        inner = low + (high - low) * t.double()  # (...)
+        a = self.alpha2(inner)  # (...)
+        if self.kind == "sqrt":
+            fall = 0.5 / (inner + 1e-4).sqrt() / (1 - 1e-2)  # (...) -da/dt
+        else:
+            fall = torch.sin((inner + 0.008) / 1.008 * math.pi) * math.pi / 2.016 / self.top
+        return ((high - low) * fall / (a * (1 - a))).to(t.dtype)
 
-def logistic_gammas(n, ends, center, scale, device="cpu"):
-    """gamma of a logistic density between two ends, one in each n-th. -> it, 1 / density, (n, 1)
+
+class Logistic:
+    """gammas of a logistic density between two ends.
 
     The integrand of (13.7) peaks where neighbors become distinguishable, about -2 for rows of norm
     1. With this density (13.7) varies half as much as with a uniform one (measured).
     """
-    low, high = (torch.sigmoid((torch.as_tensor(a, dtype=torch.float64) - center) / scale)
-                 for a in ends)  # () each
-    u = (torch.arange(n, device=device) + torch.rand(n, device=device).double()) / n  # (n,)
-    q = (low + (high - low) * u)[:, None].clamp(1e-12, 1 - 1e-12)  # (n, 1)
-    return center + scale * torch.logit(q), scale * (high - low) / (q * (1 - q))  # (n, 1) each
+
+    def __init__(self, ends, center, scale):
+        self.center, self.scale = center, scale
+        self.low, self.high = (self.rank(torch.as_tensor(a, dtype=torch.float64)) for a in ends)
+
+    def rank(self, gamma):
+        return torch.sigmoid((gamma - self.center) / self.scale)
+
+    def density(self, gamma):
+        """-> shape of gamma, float64"""
+        q = self.rank(gamma.double())  # (...)
+        return q * (1 - q) / self.scale / (self.high - self.low)
+
+    def draw(self, n, device="cpu"):
+        """gamma, one in each n-th of the density, and 1 / density. -> (n, 1) each, float64"""
+        u = (torch.arange(n, device=device) + torch.rand(n, device=device).double()) / n  # (n,)
+        q = (self.low + (self.high - self.low) * u)[:, None].clamp(1e-12, 1 - 1e-12)  # (n, 1)
+        gamma = self.center + self.scale * torch.logit(q)  # (n, 1)
+        return gamma, 1 / self.density(gamma)
 
 
 class EmbeddingNetwork(Transformer):
@@ -124,6 +154,11 @@ class Embedding(Method):
     self_condition: float = flag(0.5, "share of texts that are trained on the network's own first "
                                       "x_hat; 0: the network has no such input", least=0, most=1,
                                  fixed=True)
+    clock: str = flag("common", "when noise leaves a token: all at once, or one after the other in "
+                      "some order; methods/clocks.py", [*CLOCKS], later=True)
+    spread: float = flag(2.0, "how many times the time in which one token is noisy lie between the "
+                         "first and the last; for other clocks than common", least=0.01, most=1000,
+                         later=True)
     uses_time, shardable, fixed_positions, takes_steps = True, False, False, False
     samplers, classifier_process = ("ddpm", "ddim", "word-steps"), None
     first_choice = "ddpm"
@@ -131,6 +166,7 @@ class Embedding(Method):
 
     def __post_init__(self):
         self.vocab_size, self.process = self.n_tokens, self.space().learn(False)
+        self.process.clock = CLOCKS[self.clock](self.spread)
 
     # ---- what a method says
 
@@ -160,13 +196,28 @@ class Embedding(Method):
 
     # ---- times and noise
 
-    def draw_times(self, n, device):
-        """Times of a batch, and 1 / their density in gamma, (n, 1) each."""
-        space = self.process
+    def draw_times(self, free):
+        """Times of tokens, and their weights in (13.7). free (B, L): not given -> (B, 1|L) each"""
+        space, clock = self.process, self.process.clock
         center = math.log(space.mean_square() * space.D) - 2.0
         ends = [space.gamma(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)]  # () each
-        gamma, weight = logistic_gammas(n, ends, center, 1.3, device)  # (n, 1) each
-        return space.schedule.time(gamma).float(), weight.float()  # (n, 1) each
+        logistic = Logistic(ends, center, 1.3)
+        gamma, weight = logistic.draw(len(free), free.device)  # (B, 1) each
+        t, plan = space.schedule.time(gamma), clock.plan(free)  # (B, 1)
+        if not plan:
+            return t.float(), weight.float()  # (B, 1) each
+        first = torch.rand(free.shape, device=free.device).masked_fill(~free, -1)  # (B, L)
+        chosen = first == first.amax(-1, keepdim=True)  # (B, L) one token of a text
+        t, speed = clock.times(when(clock, plan, chosen, t), *plan)  # (B, L) each
+        rate = space.schedule.slope(t) * speed  # (B, L) dgamma/du
+        share = (logistic.density(space.gamma(t)) * rate).masked_fill(~free, 0)  # (B, L)
+        mean = share.sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
+        return t.float(), (rate / mean.clamp(min=1e-300)).float()  # (B, L) each
+
+    def at_clock(self, u, free):
+        """The times of tokens at u (B, 1) on the clock of the text. -> (B, 1|L)"""
+        clock = self.process.clock
+        return clock.times(u, *clock.plan(free))[0].to(u.dtype)  # (B, 1|L)
 
     def choose_fed_back(self, n, device):
         """Which texts of a training batch have a first call. -> (n,) bool"""
@@ -193,7 +244,7 @@ class Embedding(Method):
     # ---- the terms of (13.7) at the tokens `at` (B, L), none of them given
 
     def integrand(self, denoiser, x, t, weight, at, frozen=None, fed_back=None):
-        """The integrand at t times `weight`, (B, 1) each. -> (N,) nats"""
+        """The integrand at t times `weight`, (B, 1|L) each. -> (N,) nats"""
         e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         x_hat = self.predict(denoiser, z, t, at, fed_back).x_hat  # (N, D)
         gamma, weight = (a.expand(x.shape)[at] for a in (self.process.gamma(t), weight))  # (N,)
@@ -215,13 +266,13 @@ class Embedding(Method):
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (13.7). -> (B, L) nats"""
         at = free_tokens(x, frozen)  # (B, L)
-        t, weight = self.draw_times(len(x), x.device)  # (B, 1) each
+        t, weight = self.draw_times(at)  # (B, 1|L) each
         nats = self.integrand(denoiser, x, t, weight, at, frozen)  # (N,)
         nats = nats + self.decoder_nats(denoiser, x, at, frozen) + self.noise_left(x, at)  # (N,)
         return scatter_nats(nats, at)  # (B, L)
 
     def cross_entropies(self, denoiser, x, t, frozen=None, fed_back=None):
-        """-log p(x_l | z_t) at times t (B, 1), of a network of words. -> (B, L) nats"""
+        """-log p(x_l | z_t) at times t (B, 1|L), of a network of words. -> (B, L) nats"""
         at = free_tokens(x, frozen)  # (B, L)
         _, z, t = self.noisy(x, t, frozen)  # (B, L, D), (B, 1|L)
         log_p = self.predict(denoiser, z, t, at, fed_back).log_p  # (N, V)

@@ -77,7 +77,7 @@ class Plaid(Embedding):
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         if self.weighting == "bound":
             return self.split_bound(denoiser, x, frozen, fed_back)  # (B, L)
-        t, _ = self.draw_times(len(x), x.device)  # (B, 1)
+        t, _ = self.draw_times(free_tokens(x, frozen))  # (B, 1|L)
         return self.cross_entropies(denoiser, x, t, frozen, fed_back)  # (B, L)
 
     def split_bound(self, denoiser, x, frozen, fed_back):
@@ -99,16 +99,18 @@ class Plaid(Embedding):
 
     def integral(self, denoiser, x, at, frozen, fed_back):
         """The integral at `at` (B, L), with the gradient of (13.11). -> (B, L) nats"""
-        some = at.any(-1, keepdim=True)  # (B, 1)
-        times = self.process.warp(stratified(int(some.sum()), x.device))  # (n, 1) each
+        some, clock = at.any(-1, keepdim=True), self.process.clock  # (B, 1)
+        u = torch.ones(some.shape, device=x.device)  # (B, 1)
+        u = u.masked_scatter(some, stratified(int(some.sum()), x.device))  # (B, 1)
+        t, speed = clock.times(u, *clock.plan(free_tokens(x, frozen)))  # (B, 1|L) each
+        times = self.process.warp(t)  # (B, 1|L) each
         push = {}  # twice the nats of each text, known after the call
         for a in times:  # the gradient of g passes here, and that of gamma_0 and gamma_1 does not
             if a.requires_grad:
                 a.register_hook(lambda gradient: gradient * push["nats"])
-        t, slope = (torch.ones(some.shape, device=x.device).masked_scatter(some, a.float())
-                    for a in times)  # (B, 1) each
+        t, slope = (a.float() for a in times)  # (B, 1|L) each
         low, high = self.process.schedule.ends  # () each
-        weight = slope * (high - low)  # (B, 1) dgamma/du
+        weight = slope * speed.float() * (high - low)  # (B, 1|L) dgamma/du
         nats = scatter_nats(self.integrand(denoiser, x, t, weight, at, frozen, fed_back), at)
-        push["nats"] = 2 * nats.detach().mean(-1, keepdim=True)[some][:, None]  # (n, 1)
+        push["nats"] = 2 * nats.detach().mean(-1, keepdim=True)  # (B, 1)
         return nats  # (B, L)

@@ -50,7 +50,7 @@ class SED(Embedding):
     def loss(self, denoiser, x, frozen=None):
         """Squared errors and cross-entropies, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
-        t, _ = self.draw_times(len(x), x.device)  # (B, 1)
+        t, _ = self.draw_times(at)  # (B, 1|L)
         e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         found = self.predict(denoiser, z, t, at, fed_back)

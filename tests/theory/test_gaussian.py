@@ -30,7 +30,7 @@ from gaussian import (
     step_law,
     step_nats,
 )
-from methods.embedding import Alpha2, Linear, logistic_gammas
+from methods.embedding import Alpha2, Linear, Logistic
 from methods.plaid import Plaid
 from samplers import make_sampler
 from samplers.generate import generate
@@ -167,7 +167,7 @@ def test_the_bound_exceeds_the_entropy_by_what_the_ends_leave(ends, given):
     torch.manual_seed(0)
     n, free = 40_000, [l for l in range(L) if l != given]
     x = TEXTS[torch.multinomial(P, n, replacement=True)]  # (n, L)
-    gamma, weight = logistic_gammas(n, ends, -1.0, 1.0)  # (n, 1) each
+    gamma, weight = Logistic(ends, -1.0, 1.0).draw(n)  # (n, 1) each
     full = lambda a: torch.full((n, L), a, dtype=torch.float64)  # (n, L)
     start, end = (log_ratios(x, full(a), given) for a in ends)  # (n, L, N) each
     at_x = lambda a: a.gather(-1, x[..., None])[..., 0]  # (n, L)
@@ -244,6 +244,8 @@ def test_schedules_rise_and_their_times_undo_them(schedule):
     gamma = schedule(t)  # (101,)
     assert (gamma.diff() > 0).all()
     close(schedule.time(gamma), t, 1e-8)
+    inside, h = t[1:-1], 1e-5
+    close(schedule.slope(inside), (schedule(inside + h) - schedule(inside - h)) / (2 * h), 1e-4)
 
 
 def test_the_schedule_of_diffusion_lm_is_that_of_its_code():
@@ -255,7 +257,7 @@ def test_the_schedule_of_diffusion_lm_is_that_of_its_code():
 
 
 def test_gammas_of_a_logistic_density_integrate_any_function():
-    gamma, weight = logistic_gammas(20_000, (-4.0, 6.0), -2.0, 1.3)  # (n, 1) each
+    gamma, weight = Logistic((-4.0, 6.0), -2.0, 1.3).draw(20_000)  # (n, 1) each
     assert gamma.min() >= -4 and gamma.max() <= 6
     f = torch.exp(-((gamma - 1) ** 2))  # (n, 1)
     assert (f * weight).mean().item() == pytest.approx(math.pi ** 0.5, abs=0.01)
