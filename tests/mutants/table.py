@@ -5,6 +5,7 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 """
 from pathlib import Path
 
+from tests.mutants.embedding import EMBEDDING
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
@@ -20,6 +21,7 @@ from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *POLICY]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *EMBEDDING]
 MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID]
 
 
