@@ -11,7 +11,6 @@ where shift, scale, gate = linear(c), all zero at first (arXiv:2310.16834, 2212.
 
 Shapes: B texts, L positions, V symbols, D = n_embd, H heads of size hd = D / H, C = cond_dim.
 An attention pattern is a predicate: mask_mod(batch, head, query, key) -> query may look at key.
-No loss is here (methods/) and no sampling (diffusion.py, samplers/).
 """
 import math
 from dataclasses import dataclass
@@ -93,8 +92,7 @@ def attention(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
             score.masked_fill_(~dense_mask(mask_mod, q, k, first), -math.inf)
         return F.dropout(score.softmax(-1), dropout) @ v  # (B, H, Lq, hd)
     if mask_mod is None or mask_mod is causal and q.shape == k.shape:  # no mask in memory: faster
-        is_causal = mask_mod is causal
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, mask_mod is causal)
     return F.scaled_dot_product_attention(q, k, v, dense_mask(mask_mod, q, k, first), dropout)
 
 
@@ -195,8 +193,9 @@ class NetworkFlags:
     cond_dim: int = flag(128, "width of the condition, if there is one", least=1, fixed=True)
     qk_norm: bool = flag(True, "normalize queries and keys; published ones are not", fixed=True)
     norm_bias: bool = flag(False, "biases in the layer norms, as published in radd", fixed=True)
-    learned_places: bool = flag(False, "a learned vector for each place, beside rotary positions, "
-                                "which tell distances only", fixed=True)
+    sides: str = flag("joined", "encoder: a given source sees itself only, so it is read once; "
+                      "joined: it sees the target, too", ["joined", "encoder"], fixed=True)
+    learned_places: bool = flag(False, "learned vectors of places, beside rotary ones", fixed=True)
     time_input: str = flag("auto", "what the network reads of the time: auto t itself where the "
                            "method needs it; published networks -log alpha, or always 0",
                            [*TIME_INPUTS], fixed=True)
@@ -222,8 +221,7 @@ class Block(nn.Module):
         return F.dropout(y, self.dropout, self.training)
 
     def attend(self, h, rotary, mask_mod, remember):
-        qkv = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)
-        q, k, v = qkv  # (B, H, L, hd) each
+        q, k, v = rearrange(self.qkv(h), "b l (n h d)->n b h l d", n=3, h=self.n_head)  # (B,H,L,hd)
         if self.qk_norm:  # scores are bounded, which makes large learning rates safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])  # (B, H, L, hd) each
         angles = (*rotary, *rotary)[:4]  # of queries and of keys
@@ -261,7 +259,7 @@ class Transformer(nn.Module):
     places       so many places have a learned vector, besides rotary positions
     """
     supports_cache = supports_fused_head = True
-    fixed_shapes = False  # see diffusion.Wrapper
+    fixed_shapes, source = False, 0  # see diffusion.Wrapper, samplers/sides.py
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0,
                  dropout=0.0, mask_mod=None, qk_norm=False, time_input="auto", norm_bias=False,
@@ -273,8 +271,8 @@ class Transformer(nn.Module):
             raise ValueError("labels are part of the condition: n_classes > 0 needs cond_dim > 0")
         self.vocab_size, self.head_size, self.mask_mod = vocab_size, n_embd // n_head, mask_mod
         self.time_input = TIME_INPUTS[time_input]
-        self.embed = nn.Parameter(torch.empty(vocab_size, n_embd))
-        nn.init.kaiming_uniform_(self.embed, a=math.sqrt(5))
+        self.embed = nn.Parameter(
+            nn.init.kaiming_uniform_(torch.empty(vocab_size, n_embd), a=math.sqrt(5)))
         self.noise_mlp = self.label_embed = self.adaln = None
         self.place_embed = nn.Parameter(0.02 * torch.randn(places, n_embd)) if places else None
         if cond_dim:
@@ -325,14 +323,16 @@ class Transformer(nn.Module):
         if at is not None and at.dtype == torch.bool and cache is None and torch.is_tensor(z):
             z, noise, at, label = texts_with(at, z, noise, at, label)
         h = self.embedding(z)  # (B, L, D)
-        c = self.condition(h, noise, label)  # (B, 1|L, C)
         if cache:
             cache.make_room(h.shape[1])
         if positions is None:
             positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)
+        if self.source and noise is not None:  # the source is given, so its time is 0
+            noise = noise * (positions >= self.source)  # (B, L)
         if self.place_embed is not None:
             gone = cache.read - cache.start if cache else 0  # tokens that have left the cache
             h = h + vectors_at(self.place_embed, positions + gone)  # (B, L, D)
+        c = self.condition(h, noise, label)  # (B, 1|L, C)
         sides = (positions[:, :1], positions[:, -1:]) if positions.dim() > 1 else [positions]
         rotary = sum((rotary_angles(a, self.head_size) for a in sides), ())  # 2 x (L, hd/2), or 4
         mask_mod = mask_mod or self.mask_mod

@@ -42,6 +42,7 @@ class Dataset:
     image_size = None  # tokens per image, where texts are images, which `render` draws
     box = 0  # texts are square grids of boxes, box x box cells each, which the page draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
+    source = 0  # tokens of the question, where all texts begin with as many: see data/seq2seq.py
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
     independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
@@ -124,6 +125,21 @@ class Dataset:
     def faults(cls, x):
         """Of grids: where texts x (n, L), complete or not, break a rule. -> (n, L) bool"""
         raise NotImplementedError
+
+    # ---- questions with several right answers, where their probabilities are known
+
+    def answer_nats(self, x):
+        """-log p(answer | question) of texts x (n, L), exact. -> (n,), or None: it is not known"""
+        return None
+
+    def redraw(self, x, seed=0):
+        """Other answers to the questions of x, from their exact distribution. -> (n, L), or None"""
+        return None
+
+    @classmethod
+    def complete_prompt(cls, ids):
+        """The ids of a user's question as the beginning of a text."""
+        return ids
 
     # ---- images
 
