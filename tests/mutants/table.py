@@ -17,7 +17,6 @@ from tests.mutants.seq2seq import SEQ2SEQ
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID, *REASONING]
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *REASONING, *POLICY,
            *PROGRAM, *GRID]
 
