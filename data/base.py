@@ -40,6 +40,7 @@ class Dataset:
     is_text = True  # its tokens spell text: words can be looked up and counted
     image_size = None  # tokens per image, where texts are images, which `render` draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
+    thoughts = ()  # tokens of each thought at the end of a text, and last of the answer; (): none
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
     independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
@@ -112,6 +113,11 @@ class Dataset:
     def bytes_per_id(self):
         """UTF-8 bytes per id of `ids`, for n-grams."""
         return self.bytes_per_token
+
+    def answer_of(self, x):
+        """What must be equal for two texts to have the same answer to one question. (n, L) -> (n, a)
+        """
+        return x[:, -self.thoughts[-1]:] if self.thoughts else x  # (n, a)
 
     def score(self, x, label=None):
         """Measures of samples x (n, L) that only this data set has. -> [(what it is, values
