@@ -128,10 +128,10 @@ def main(config, given=()):
                        network_calls=denoiser.calls, **how)
     elif config.num_samples:
         with report.part("samples"):
-            questions = data.prompted and held
-            samples = draw_samples(writer, data.block_size, config, device, questions)
+            asked = data.prompted and held
+            samples = draw_samples(writer, data.block_size, config, device, asked)
             report.add(**sample_figures(samples, held.x, data, judge, held.label, config), **how,
-                       **vote_figures(samples, writer, denoiser, data, questions, config, device))
+                       **vote_figures(samples, writer, denoiser, data, asked, config, device))
     for name in dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))):
         with report.part(name):
             report.add(zero_shot={name: zero_shot_figures(model, name, config, device)})

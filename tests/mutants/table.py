@@ -9,9 +9,10 @@ from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.theory import THEORY
+from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *THOUGHTS]
 
 
 def find_tests(names):
