@@ -115,8 +115,7 @@ class Dataset:
         return self.bytes_per_token
 
     def answer_of(self, x):
-        """What must be equal for two texts to have the same answer to one question. (n, L) -> (n, a)
-        """
+        """What is equal if two texts have the same answer to one question. (n, L) -> (n, a)"""
         return x[:, -self.thoughts[-1]:] if self.thoughts else x  # (n, a)
 
     def score(self, x, label=None):

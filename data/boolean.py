@@ -67,7 +67,8 @@ class Boolean(Puzzle):
         return x, frozen.expand(len(x), -1)  # (m, L) each
 
     def right(self, x):
-        formulas = ("".join(self.symbols[i] for i in row) for row in x[:, :self.prompt - 1].tolist())
+        questions = x[:, :self.prompt - 1].tolist()
+        formulas = ("".join(self.symbols[i] for i in row) for row in questions)
         values = torch.tensor([read_formula(formula)[0] for formula in formulas])  # (n, brackets)
         answer = x[:, self.prompt:]  # (n, a)
         return answer == values[:, -answer.shape[1]:]  # (n, a)

@@ -43,8 +43,8 @@ def check_samples(config, data):
         raise UserError(f"--votes counts answers to questions, and here are none: leave it out, or "
                         f"give {'--num_samples' if data.prompted else '--data'} for some")
     if config.temperature == 0:
-        raise UserError("--votes needs answers that differ, and at temperature 0 they are the same: "
-                        "give --temperature 0.5 or so")
+        raise UserError("--votes needs answers that differ, and at temperature 0 they are the "
+                        "same: give --temperature 0.5 or so")
 
 
 def vote_figures(samples, writer, counter, data, held, config, device):

@@ -16,8 +16,10 @@ from evaluation.votes import vote
 def chance_of(p, k):
     """The probability that answer 0 wins among k answers from p, by enumeration."""
     tuples = torch.tensor(list(product(range(len(p)), repeat=k)))  # (m, k)
-    texts = torch.stack([torch.arange(k).expand_as(tuples), tuples], -1).transpose(0, 1)  # (k, m, 2)
-    won = vote(texts, lambda x: x[:, 1:])  # (m, 2) the first token is a thought
+    numbers = torch.arange(k).expand_as(tuples)  # (m, k)
+    texts = torch.stack([numbers, tuples], -1).transpose(0, 1)  # (k, m, 2)
+    answer = lambda x: torch.stack([x[:, 1] // 2, x[:, 1] % 2], 1)  # (m, 2) two digits
+    won = vote(texts, answer)  # (m, 2) the first token is a thought
     for row, (number, answer) in zip(tuples.tolist(), won.tolist()):
         most = max(map(row.count, row))
         assert row.count(answer) == most  # and of the most frequent the one that came first

@@ -3,7 +3,7 @@
 THOUGHTS = [
     ("methods/dot.py", "return n / k * nats", "return part / k * nats",
      "test_dot", "the bound of one thought for that of the text"),
-    ("methods/dot.py", "z = z.masked_fill(behind, self.process.mask)  # (B, L)\n", "",
+    ("methods/dot.py", "        z = z.masked_fill(behind, self.process.mask)  # (B, L)\n", "",
      "test_dot", "the bound of a thought that sees the answer"),
     ("methods/dot.py", "return z.masked_fill(behind, self.process.mask)", "return z",
      "test_dot", "training on thoughts that see the answer"),
@@ -12,9 +12,6 @@ THOUGHTS = [
     ("methods/dot.py", "at, cross_entropy, (x,), self.n_tokens, weight",
      "at, cross_entropy, (of,), self.n_tokens, weight",
      "test_dot", "the network's own text is the target"),
-    ("methods/dot.py", "here & (z == self.process.mask)  # (B, L)\n        at &=",
-     "z == self.process.mask  # (B, L)\n        at &=",
-     "test_dot", "words are drawn in later thoughts"),
     ("methods/dot.py", "self.scheduled * step / trainer.config.max_iters", "self.scheduled",
      "test_dot", "as much of the network's own text at the first step"),
     ("methods/dot.py", "free & (first <= number) & (number <= last)", "free & (number <= last)",

@@ -23,7 +23,8 @@ def thoughts(*lengths):
 
 def test_the_number_of_a_thought_is_counted_from_the_end_of_a_text():
     assert thought_at(9, (2, 3)).tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
-    assert thought_at(4, (1, 1, 2)).tolist() == [0, 1, 2, 2] and thought_at(2, ()).tolist() == [0, 0]
+    assert thought_at(4, (1, 1, 2)).tolist() == [0, 1, 2, 2]
+    assert thought_at(2, ()).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("steps, shares", [(9, [5, 4, 2]), (1, [1, 1, 1]), (80, [40, 30, 10])])
@@ -55,11 +56,12 @@ def test_the_surest_word_of_a_thought_comes_first():
     flat, sure = torch.zeros(N), torch.tensor([9.0, 0, 0])
     denoiser = lambda z, t, at: torch.stack([flat, flat, sure, sure])[:, None].expand(
         4, 1, N).permute(1, 0, 2).expand(*z.shape, N)[at]
-    *_, z = states = list(thoughts(2, 2)(MDLM.process, denoiser, torch.full((1, 4), N), None, 4))
-    opened = [int((a != b).nonzero()[0, 1]) for a, b in zip([torch.full((1, 4), N), *states], states)]
+    noise = torch.full((1, 4), N)  # (1, L)
+    *_, z = states = list(thoughts(2, 2)(MDLM.process, denoiser, noise, None, 4))
+    opened = [int((a != b).nonzero()[0, 1]) for a, b in zip([noise, *states], states)]
     assert opened[:2] == [0, 1] and set(opened[2:]) == {2, 3} and (z[0, 2:] == 0).all()
     mixed = lambda z, t, at: torch.stack([flat, sure, flat, sure]).expand(*z.shape, N)[at]
-    first = next(thoughts(2, 2)(MDLM.process, mixed, torch.full((1, 4), N), None, 4))
+    first = next(thoughts(2, 2)(MDLM.process, mixed, noise, None, 4))
     assert (first != N).nonzero()[0, 1] == 1
 
 
@@ -90,7 +92,7 @@ def test_it_asks_the_data_for_thoughts_and_is_refused_where_there_are_none():
     sampler = make_sampler("thoughts", MDLM)
     sampler.prepare(model("multiplication-thoughts"))
     assert sampler.lengths == (5, 5, 4)
-    with pytest.raises(UserError, match="is for data with thoughts, and toy has none: leave it out"):
+    with pytest.raises(UserError, match="for data with thoughts, and toy has none: leave it out"):
         sampler.prepare(model("toy"))
     sampler.prepare(model("toy", DOT))  # which takes no other: a text is one thought
     assert sampler.shares(7) == [7]
