@@ -73,10 +73,10 @@ class DoT(MDLM):
         self.lengths = data.thoughts
 
     def extra_state(self):
-        return {"lengths": torch.tensor(self.lengths, dtype=torch.long)}  # (m,)
+        return {"lengths": torch.tensor(self.lengths)} if self.lengths else {}  # (m,)
 
     def load_extra_state(self, state):
-        self.lengths = tuple(state["lengths"].tolist())
+        self.lengths = tuple(state["lengths"].tolist()) if "lengths" in state else ()
 
     def on_step(self, step, trainer):
         self.share_drawn = self.scheduled * step / trainer.config.max_iters

@@ -16,24 +16,25 @@ import torch
 
 from data import DATASETS
 from data.puzzles import thought_at
-from diffusion import draw_from, probabilities
-from flags import UserError, load_row
-from samplers.base import MaskSampler, highest, masks_to_open, scatter_at
+from diffusion import Sampler, draw_from, probabilities
+from flags import load_row
+from samplers.base import highest, masks_to_open, scatter_at
 from samplers.orders import prediction_entropy
 
 
 @dataclass(eq=False)
-class Thoughts(MaskSampler):
+class Thoughts(Sampler):
     """--sampler thoughts: one thought after the other, in each the surest tokens first."""
     lengths: tuple = ()  # tokens of the thoughts, from `prepare`
     chooses_first = True
 
+    def fits(self, method):
+        if not (method.bidirectional and method.opens_masks):
+            return f"chooses among the masks of a whole text, which {method.name} does not read"
+
     def prepare(self, model):
         data = model.config.data
         self.lengths = load_row(DATASETS, data).thoughts if data else ()
-        if not self.lengths and model.method.samplers is None:  # it could take another sampler
-            raise UserError(f"--sampler thoughts is for data with thoughts, and {data} has none: "
-                            "leave it out")
 
     def shares(self, steps):
         """The steps of each thought."""

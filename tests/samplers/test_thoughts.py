@@ -10,7 +10,7 @@ from flags import UserError
 from methods import make_method
 from samplers import make_sampler
 from samplers.generate import CallCounter
-from world import L, N, P, TEXTS, distance, numbers
+from world import L, N, P, distance, numbers
 
 MDLM, DOT = make_method("mdlm", N), world.make_world_method("dot", N)
 
@@ -86,14 +86,12 @@ def test_texts_have_the_law_of_the_model_a_word_at_a_time_and_else_that_of_thoug
     assert far < 4 * error and exact.calls == {3: 3, 1: 2}[steps]
 
 
-def test_it_asks_the_data_for_thoughts_and_is_refused_where_there_are_none():
-    model = lambda data, method=MDLM: SimpleNamespace(config=SimpleNamespace(data=data),
-                                                      method=method)
+def test_it_asks_the_data_for_thoughts_and_is_for_whole_texts():
     sampler = make_sampler("thoughts", MDLM)
+    model = lambda data: SimpleNamespace(config=SimpleNamespace(data=data))
     sampler.prepare(model("multiplication-thoughts"))
     assert sampler.lengths == (5, 5, 4)
-    with pytest.raises(UserError, match="for data with thoughts, and toy has none: leave it out"):
-        sampler.prepare(model("toy"))
-    sampler.prepare(model("toy", DOT))  # which takes no other: a text is one thought
-    assert sampler.shares(7) == [7]
-    assert len(TEXTS) == 27
+    sampler.prepare(model("toy"))  # a text is one thought
+    assert sampler.lengths == () and sampler.shares(7) == [7]
+    with pytest.raises(UserError, match="which bd3lm does not read"):
+        make_sampler("thoughts", make_method("bd3lm", N))
