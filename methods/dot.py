@@ -28,9 +28,10 @@ from dataclasses import dataclass
 
 import torch
 
+from data import DATASETS
 from data.puzzles import thought_at
 from diffusion import corrupt, draw_at, probabilities, stratified, supports
-from flags import UserError, flag
+from flags import UserError, flag, load_row
 from methods.base import cross_entropy, loss_at
 from methods.mdlm import MDLM, any_order, masked_weight
 
@@ -68,6 +69,9 @@ class DoT(MDLM):
         if self.scheduled and config.dropout:
             raise UserError("--scheduled draws text from the network while it is trained: leave "
                             "out --dropout")
+        if self.coupled and not load_row(DATASETS, config.data).thoughts:
+            raise UserError(f"--coupled joins two thoughts, and {config.data} has none: leave it "
+                            "out, or try --data multiplication-thoughts")
 
     def on_data(self, data):
         self.lengths = data.thoughts

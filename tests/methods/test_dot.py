@@ -254,3 +254,7 @@ def test_thoughts_are_kept_with_the_weights_and_flags_that_clash_are_refused():
     with pytest.raises(UserError, match="leave out --dropout"):
         single.check(SimpleNamespace(dropout=0.1))
     method.check(SimpleNamespace(dropout=0.1))
+    joined, data = make_method("dot", 9, coupled=0.1), "boolean-thoughts"
+    joined.check(SimpleNamespace(data=data))
+    with pytest.raises(UserError, match="and toy has none: leave it out, or try --data"):
+        joined.check(SimpleNamespace(data="toy"))
