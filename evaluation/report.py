@@ -65,6 +65,8 @@ def print_results(r, data, config, exact):
         print_answers(r, config)
     if "samples" in r:
         print_samples(r)
+    if "votes" in r:
+        print_votes(r)
     for name, row in r.get("zero_shot", {}).items():
         line = f"perplexity {bound}{pair(row, 'perplexity', 2)}"
         if "bits_per_byte" in row:
@@ -138,6 +140,14 @@ def print_samples(r):
         print(f"{what:<58}{with_error(r['mauve'], r['mauve_error']):>19}")
     if "no_words" in r:
         print(r["no_words"])
+
+
+def print_votes(r):
+    """The rows of votes.vote_figures."""
+    print(f"\n{'the most frequent of n answers':<58}{r['votes']['what']:>19}{'calls for each text':>21}")
+    for n, right, error in r["votes"]["rows"]:
+        calls = n * r["calls_per_text"]
+        print(f"{f'n = {n}':<58}  {with_error(right, error):>17}{calls:>21,.0f}")
 
 
 def print_by_noise(rows):

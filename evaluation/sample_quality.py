@@ -28,6 +28,7 @@ import torch
 
 from evaluation.errors import mean_error, pooled_rate
 from evaluation.likelihood import perplexity_of
+from flags import UserError
 from samplers.generate import generate
 
 WHOLE_WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]{3,}(?=[\W\d_])")  # letters of any script
@@ -39,6 +40,24 @@ LONG = 20  # characters between spaces, on average: English has 6, German 7, pro
 def questions_asked(x, n):
     """The numbers of n of the texts x, evenly spread. -> (n,)"""
     return torch.linspace(0, len(x) - 1, n).round().long().to(x.device)  # (n,)
+
+
+def check_samples(config, data):
+    """UserError where there are no samples to rate, or no answers to compare."""
+    if config.num_samples == 1:
+        raise UserError("--num_samples 1 has no standard error: give 0, or at least 2")
+    if config.judge and config.num_samples == 0:
+        raise UserError("--judge rates samples: leave it out, or --num_samples 0")
+    if config.judge and data.answers:
+        raise UserError("--judge rates samples, and answers to chats are compared: leave it out")
+    if config.answers == 1:
+        return
+    if not data.prompted or not config.num_samples:
+        raise UserError(f"--answers compares answers to questions, and here are none: leave it "
+                        f"out, or give {'--num_samples' if data.prompted else '--data'} for some")
+    if config.temperature == 0:
+        raise UserError("--answers compares answers that differ, and at temperature 0 they are "
+                        "the same: give --temperature 0.5 or so")
 
 
 def draw_samples(writer, length, config, device, held=None):
