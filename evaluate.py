@@ -9,17 +9,15 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --zero_shot ptb,wikitext-2      perplexity on text it was not trained on
     python evaluate.py --lambada test.jsonl --choices quiz.jsonl     last words, multiple choice
     python evaluate.py --oracle udlm --steps 8         exact denoiser: errors of the sampler only
-    python evaluate.py --oracle mdlm --label sea --guidance 3        guided samples of one class
+    python evaluate.py --permutations 1000             Zipf, Heaps, repetition, with p-values
     python evaluate.py --out_dir out/toy-classifier    a classifier, at several levels of noise
     python evaluate.py --chat                          how many held-out questions it answers right
     python evaluate.py --init_from s-sahoo/duo --data my.txt         a published model, by its name
 
-A bound is a mean over texts and noise, with --draws draws of noise for each text. Its standard
-error is that of the mean over texts, which covers both (evaluation/errors.py). Nats per token
-compare methods on the same tokens, bits per byte on any tokens. Samples have two figures: their
-negative log-likelihood (exact on the toy language, else by the judge), and the entropy of the
-tokens within a text. A sampler that repeats itself lowers both. The figures are in evaluation/, the
-conventions in docs/evaluation.md. All results are saved in evaluation.json, beside the checkpoint.
+A bound is a mean over texts and noise, with --draws draws of noise for each text; its standard
+error covers both (evaluation/errors.py). Samples have two figures: their negative log-likelihood
+(exact on the toy language, else by the judge), and the entropy of the tokens within a text. A
+sampler that repeats itself lowers both. What each figure means is in docs/evaluation.md.
 """
 import sys
 from dataclasses import dataclass, replace
@@ -36,6 +34,7 @@ from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_o
 from evaluation.judges import load_judge
 from evaluation.report import Report, check_evaluation, print_by_noise, save_evaluation
 from evaluation.sample_quality import draw_samples, sample_figures
+from evaluation.statistics import compare_statistics
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import start_device
@@ -59,8 +58,9 @@ class Config(SamplingFlags):
     against: str = flag("", "another checkpoint, or ngram: the difference on the same texts")
     judge: str = flag("", "rates samples: an ar checkpoint, or the name of a transformers model")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
-    zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt",
-                          each=str)
+    permutations: int = flag(0, "of texts, for p-values of Zipf, Heaps, repetition and more",
+                             least=0, needs=["num_samples"], idle=["chat"])
+    zero_shot: str = flag("", "perplexity on other data: ptb,lm1b,my.txt", each=str)
     lambada: str = flag("", 'a .jsonl file: {"text"}, for its last word', once="name one file")
     choices: str = flag("", 'a .jsonl file: {"prompt", "choices", "answer"}', once="name one file")
     ends: bool = flag(False, "lambada, choices: put an end of text on both sides",
@@ -104,7 +104,6 @@ def main(config, given=()):
     config = adapt_flags(check_comparable(config, model.method), model, device)
     if model.method.classifies:
         return evaluate_classifier(config, model, device)
-
     passages = read_passages(config.lambada, model, config.ends) if config.lambada else []
     questions = read_questions(config.choices, model, config.ends) if config.choices else []
     denoiser = CallCounter(compile_for_sampling(config, model))
@@ -115,8 +114,8 @@ def main(config, given=()):
     given = held.frozen.all(0) if data.prompted else torch.zeros_like(held.x[0]).bool()  # (L,)
     writer = writer_of(config, model, denoiser, given, classifier)
     rival = load_rival(config.against, model, data, device)
-    if config.judge and data.answers:
-        raise UserError("--judge rates samples, and answers to chats are compared: leave it out")
+    if (config.judge or config.permutations) and data.answers:
+        raise UserError("--judge rates samples, as --permutations does, not answers: leave it out")
     judge = load_judge(config.judge, model, device, config.mauve)
 
     report = Report(config, model, data)
@@ -132,7 +131,8 @@ def main(config, given=()):
     elif config.num_samples:
         with report.part("samples"):
             samples = draw_samples(writer, data.block_size, config, device, data.prompted and held)
-            report.add(**sample_figures(samples, held.x, data, judge, held.label, config), **how)
+            report.add(**sample_figures(samples, held.x, data, judge, held.label, config),
+                       **compare_statistics(samples, held.x, data, held.label, config), **how)
     for name in dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))):
         with report.part(name):
             report.add(zero_shot={name: zero_shot_figures(model, name, config, device)})
