@@ -1,6 +1,8 @@
 """Model collapse: the table model by sums over all its generations, and the loop of networks."""
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +66,20 @@ def test_the_tails_go_first():
         assert gone[0] == pytest.approx((1 - p0) ** N) and gone == sorted(gone)
         lost.append(gone)
     assert all(a < b for one, other in zip(lost, lost[1:]) for a, b in zip(one, other))
+
+
+def test_the_table_of_the_page_is_the_exact_one():
+    page = (Path(__file__).parents[2] / "docs" / "12-collapse.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d) \| (0.*) \|$", page, re.M)
+    assert [g for g, _ in rows] == ["0", "1", "2", "5"]
+    for g, cells in ((int(g), cells.split(" | ")) for g, cells in rows):
+        exact = [expected_diversity(0.46, N, share, g) for share in (0.0, 0.5)]
+        for p0 in FIRST:
+            law, (_, T) = torch.eye(N + 1).double()[-1], chain(p0, 0.0)  # (n + 1,)
+            for generation in range(g):
+                law = law @ T if generation else binomial(p0)  # (n + 1,)
+            exact.append(law[0].item())
+        assert cells == [f"{value:.3f}" for value in exact]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -146,7 +162,8 @@ def test_the_table_says_what_the_formula_says(capsys):
 
 
 @pytest.mark.parametrize("argv, says", [
-    ([], "say what to measure: table, networks"), (["--command", "table", "--keeps", "x"], "one of"),
+    ([], "say what to measure: table, networks"),
+    (["--command", "table", "--keeps", "x"], "is not one of"),
     (["--command", "networks", "--size", "2x"], "'2x' is no size"),
     (["--command", "networks", "--methods", "gpt"], "is not one of")])
 def test_bad_input_is_one_line(argv, says, capsys):

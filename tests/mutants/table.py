@@ -8,10 +8,11 @@ from pathlib import Path
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.sampling import SAMPLING
+from tests.mutants.statistics import COLLAPSE, STATISTICS
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *STATISTICS, *COLLAPSE]
 
 
 def find_tests(names):
