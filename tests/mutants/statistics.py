@@ -45,3 +45,24 @@ COLLAPSE = [
     ("experiments/collapse.py", '"words": (counts == 0)', '"words": (counts <= 1)',
      "test_collapse", "words that were written once are lost"),
 ]
+
+BY_SOURCE = [
+    ("methods/diffusionbert.py", "return 0.5 - (counts[:, :-1] > 0).double()",
+     "return (counts[:, :-1] > 0).double() - 0.5", "test_diffusionbert_source",
+     "words of the source are written last"),
+    ("methods/diffusionbert.py", "torch.zeros_like(z) if frozen is None else frozen.to(z.dtype)",
+     "(z < self.n_tokens).to(z.dtype)", "test_diffusionbert_source",
+     "a schedule by all words that are visible"),
+    ("methods/diffusionbert.py", "super().bound(denoiser, x, z, t, frozen)",
+     "super().bound(denoiser, x, z, t)", "test_diffusionbert_source",
+     "the bound of a schedule that knows no source"),
+    ("methods/symbol_schedules.py", "known = known[rows] if known.ndim > 1",
+     "known = known[:1].expand(len(rows), -1) if known.ndim > 1", "test_diffusionbert_source",
+     "the source of the first text for all"),
+    ("methods/symbol_schedules.py", "e = self.likelihood(z, inside(t), frozen)",
+     "e = self.likelihood(z, inside(t))", "test_diffusionbert_source",
+     "the oracle does not know the source"),
+    ("methods/symbol_schedules.py", "self.symbols(z), self.known(z, frozen)[:, None]",
+     "self.symbols(z), self.known(z)[:, None]", "test_diffusionbert_source",
+     "a sampler that does not look at the source"),
+]

@@ -63,7 +63,7 @@ def test_what_is_not_given_bounds_the_conditional(name):
     method = world.make_world_method(name, N, **WORLD)
     likelihood = method.likelihood
 
-    def knows_the_first(z, t):
+    def knows_the_first(z, t, frozen=None):
         clean = torch.nn.functional.one_hot(z[:, :1].clamp(max=N - 1), N)  # (n, 1, N)
         return torch.cat([clean, likelihood(z, t)[:, 1:]], 1)  # (n, L, N)
     method.likelihood = knows_the_first
