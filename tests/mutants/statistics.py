@@ -66,3 +66,20 @@ BY_SOURCE = [
      "self.symbols(z), self.known(z)[:, None]", "test_diffusionbert_source",
      "a sampler that does not look at the source"),
 ]
+
+LENGTHS = [
+    ("methods/diffusion_llm.py", "return n, over & (n < self.longest)", "return n, over",
+     "test_diffusion_llm_length", "ends are given that the sampler draws"),
+    ("methods/diffusion_llm.py", "logits[:, self.lengths_from:], n)", "logits, n)",
+     "test_diffusion_llm_length", "a length is read from the logits of words"),
+    ("methods/diffusion_llm.py", "<= free[:, None]", "< free[:, None]",
+     "test_diffusion_llm_length", "an answer cannot fill all that is free"),
+    ("methods/diffusion_llm.py", "((~frozen).cumsum(-1) > n)", "((~frozen).cumsum(-1) >= n)",
+     "test_diffusion_llm_length", "an answer is one token shorter than its length"),
+    ("methods/diffusion_llm.py", "shown = over if frozen is None else over | frozen",
+     "shown = frozen", "test_diffusion_llm_length", "ends that follow from the length are scored"),
+    ("methods/diffusion_llm.py", "weigh(t, self.levels) / 2 * times", "weigh(t, self.levels) / 2",
+     "test_diffusion_llm_length", "short answers count for less"),
+    ("methods/diffusion_llm.py", 'int(state["end"]) if "end" in state else None', "None",
+     "test_diffusion_llm_length", "a checkpoint forgets what ends a text"),
+]

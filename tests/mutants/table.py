@@ -8,11 +8,11 @@ from pathlib import Path
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.sampling import SAMPLING
-from tests.mutants.statistics import BY_SOURCE, COLLAPSE, STATISTICS
+from tests.mutants.statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *STATISTICS, *COLLAPSE, *BY_SOURCE]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *STATISTICS, *COLLAPSE, *BY_SOURCE, *LENGTHS]
 
 
 def find_tests(names):
