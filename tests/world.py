@@ -8,6 +8,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+from data.tokenizer import chars
 from diffusion import Absorbing, Hybrid, Uniform, likelihood, posterior_x0, reverse
 from methods import make_method
 
@@ -82,6 +83,7 @@ LANGUAGE = Language()
 
 class Corpus:
     """The world as a data set: what Method.on_data reads of one, 1,000 texts by their numbers."""
+    encoding = chars("abc")
 
     def ids(self, split):
         return TEXTS.repeat_interleave((1000 * P).round().long(), 0).flatten().numpy()  # (m,)
