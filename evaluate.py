@@ -14,10 +14,10 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --chat                          how many held-out questions it answers right
     python evaluate.py --init_from s-sahoo/duo --data my.txt         a published model, by its name
 
-A bound is a mean over texts and noise, with --draws draws of noise for each text; its standard
-error covers both (evaluation/errors.py). Samples have two figures: their negative log-likelihood
-(exact on the toy language, else by the judge), and the entropy of the tokens within a text. A
-sampler that repeats itself lowers both. What each figure means is in docs/evaluation.md.
+A bound is a mean over texts and noise (--draws draws for each text), and so is its standard error.
+Nats per token compare methods on the same tokens, bits per byte on any tokens. Samples have -log p
+(exact on the toy language, else by the judge) and the entropy of the tokens within a text, which
+repetition lowers. Conventions: docs/evaluation.md. All is saved beside the checkpoint.
 """
 import sys
 from dataclasses import dataclass, replace
@@ -27,14 +27,14 @@ import torch
 from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data.tokenizer import end_of_text
+from evaluation.answers import answer_figures
 from evaluation.chat import score_answers
 from evaluation.comparison import check_comparable, load_rival
 from evaluation.downstream import last_words, multiple_choice, read_passages, read_questions
 from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_of, zero_shot_figures
 from evaluation.judges import load_judge
 from evaluation.report import Report, check_evaluation, print_by_noise, save_evaluation
-from evaluation.sample_quality import draw_samples, sample_figures
-from evaluation.statistics import compare_statistics
+from evaluation.sample_quality import draw_samples
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import start_device
@@ -55,6 +55,7 @@ class Config(SamplingFlags):
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)
     batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds", least=0)
     num_samples: int = flag(64, "samples, or questions of a chat; 0 for none", least=0, chat=1000)
+    answers: int = flag(1, "answers to each question of a task, to choose from", least=1)
     against: str = flag("", "another checkpoint, or ngram: the difference on the same texts")
     judge: str = flag("", "rates samples: an ar checkpoint, or the name of a transformers model")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
@@ -122,8 +123,7 @@ def main(config, given=()):
     with report.part("bound"):
         report.add(**bound_figures(model, data, held, config, rival, writer.sampler))
     chosen = choose_sampler(config, model, given)
-    steps = min(chosen.steps, model.method.max_steps or chosen.steps)
-    how = {"sampler": chosen.sampler, "steps": steps}
+    how = {"sampler": chosen.sampler, "steps": min(chosen.steps, model.method.max_steps or 10**9)}
     if config.num_samples and data.answers:
         with report.part("answers"):
             report.add(answers=score_answers(model, denoiser, data, config, device),
@@ -131,8 +131,8 @@ def main(config, given=()):
     elif config.num_samples:
         with report.part("samples"):
             samples = draw_samples(writer, data.block_size, config, device, data.prompted and held)
-            report.add(**sample_figures(samples, held.x, data, judge, held.label, config),
-                       **compare_statistics(samples, held.x, data, held.label, config), **how)
+            report.add(**answer_figures(samples, held.x, data, judge, held.label, config), **how,
+                       calls_per_text=denoiser.texts / len(samples))
     for name in dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))):
         with report.part(name):
             report.add(zero_shot={name: zero_shot_figures(model, name, config, device)})

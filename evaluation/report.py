@@ -131,6 +131,8 @@ def print_samples(r):
     print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")
     for (what, mean, error), (_, other, other_error) in zip(r["samples"], r["held_out"]):
         print(f"{what:<58}  {with_error(mean, error):>17}  {with_error(other, other_error):>19}")
+    if "calls_per_text" in r:
+        print(f"{r['calls_per_text']:.1f} network calls for each text")
     if "mauve" in r:
         what = f"MAUVE, of {r['mauve_texts']} texts"
         print(f"{what:<58}{with_error(r['mauve'], r['mauve_error']):>19}")

@@ -26,7 +26,7 @@ from functools import partial
 import torch
 
 from evaluation.errors import mean_error
-from evaluation.sample_quality import count_ngrams, jackknife, words_of
+from evaluation.sample_quality import count_ngrams, jackknife, questions_asked, words_of
 
 SHORTEST = 8  # words: the first n of (12.6)
 COMMON = 10  # words of the training text that count as common ones
@@ -187,7 +187,7 @@ def compare_statistics(samples, x, data, label, config):
     if not config.permutations:
         return {}
     n = min(len(samples), len(x))
-    ours, theirs = samples[:n].cpu(), x[torch.linspace(0, len(x) - 1, n).long()].cpu()  # (n, L)
+    ours, theirs = samples[:n].cpu(), x[questions_asked(x, n)].cpu()  # (n, L)
     generator = torch.Generator().manual_seed(config.seed)
     texts, _ = words_of(torch.cat([ours, theirs]), data)  # 2n lists of words
     train = torch.as_tensor(data.ids("train")[:50_000].astype("int64"))  # (T,)

@@ -36,13 +36,7 @@ from diffusion import ancestral, categorical, corrupt, probabilities
 from flags import UserError, flag
 from methods.base import cross_entropy, loss_at
 from methods.mdlm import MDLM
-from methods.rdm import couple
-
-WEIGHTS = {  # w(t) of (18.11), for levels t (B, 1) of T
-    "linear": lambda t, T: 6 * (T - (t - 1)) / T,
-    "reciprocal": lambda t, T: T / t,  # the weights of a bound of T levels
-    "none": lambda t, T: torch.full_like(t, 2.0),
-}
+from methods.rdm import WEIGHTS, couple
 
 
 def coupled_levels(B, T, device="cpu"):
@@ -134,6 +128,11 @@ class DiffusionLLM(MDLM):
 
     # ---- losses and samples
 
+    def weight_of(self, t):
+        """w of (18.11), RDM's in another scale. t (B, 1) levels of T -> (B, 1)"""
+        scale = {"linear": 6.0, "reciprocal": self.levels, "none": 2.0}[self.level_weight]
+        return scale * WEIGHTS[self.level_weight](t, self.levels)  # (B, 1)
+
     def loss(self, denoiser, x, frozen=None):
         """(18.11), or with --mask_rate the cross-entropy at that rate. With --longest that of the
         length is added, and an answer counts by its own tokens alone. -> (B, L) nats"""
@@ -154,9 +153,9 @@ class DiffusionLLM(MDLM):
             share = self.mask_rate
             return self.cross_entropy(denoiser, x, z, t, 1 / share, frozen, share)  # (B, L)
         t1, t2 = coupled_levels(len(x), self.levels, x.device)  # (B, 1) each
-        weigh, nats = WEIGHTS[self.level_weight], 0.0
+        nats = 0.0
         for t, z in zip((t1, t2), coupled_masks(self.process, x, t1, t2, self.levels, shown)):
-            weight = weigh(t, self.levels) / 2 * times  # (B, 1)
+            weight = self.weight_of(t) / 2 * times  # (B, 1)
             nats = nats + self.cross_entropy(denoiser, x, z, t / self.levels, weight, frozen)
         return nats
 

@@ -78,7 +78,7 @@ LENGTHS = [
      "test_diffusion_llm_length", "an answer is one token shorter than its length"),
     ("methods/diffusion_llm.py", "shown = over if frozen is None else over | frozen",
      "shown = frozen", "test_diffusion_llm_length", "ends that follow from the length are scored"),
-    ("methods/diffusion_llm.py", "weigh(t, self.levels) / 2 * times", "weigh(t, self.levels) / 2",
+    ("methods/diffusion_llm.py", "self.weight_of(t) / 2 * times", "self.weight_of(t) / 2",
      "test_diffusion_llm_length", "short answers count for less"),
     ("methods/diffusion_llm.py", 'int(state["end"]) if "end" in state else None', "None",
      "test_diffusion_llm_length", "a checkpoint forgets what ends a text"),
