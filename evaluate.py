@@ -9,7 +9,7 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --zero_shot ptb,wikitext-2      perplexity on text it was not trained on
     python evaluate.py --lambada test.jsonl --choices quiz.jsonl     last words, multiple choice
     python evaluate.py --oracle udlm --steps 8         exact denoiser: errors of the sampler only
-    python evaluate.py --oracle mdlm --label sea --guidance 3        guided samples of one class
+    python evaluate.py --permutations 1000             Zipf, Heaps, repetition, with p-values
     python evaluate.py --out_dir out/toy-classifier    a classifier, at several levels of noise
     python evaluate.py --chat                          how many held-out questions it answers right
     python evaluate.py --answers 8                     questions: the best of eight answers to each
@@ -60,8 +60,9 @@ class Config(SamplingFlags):
     against: str = flag("", "another checkpoint, or ngram: the difference on the same texts")
     judge: str = flag("", "rates samples: an ar checkpoint, or the name of a transformers model")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
-    zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt",
-                          each=str)
+    permutations: int = flag(0, "of texts, for p-values of Zipf, Heaps, repetition and more",
+                             least=0, needs=["num_samples"], idle=["chat"])
+    zero_shot: str = flag("", "perplexity on other data: ptb,lm1b,my.txt", each=str)
     lambada: str = flag("", 'a .jsonl file: {"text"}, for its last word', once="name one file")
     choices: str = flag("", 'a .jsonl file: {"prompt", "choices", "answer"}', once="name one file")
     ends: bool = flag(False, "lambada, choices: put an end of text on both sides",
@@ -101,7 +102,6 @@ def main(config, given=()):
     config = adapt_flags(check_comparable(config, model.method), model, device)
     if model.method.classifies:
         return evaluate_classifier(config, model, device)
-
     passages = read_passages(config.lambada, model, config.ends) if config.lambada else []
     questions = read_questions(config.choices, model, config.ends) if config.choices else []
     denoiser = CallCounter(compile_for_sampling(config, model))

@@ -33,6 +33,7 @@ from evaluation.sample_quality import (
     sample_figures,
     self_bleu,
 )
+from evaluation.statistics import compare_statistics
 from evaluation.votes import vote_figures
 
 
@@ -125,13 +126,14 @@ def answer_rows(x, reference, data):
 
 
 def answer_figures(samples, x, data, judge, label, config):
-    """sample_figures, and what --answers to each question add: votes, or of tasks answer_rows. What
-    stands beside these is the exact distribution: as many answers from it.
+    """sample_figures, compare_statistics, and what --answers to each question add: votes, or of
+    tasks answer_rows. What stands beside these is the exact distribution: as many answers from it.
 
     samples (n k, L), x (m, L) held-out texts -> dict of plain numbers
     """
     k = config.answers
     figures = sample_figures(samples[::k], x, data, judge, label, config)
+    figures |= compare_statistics(samples[::k], x, data, label, config)
     texts = samples.unflatten(0, (-1, k))  # (n, k, L)
     if not data.source:
         return figures if k == 1 else {**figures, "votes": vote_figures(texts, data)}

@@ -140,6 +140,18 @@ def print_samples(r):
         print(f"{what:<58}{with_error(r['mauve'], r['mauve_error']):>19}")
     if "no_words" in r:
         print(r["no_words"])
+    if "statistics" in r:
+        print_statistics(r)
+
+
+def print_statistics(r):
+    """The rows of evaluation/statistics.py: compare_statistics."""
+    head = f"{r['statistics_texts']} texts of each, {r['permutations']:,} permutations"
+    print(f"\n{head:<44}{'samples':>17}{'held-out text':>18}{'distance':>11}{'p':>9}")
+    for what, mean, error, other, other_error, distance, p in r["statistics"]:
+        cells = ["" if value is None else f"{value:.3f}" if error is None else
+                 with_error(value, error) for value, error in ((mean, error), (other, other_error))]
+        print(f"{what:<44}{cells[0]:>17}{cells[1]:>18}{distance:>11.3f}{p:>9.4f}")
 
 
 def print_votes(r):

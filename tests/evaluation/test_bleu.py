@@ -138,7 +138,7 @@ def test_several_answers_are_chosen_from():
 
 def test_answers_stand_beside_those_of_the_exact_distribution():
     x = TASK.windows("val", 40)  # (n, L)
-    config = type("Config", (), dict(answers=2, mauve=False, batch_size=8))
+    config = type("Config", (), dict(answers=2, mauve=False, batch_size=8, permutations=0))
     first = x[torch.linspace(0, 39, 10).round().long()]  # (10, L) as draw_samples asks
     found = answer_figures(first.repeat_interleave(2, 0), x, TASK, None, None, config)
     ours, exact = ({what: value for what, value, _ in found[column]}

@@ -64,7 +64,7 @@ def test_what_is_not_given_bounds_the_conditional(name):
     method = world.make_world_method(name, N, **WORLD)
     likelihood = method.likelihood
 
-    def knows_the_first(z, t):
+    def knows_the_first(z, t, frozen=None):
         if z.is_floating_point():  # of embeddings: t says so
             return likelihood(z, t)
         clean = torch.nn.functional.one_hot(z[:, :1].clamp(max=N - 1), N)  # (n, 1, N)
