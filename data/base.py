@@ -43,6 +43,7 @@ class Dataset:
     box = 0  # texts are square grids of boxes, box x box cells each, which the page draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
     source = 0  # tokens of the question, where all texts begin with as many: see data/seq2seq.py
+    thoughts = ()  # tokens of each thought at the end of a text, and last of the answer; (): none
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
     independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
@@ -115,6 +116,10 @@ class Dataset:
     def bytes_per_id(self):
         """UTF-8 bytes per id of `ids`, for n-grams."""
         return self.bytes_per_token
+
+    def answer_of(self, x):
+        """What is equal if two texts have the same answer to one question. (n, L) -> (n, a)"""
+        return x[:, -self.thoughts[-1]:] if self.thoughts else x  # (n, a)
 
     def score(self, x, label=None):
         """Measures of samples x (n, L) that only this data set has. -> [(what it is, values

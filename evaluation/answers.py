@@ -33,7 +33,8 @@ from evaluation.sample_quality import (
     sample_figures,
     self_bleu,
 )
-from flags import UserError
+from evaluation.statistics import compare_statistics
+from evaluation.votes import vote_figures
 
 
 def shared_ngrams(answer, reference, longest=4):
@@ -125,20 +126,19 @@ def answer_rows(x, reference, data):
 
 
 def answer_figures(samples, x, data, judge, label, config):
-    """sample_figures, and of tasks answer_rows of --answers to each question. What stands beside
-    them there is the exact distribution: as many answers from it.
+    """sample_figures, compare_statistics, and what --answers to each question add: votes, or of
+    tasks answer_rows. What stands beside these is the exact distribution: as many answers from it.
 
     samples (n k, L), x (m, L) held-out texts -> dict of plain numbers
     """
     k = config.answers
-    if k > 1 and not data.source:
-        raise UserError(f"--answers compares answers of tasks, and {data.name} is none: leave it "
-                        "out")
     figures = sample_figures(samples[::k], x, data, judge, label, config)
+    figures |= compare_statistics(samples[::k], x, data, label, config)
+    texts = samples.unflatten(0, (-1, k))  # (n, k, L)
     if not data.source:
-        return figures
-    reference = x[questions_asked(x, len(samples) // k)]  # (n, L)
+        return figures if k == 1 else {**figures, "votes": vote_figures(texts, data)}
+    reference = x[questions_asked(x, len(texts))]  # (n, L)
     drawn = torch.stack([data.redraw(reference, seed) for seed in range(k)], 1)  # (n, k, L)
-    for column, answers in (("samples", samples.view(drawn.shape)), ("held_out", drawn)):
+    for column, answers in (("samples", texts), ("held_out", drawn)):
         figures[column] += answer_rows(answers, reference, data)
     return figures
