@@ -14,8 +14,7 @@ from tests.mutants.search import SEARCH
 from tests.mutants.theory import THEORY
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *POLICY]
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *POLICY, *GRID]
 
 
 def find_tests(names):
