@@ -26,7 +26,7 @@ PUZZLES = [
     ("data/countdown.py", "start.sort(-1).values @", "start @", "test_puzzles",
      "numbers in another order are another puzzle"),
     ("data/planning.py", "is_edge.all(-1) & (way[:, -1] == x[:, self.prompt - 1])",
-     "is_edge.all(-1)", "test_puzzles", "a way to anywhere"),
+     "is_edge.all(-1)", "test_planning", "a way to anywhere"),
     ("methods/mgdm.py", "(-torch.expm1(-nats)).clamp(min=0) ** gamma * nats",
      "nats", "test_mgdm", "no focal factor"),
     ("methods/rdm.py", "(T - k + 1) / T", "(T - k) / T", "test_mgdm",
