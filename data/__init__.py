@@ -7,6 +7,7 @@ A row is "module:Class" and is imported when it is chosen. A name with * is a pa
     digits                     images of 8 x 8 pixels, which are tokens too
     puzzles, sudoku, countdown, planning, sat      questions with a checker of answers
     multiplication, boolean    the same, with or without the thoughts that lead to an answer
+    seq2seq, rewriting, wording               a source and a target, whose entropy is known
     chat, synthetic_chats      questions and answers: made up, or from your own file
     texts, docstrings, corpus  text that is small enough to be tokenized in one go
     corpora                    the corpora of the papers' tables: sources, splits, conventions
@@ -46,6 +47,17 @@ DATASETS = {
     "boolean-thoughts": "data.boolean:BooleanThoughts",  # and of each bracket
     "multiplication": "data.multiplication:MultiplicationAnswer",  # 2 digits times 2 digits
     "multiplication-thoughts": "data.multiplication:MultiplicationThoughts",
+
+    # sequence to sequence: a source that is given, a target with a checker
+    "reverse": "data.rewriting:Reverse",  # letters in the other order
+    "sort": "data.rewriting:Sort",  # digits, the smallest first
+    "date": "data.rewriting:Dates",  # a day in one form
+    "translit": "data.rewriting:Translit",  # words as they sound
+    "add": "data.rewriting:Add",  # sums
+    "add-reversed": "data.rewriting:AddReversed",  # the last digit first
+    "paraphrase": "data.wording:Paraphrase",  # a sentence in other words
+    "summary": "data.wording:Summary",  # who and what is most frequent
+    "describe": "data.wording:Describe",  # all that a table has
 
     # downloaded: the corpora of the papers' tables
     "text8": "data.corpora:PublishedCorpus",

@@ -66,16 +66,18 @@ class Puzzle(Dataset):
     length = None  # tokens of a text
     first_choice = "entropy"  # what is sure is written first
     is_text, independent_texts, counts_words, prompted = False, True, False, True
-    bytes_per_token = 1.0  # a symbol counts as one byte
 
     def __init__(self, block_size=0):
         if block_size not in (0, self.length):
             raise UserError(f"{self.name} has texts of {self.length} tokens: leave out "
                             f"--block_size {block_size}")
-        self.block_size = self.length
-        self.encoding = (grid(self.symbols, self.line) if self.line else make_encoding(
-            "chars", ONE_CHARACTER, [symbol.encode() for symbol in self.symbols]))
+        self.block_size, self.encoding = self.length, self.make_tokens()
         self.about = f"{self.name}: {self.what}"
+
+    def make_tokens(self):
+        """The encoding."""
+        return grid(self.symbols, self.line) if self.line else make_encoding(
+            "chars", ONE_CHARACTER, [symbol.encode() for symbol in self.symbols])
 
     @classmethod
     def load(cls, data, block_size=0, tokenizer="auto", vocab_size=1024, cache=None):

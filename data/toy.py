@@ -27,14 +27,22 @@ learns this leave-one-out posterior, not p(x_l | z); under masks the two are the
 words, V vocabulary, K topics, Q places. All is float64 on the CPU, since Apple's GPUs have no
 float64. The noise is in diffusion.py; nothing here is learned.
 """
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch.special import entr  # -p log p
 
 from data.base import Dataset
 from data.tokenizer import words
-from data.toy_grammar import GRAMMAR, TOPICS, TYPO, transition_probs, vocabulary, word_probs
+from data.toy_grammar import (
+    GRAMMAR,
+    TOPICS,
+    TYPO,
+    automaton,
+    transition_probs,
+    vocabulary,
+    word_probs,
+)
 from script import one_line_errors
 
 # far from the seeds that people type
@@ -233,6 +241,12 @@ class Toy:
         return likelihood / top  # (n, L, V)
 
 
+@cache
+def toy_language():
+    """The language, whose tables never change: made once."""
+    return Toy()
+
+
 class ToyCorpus(Dataset):
     """The toy language as a data set. It has no end, so no text is ever seen twice."""
     name = "toy"
@@ -243,7 +257,7 @@ class ToyCorpus(Dataset):
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
 
     def __init__(self, block_size=32):
-        self.block_size, self.language, self.classes = block_size, Toy(), tuple(TOPICS)
+        self.block_size, self.language, self.classes = block_size, toy_language(), tuple(TOPICS)
         self.encoding = words(self.language.words)
         self.about = f"toy: a small English of {self.language.V} words and {len(TOPICS)} topics, " \
                      f"fresh texts of {block_size} words without end, entropy known"
@@ -261,6 +275,11 @@ class ToyCorpus(Dataset):
         """`most` texts, by default 1,000, the same at every call."""
         self.check_split(split)
         return self.examples(split, most or 1000, torch.Generator().manual_seed(SEEDS[split]))
+
+    @cached_property
+    def automaton(self):
+        """Of its grammar without typos. -> (S, V)"""
+        return torch.tensor(automaton())  # (S, V)
 
     @cached_property
     def train(self):

@@ -116,3 +116,27 @@ def word_probs(place, topic):
         for rank, entry in enumerate(words.split(), 1):
             weight[entry.split("/")[form]] = (1 if home in ("any", topic) else STRAY) / rank
     return {word: w / sum(weight.values()) for word, w in weight.items()}
+
+
+def automaton():
+    """The grammar without typos as an automaton that reads words: row h, column v is the state
+    after word v in state h, or -1 where it does not fit. A text begins in state 0, as after a stop.
+
+    A state is the set of all places where the last word may stand: of "the", which is both, a
+    singular and a plural one. So a text is read in one way only.
+    """
+    table, words, any_topic = transition_probs(GRAMMAR), vocabulary(), next(iter(TOPICS))
+    fits = {place: set(word_probs(place, any_topic)) for place in table}
+    first = frozenset(["sentence stop"])
+    numbers, waiting, rows = {first: 0}, [first], []
+    while waiting:
+        places = waiting.pop(0)
+        row = []
+        for word in words:
+            after = frozenset(to for place in places for to in table[place] if word in fits[to])
+            if after and after not in numbers:
+                numbers[after] = len(numbers)
+                waiting.append(after)
+            row.append(numbers[after] if after else -1)
+        rows.append(row)
+    return rows

@@ -36,14 +36,19 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, B
 LONG = 20  # characters between spaces, on average: English has 6, German 7, proteins hundreds
 
 
+def questions_asked(x, n):
+    """The numbers of n of the texts x, evenly spread. -> (n,)"""
+    return torch.linspace(0, len(x) - 1, n).round().long().to(x.device)  # (n,)
+
+
 def draw_samples(writer, length, config, device, held=None):
-    """--num_samples texts of `length` tokens, --batch_size at a time, from nothing, or the answers
-    to as many held-out questions, evenly spread. -> (n, length)"""
+    """--num_samples texts of `length` tokens, --batch_size at a time, from nothing, or --answers
+    to each of as many held-out questions, evenly spread. -> (n, length)"""
     torch.manual_seed(config.seed)
     n, given, frozen = config.num_samples, None, None
     if held:
-        rows = torch.linspace(0, len(held.x) - 1, n).round().long().to(device)  # (n,)
-        given, frozen = held.x[rows], held.frozen[rows]  # (n, length) each
+        rows = questions_asked(held.x, n).repeat_interleave(config.answers)  # (n k,)
+        given, frozen, n = held.x[rows], held.frozen[rows], len(rows)  # (n k, length) each
     texts = []
     for lo in range(0, n, config.batch_size):
         part = slice(lo, min(lo + config.batch_size, n))

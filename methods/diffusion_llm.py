@@ -26,13 +26,7 @@ import torch
 from diffusion import corrupt
 from flags import flag
 from methods.mdlm import MDLM
-from methods.rdm import couple
-
-WEIGHTS = {  # w(t) of (18.11), for levels t (B, 1) of T
-    "linear": lambda t, T: 6 * (T - (t - 1)) / T,
-    "reciprocal": lambda t, T: T / t,  # the weights of a bound of T levels
-    "none": lambda t, T: torch.full_like(t, 2.0),
-}
+from methods.rdm import WEIGHTS, couple
 
 
 def coupled_levels(B, T, device="cpu"):
@@ -61,6 +55,11 @@ class DiffusionLLM(MDLM):
     complement: bool = False
     distilled_by, public_layout = (), None
 
+    def weight_of(self, t):
+        """w of (18.11), RDM's in another scale. t (B, 1) levels of T -> (B, 1)"""
+        scale = {"linear": 6.0, "reciprocal": self.levels, "none": 2.0}[self.level_weight]
+        return scale * WEIGHTS[self.level_weight](t, self.levels)  # (B, 1)
+
     def loss(self, denoiser, x, frozen=None):
         """(18.11), or with --mask_rate the cross-entropy at that rate. -> (B, L) nats"""
         if self.mask_rate:
@@ -69,8 +68,8 @@ class DiffusionLLM(MDLM):
             share = self.mask_rate
             return self.cross_entropy(denoiser, x, z, t, 1 / share, frozen, share)  # (B, L)
         t1, t2 = coupled_levels(len(x), self.levels, x.device)  # (B, 1) each
-        weigh, nats = WEIGHTS[self.level_weight], 0.0
+        nats = 0.0
         for t, z in zip((t1, t2), coupled_masks(self.process, x, t1, t2, self.levels, frozen)):
-            weight = weigh(t, self.levels) / 2  # (B, 1)
+            weight = self.weight_of(t) / 2  # (B, 1)
             nats = nats + self.cross_entropy(denoiser, x, z, t / self.levels, weight, frozen)
         return nats

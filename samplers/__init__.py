@@ -36,11 +36,22 @@ SAMPLERS = {
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
+    "ddpm": "gaussian:DDPM",                                 # steps of (13.4), for embeddings
+    "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
+    "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
+
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)
     "speculative": "samplers.speculative:Speculative",       # drafts that an AR model checks
     "burst": "samplers.burst:Burst",                         # drafts that sigma-GPT checks itself
+
+    "best-of": "samplers.search:BestOf",                     # the best of several texts
+    "path-integral": "samplers.search:PathIntegral",         # the best of several guesses, in steps
+    "local": "samplers.search:Local",                        # words again, if the text gains by it
+    "smc": "samplers.particles:SMC",                         # texts side by side, with weights
+    "particle-gibbs": "samplers.particles:ParticleGibbs",    # the same, beside the last one
+    "grammar": "samplers.constraints:Grammar",               # words given that the text parses
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn

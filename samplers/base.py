@@ -14,6 +14,7 @@ from diffusion import Sampler, ancestral
 @dataclass(eq=False)
 class MaskSampler(Sampler):
     """A sampler that chooses which masks open."""
+    by_class = False  # it looks for texts of --label by itself: `aim` gives it the classifier
 
     def fits(self, method):
         if not method.opens_masks:

@@ -49,6 +49,7 @@ from diffusion import (
 )
 from flags import UserError, load_row
 from methods import METHODS
+from samplers.base import MaskSampler
 from suggest import suggest
 
 TEXTS_AT_ONCE = 4096  # how many a classifier reads in one call
@@ -265,9 +266,11 @@ def guide(config, model, denoiser, sampler, classifier=None, window=None, device
     classifier: what checkpoints.load.load_classifier returns, if --classifier is given
     window: tokens that a method which writes from left to right sees
     """
+    if config.classifier and not config.label:
+        raise UserError("--classifier needs a --label, the class to guide to")
+    if isinstance(sampler, MaskSampler) and sampler.by_class:
+        return denoiser, sampler.aim(classifier, config, device)
     if not config.label:
-        if config.classifier:
-            raise UserError("--classifier needs a --label, the class to guide to")
         return denoiser, sampler
     method, gamma = model.method, config.guidance
     if classifier is None:
