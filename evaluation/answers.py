@@ -33,7 +33,8 @@ from evaluation.sample_quality import (
     sample_figures,
     self_bleu,
 )
-from flags import UserError
+from evaluation.statistics import compare_statistics
+from evaluation.votes import vote_figures
 
 
 def shared_ngrams(answer, reference, longest=4):
@@ -87,30 +88,6 @@ def choose(candidates, utility=bleu):
     return candidates.index(max(counts, key=score.__getitem__))
 
 
-def vote(texts, extract):
-    """The most frequent of several answers, whatever thoughts led to it (self-consistency, arXiv:
-    2203.11171). a_j is the answer of the j-th text of k; this is (19.3) for u = match:
-
-        vote    argmax_a sum_j [a_j = a],   and among equals the one that came first          (20.6)
-
-    texts (n, k, L), k for each of n questions; extract(x (m, L)) -> their answers (m, a). -> (n, L)
-    """
-    n, k, _ = texts.shape
-    answers = extract(texts.flatten(0, 1)).unflatten(0, (n, k)).tolist()  # n x k x a
-    chosen = [choose([tuple(answer) for answer in each], match) for each in answers]
-    return texts[torch.arange(n), chosen]  # (n, L)
-
-
-def vote_rows(texts, data):
-    """Rows (what, value, standard error): how many of k answers to puzzles are right on average,
-    and of their votes. texts (n, k, L)"""
-    n, k, _ = texts.shape
-    one = data.solved(texts.flatten(0, 1).cpu()).view(n, k).double().mean(-1)  # (n,)
-    voted = data.solved(vote(texts, data.answer_of).cpu()).double()  # (n,)
-    return [(f"mean of {k}: solved", *mean_error(one, True)),
-            (f"the most frequent of {k}: solved", *mean_error(voted, True))]
-
-
 def answer_rows(x, reference, data):
     """Rows (what, value, standard error) of k answers to each of n questions.
 
@@ -149,27 +126,19 @@ def answer_rows(x, reference, data):
 
 
 def answer_figures(samples, x, data, judge, label, config):
-    """sample_figures, and of tasks answer_rows of --answers to each question, of puzzles vote_rows.
-    What stands beside them is the exact distribution: as many answers from it, all right.
+    """sample_figures, compare_statistics, and what --answers to each question add: votes, or of
+    tasks answer_rows. What stands beside these is the exact distribution: as many answers from it.
 
     samples (n k, L), x (m, L) held-out texts -> dict of plain numbers
     """
     k = config.answers
-    if k > 1 and not data.prompted:
-        raise UserError(f"--answers compares answers of tasks, and {data.name} is none: leave it "
-                        "out")
-    if k > 1 and config.temperature == 0:
-        raise UserError("--answers needs answers that differ, and at temperature 0 they are the "
-                        "same: give --temperature 0.5 or so")
     figures = sample_figures(samples[::k], x, data, judge, label, config)
-    if k == 1 and not data.source:
-        return figures
-    reference = x[questions_asked(x, len(samples) // k)]  # (n, L)
+    figures |= compare_statistics(samples[::k], x, data, label, config)
+    texts = samples.unflatten(0, (-1, k))  # (n, k, L)
     if not data.source:
-        figures["samples"] += vote_rows(samples.unflatten(0, (-1, k)), data)
-        figures["held_out"] += vote_rows(reference[:, None].expand(-1, k, -1), data)
-        return figures
+        return figures if k == 1 else {**figures, "votes": vote_figures(texts, data)}
+    reference = x[questions_asked(x, len(texts))]  # (n, L)
     drawn = torch.stack([data.redraw(reference, seed) for seed in range(k)], 1)  # (n, k, L)
-    for column, answers in (("samples", samples.view(drawn.shape)), ("held_out", drawn)):
+    for column, answers in (("samples", texts), ("held_out", drawn)):
         figures[column] += answer_rows(answers, reference, data)
     return figures

@@ -10,14 +10,14 @@ from runs import complaint, elsewhere, cache, fit  # noqa: F401
 
 import evaluate
 from data import load_data
-from evaluation.answers import vote
+from evaluation.votes import vote
 
 
 def chance_of(p, k):
     """The probability that answer 0 wins among k answers from p, by enumeration."""
     tuples = torch.tensor(list(product(range(len(p)), repeat=k)))  # (m, k)
     numbers = torch.arange(k).expand_as(tuples)  # (m, k)
-    texts = torch.stack([numbers, tuples], -1)  # (m, k, 2)
+    texts = torch.stack([numbers, tuples], -1).transpose(0, 1)  # (k, m, 2)
     answer = lambda x: torch.stack([x[:, 1] // 2, x[:, 1] % 2], 1)  # (m, 2) two digits
     won = vote(texts, answer)  # (m, 2) the first token is a thought
     for row, (number, answer) in zip(tuples.tolist(), won.tolist()):
@@ -60,13 +60,15 @@ def test_evaluate_says_how_often_one_answer_and_the_most_frequent_are_right(caps
         fit("toy", method="mdlm", max_iters=1)
     words = ["--out_dir", "run", *few, "--answers", 3, "--device", "cpu"]
     r = results(capsys, *words)
-    assert r["sampler"] == "thoughts" and r["num_samples"] == 6 and r["calls_per_text"] == 14
-    names = ["mean of 3: solved", "the most frequent of 3: solved"]
-    for column, right in (("samples", (0, 1)), ("held_out", (1, 1))):
-        assert [what for what, _, _ in r[column][-2:]] == names
-        assert all(right[0] <= mean <= right[1] for _, mean, _ in r[column][-2:])
+    assert r["sampler"] == "thoughts" and r["votes"]["what"] == "solved"
+    (one, single, error), (three, voted, _) = r["votes"]["rows"]
+    assert (one, three) == (1, 3) and r["calls_per_text"] == 14  # a call for each token
+    assert 0 <= single <= 1 and 0 <= voted <= 1 and error >= 0
     run(*words)
-    assert names[1] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the most frequent of n answers" in said and f"{3 * 14:>21}\n" in said
+    assert "votes" not in results(capsys, "--out_dir", "run", *few)
     for more, says in ((["--temperature", 0], "at temperature 0 they are the same: give"),
-                       (["--out_dir", "toy"], "and toy is none: leave it out")):
+                       (["--num_samples", 0], "give --num_samples for some"),
+                       (["--out_dir", "toy"], "leave it out, or give --data for some")):
         assert says in complaint(evaluate, *words, *more, capsys=capsys)

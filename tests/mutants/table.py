@@ -14,13 +14,13 @@ from tests.mutants.rl import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.search import SEARCH
 from tests.mutants.seq2seq import SEQ2SEQ
+from tests.mutants.statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
 from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *THOUGHTS]
-MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *REASONING, *POLICY,
-           *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
+           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
 
 
 def find_tests(names):
