@@ -12,8 +12,17 @@ given, in the order of their generation, from 0 to n - 1; d = place / (n - 1).
     arc     AR-Diffusion's (arXiv:2305.09515), of T = n / w levels: with i = (n + T) u, the line
             through (max(n-1-i, 0), max(i-n+1, 0)) and (2n, T) at the place, over T, clipped
 
-With the exact denoiser all give the same bound. Networks differ, since with a large w most tokens
-are either clean or pure noise, as under masks: a token is predicted from words, not from noise.
+    key_first, easy_first    `line`, where d is the rank of the word by its frequency:
+            InfoDiffusion (arXiv:2310.11976), Masked-Diffuse LM (2304.04746), after their abstracts
+
+With the exact denoiser all but the last two give the same bound. Networks differ, since with a
+large w most tokens are either clean or pure noise, as under masks: a token is predicted from words,
+not from noise.
+
+The last two have no bound. How noisy z is tells which word it is, the variance of a step tells it
+at once, and in steps of 1 / T the KL of a Gaussian with the noise of another word grows like T.
+Bayes' rule holds as it is, so samples by steps of a drawn word with its own noise are exact in many
+steps (samplers/ddim.py: WordSteps).
 
 Draws of (13.7): one token gets a gamma of density f, which tells u. A token at which the text could
 have been drawn from is as good as that one, so all that move count, with the weight
@@ -25,6 +34,7 @@ import torch
 
 class Common:
     """t = u."""
+    by_word = False  # it depends on the word, and (13.10) does not hold
 
     def plan(self, free):
         """What the times of a text depend on, drawn once. free (B, L) bool, not given -> a tuple"""
@@ -37,6 +47,7 @@ class Common:
 
 class Line:
     """From left to right, or in any order."""
+    by_word = False
 
     def __init__(self, spread, any_order=False):
         self.spread, self.any_order = spread, any_order
@@ -61,6 +72,7 @@ class Arc(Line):
 
     def times(self, u, place, n):
         """-> (B, L) each"""
+        n = n.clamp(min=1)  # (B, 1)
         T = n / self.spread  # (B, 1)
         i = (n + T) * u  # (B, 1)
         at, high = (n - 1 - i).clamp(min=0), (i - n + 1).clamp(min=0)  # (B, 1) each
@@ -70,8 +82,32 @@ class Arc(Line):
         return t.clamp(0, 1), slope * ((t > 0) & (t < 1))
 
 
+class ByWord(Common):
+    """`line`, where the place is the rank of the word: the network is told u, and not the time of a
+    token, which would tell the word."""
+    by_word = True
+
+    def __init__(self, spread, easy_first=False):
+        self.spread, self.easy_first, self.rank = spread, easy_first, None
+
+    def use_counts(self, counts):
+        """How often each word occurs (V,): d = 0 for the rarest, the first of key_first."""
+        rank = counts.argsort(stable=True).argsort() / max(1, len(counts) - 1)  # (V,)
+        self.rank = (1 - rank if self.easy_first else rank).double()  # (V,)
+
+    def word_times(self, u):
+        """The times of all words at u (...). -> (..., V)"""
+        u = u.double()[..., None]  # (..., 1)
+        return (u + self.spread * (u - 1 + self.rank.to(u.device))).clamp(0, 1)
+
+    def times_of(self, u, words):
+        """The times of `words` at u, of one shape."""
+        return self.word_times(u).gather(-1, words[..., None])[..., 0].to(u.dtype)
+
+
 CLOCKS = {"common": lambda spread: Common(), "line": Line, "arc": Arc,
-          "any": lambda spread: Line(spread, any_order=True)}
+          "any": lambda spread: Line(spread, any_order=True), "key_first": ByWord,
+          "easy_first": lambda spread: ByWord(spread, easy_first=True)}
 
 
 def when(clock, plan, chosen, t):

@@ -23,7 +23,6 @@ from gaussian import (
     DDPM,
     LEAST,
     EmbeddingSpace,
-    log_evidence,
     noise_nats,
     prior_nats,
 )
@@ -163,10 +162,30 @@ class Embedding(Method):
     samplers, classifier_process = ("ddpm", "ddim", "word-steps"), None
     first_choice = "ddpm"
     predicts = "each token from a noisy embedding"
+    unbounded_reason = ("the amount of noise depends on the word, so it tells the word; --clock "
+                        "common has a bound")
 
     def __post_init__(self):
         self.vocab_size, self.process = self.n_tokens, self.space().learn(False)
         self.process.clock = CLOCKS[self.clock](self.spread)
+        self.bounded = not self.process.by_word
+        self.use_counts(torch.ones(self.n_tokens))  # all as often, until there is a text
+
+    def use_counts(self, counts):
+        """How often each word occurs (V,), for clocks that depend on the word."""
+        self.counts = counts.double()  # (V,)
+        if self.process.by_word:
+            self.process.clock.use_counts(self.counts)
+
+    def on_data(self, data):
+        ids = torch.as_tensor(data.ids("train"), dtype=torch.long)  # (m,)
+        self.use_counts(torch.bincount(ids, minlength=self.n_tokens)[:self.n_tokens])
+
+    def extra_state(self):
+        return {"counts": self.counts}
+
+    def load_extra_state(self, state):
+        self.use_counts(state["counts"].cpu())
 
     # ---- what a method says
 
@@ -199,9 +218,9 @@ class Embedding(Method):
     def draw_times(self, free):
         """Times of tokens, and their weights in (13.7). free (B, L): not given -> (B, 1|L) each"""
         space, clock = self.process, self.process.clock
-        center = math.log(space.mean_square() * space.D) - 2.0
+        center = math.log(space.mean_square() * space.D) - 1.75
         ends = [space.gamma(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)]  # () each
-        logistic = Logistic(ends, center, 1.3)
+        logistic = Logistic(ends, center, 1.0)
         gamma, weight = logistic.draw(len(free), free.device)  # (B, 1) each
         t, plan = space.schedule.time(gamma), clock.plan(free)  # (B, 1)
         if not plan:
@@ -239,7 +258,11 @@ class Embedding(Method):
     def noisy(self, x, t, frozen=None):
         """A draw of (13.1), and what comes of it. -> e, z (B, L, D), t (B, 1|L)"""
         e = self.process.rows()[x]  # (B, L, D)
-        return e, *self.process.noisy(e, t, frozen)  # (B, L, D), (B, 1|L)
+        if not self.process.by_word:
+            return e, *self.process.noisy(e, t, frozen)  # (B, L, D), (B, 1|L)
+        own = self.process.clock.times_of(t.expand(x.shape), x)  # (B, L) of noise
+        z, times = self.process.noisy(e, own, frozen)  # (B, L, D), (B, L)
+        return e, z, torch.where(times > 0, t.clamp(min=LEAST), 0)  # (B, L) as the network is told
 
     # ---- the terms of (13.7) at the tokens `at` (B, L), none of them given
 
@@ -264,7 +287,9 @@ class Embedding(Method):
         return prior_nats(self.process.rows()[x[at]], gamma_1)  # (N,)
 
     def nelbo(self, denoiser, x, frozen=None):
-        """One draw of (13.7). -> (B, L) nats"""
+        """One draw of (13.7); the loss where there is no bound. -> (B, L) nats"""
+        if not self.bounded:
+            return self.loss(denoiser, x, frozen)  # (B, L)
         at = free_tokens(x, frozen)  # (B, L)
         t, weight = self.draw_times(at)  # (B, 1|L) each
         nats = self.integrand(denoiser, x, t, weight, at, frozen)  # (N,)
@@ -293,9 +318,9 @@ class Embedding(Method):
     def likelihood(self, z, t):
         """exp of (13.2), 1 at most; one-hot at given tokens. z (B, L, D|2D) -> (B, L, V)"""
         space = self.process
-        z, table = z[..., :space.D].double(), space.rows().detach().double()  # (B, L, D), (V, D)
+        z = z[..., :space.D].double()  # (B, L, D)
         given = torch.nn.functional.one_hot(space.nearest(z), space.V)  # (B, L, V)
-        e = log_evidence(z, space.gamma(t.double().clamp(min=LEAST)), table)  # (B, L, V) nats
+        e = space.evidence(z, t.double().clamp(min=LEAST).expand(z.shape[:2]))  # (B, L, V) nats
         e = (e - e.amax(-1, keepdim=True)).exp()  # (B, L, V)
         return torch.where((t < LEAST / 2)[..., None], given, e)  # (B, L, V)
 

@@ -43,6 +43,7 @@ class SED(Embedding):
 
     def on_data(self, data):
         """Draws the characters, which a checkpoint keeps with the weights."""
+        super().on_data(data)
         if self.table == "glyphs":
             glyphs = [draw_glyph(data.encoding, id) for id in range(self.n_tokens)]  # V of (D,)
             self.process.table.data = torch.stack(glyphs)  # (V, D)
