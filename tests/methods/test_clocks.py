@@ -12,7 +12,7 @@ import world
 from flags import UserError
 from gaussian import log_evidence, step_law, word_evidence
 from methods import make_method
-from methods.clocks import CLOCKS, Arc, Line, when
+from methods.clocks import CLOCKS, Arc, Line, refit, when
 from samplers import make_sampler
 from world import TEXTS, L, N, P
 
@@ -78,12 +78,15 @@ def test_the_clock_at_which_a_token_has_a_time_is_found():
     close(clock.times(u, *plan)[0][chosen], t[:, 0], 1e-9)
 
 
-@pytest.mark.parametrize("name, spread", [("line", 2.0), ("any", 0.5), ("any", 8.0), ("arc", 0.7)])
+@pytest.mark.parametrize("name, spread", [("line", 2.0), ("any", 0.5), ("any", 8.0), ("arc", 0.7),
+                                          ("adaptive", 1.0)])
 def test_the_bound_does_not_depend_on_the_clock(name, spread):
     """(13.10) by the draws of `nelbo`: the entropy of the world, within 4.5 standard errors."""
     method = make_method("plaid", N, dim=4, self_condition=0.0, clock=name, spread=spread)
     exact = method.oracle(world.LANGUAGE)
     torch.manual_seed(0)
+    if name == "adaptive":
+        observed(method).on_step(200)
 
     def draw():
         of = torch.multinomial(P, 1500, replacement=True)  # (n,)
@@ -114,6 +117,56 @@ def test_the_last_jump_of_the_public_sampler_takes_all_tokens_at_once():
     t = torch.cat([clock.times(a.view(1, 1), *plan)[0] for a in u])  # (57, 6)
     assert (t[:-1] - t[1:]).max() < 7 / 49
     assert ((t[:, 0] == 0) & (t[:, -1] > 0)).any()
+
+
+# ---- a clock that is fitted
+
+def test_a_refit_is_that_of_another_program():
+    """Times at equal steps of the error, between its ends."""
+    found = refit(figure("refit/gamma"), figure("refit/loss"), 10)
+    close(found, figure("refit/REF_gamma"), 1e-6)
+
+
+def observed(method, n=400):
+    """What the clock sees of errors that rise at t = 0.2 at place 0, and at 0.7 at the others."""
+    clock, torch_t = method.process.clock, torch.rand(n, 4)
+    rises = torch.tensor([0.2, 0.7, 0.7, 0.7])
+    at = torch.ones(n, 4, dtype=torch.bool)
+    clock.observe(torch_t.flatten(), torch.sigmoid((torch_t - rises) / 0.02).flatten(), at)
+    return clock
+
+
+def test_an_adaptive_clock_spends_u_where_the_error_of_a_place_rises():
+    method = make_method("plaid", 7, dim=4, clock="adaptive")
+    clock, free = observed(method), torch.ones(1, 6, dtype=torch.bool)
+    clock.on_step(clock.REFIT - 1)
+    assert clock.knots is None
+    clock.on_step(clock.REFIT)
+    u = torch.tensor([[0.5]]).double()
+    t, speed = clock.times(u, *clock.plan(free))  # (1, 6) each
+    close(t[0, :4], torch.tensor([0.2, 0.7, 0.7, 0.7]).double(), 0.06)
+    close(t[0, 4:], torch.tensor([0.5, 0.5]).double())  # places that were never seen
+    assert (speed[0, :4] < 0.5).all() and clock.seen.sum() == 0
+
+
+def test_a_checkpoint_keeps_a_fitted_clock_and_what_it_has_seen():
+    method, other = (make_method("plaid", 7, dim=4, clock="adaptive") for _ in range(2))
+    observed(method).on_step(200)
+    observed(method)
+    other.load_extra_state(method.extra_state())
+    for clock in (method.process.clock, other.process.clock):
+        clock.on_step(400)
+    assert torch.equal(method.process.clock.knots, other.process.clock.knots)
+
+
+def test_training_observes_and_evaluation_does_not():
+    method = make_method("plaid", 7, dim=4, clock="adaptive")
+    network, x = method.network(7, 1, 2, 16, cond_dim=8), torch.randint(7, (8, 6))
+    with torch.no_grad():
+        method.nelbo(network, x)
+    assert method.process.clock.error is None
+    method.loss(network, x)
+    assert method.process.clock.seen.sum() == 48
 
 
 # ---- noise that depends on the word
