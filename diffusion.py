@@ -46,11 +46,11 @@ class Wrapper:
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
     fixed_shapes         is called at the same number of positions every time
-    """
+    reads_frozen         takes `frozen` (B, L), which tokens are given"""
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
-        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes"):
+        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes", "reads_frozen"):
             setattr(self, ability, supports(denoiser, ability))
 
     def __call__(self, z, t, at=None, **layout):
@@ -241,9 +241,9 @@ def softmax_temperature(to_probs):
 
 def categorical(p):
     """One draw per row of p (..., V) float64, by inverse CDF. Rows need not sum to 1. -> (...) ids
+
     Gumbel-max in float32 never draws events rarer than 6e-8: with 50,000 symbols and 1,000 steps it
-    loses rare words and opens too few masks, which flatters samples (arXiv:2409.02908).
-    """
+    loses rare words and opens too few masks, which flatters samples (arXiv:2409.02908)."""
     # exercise 2: draw from rows of probabilities, 4 lines
     cdf = p.cumsum(-1)  # (..., V)
     u = torch.rand(cdf.shape[:-1] + (1,), dtype=torch.float64, device=cdf.device) * cdf[..., -1:]
@@ -309,8 +309,8 @@ class Sampler:
     goes on from there. Its fields are its flags. It has a row in samplers/__init__.py."""
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
-    words_per_step = None  # where --steps is not given; None: 128 steps
-    rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
+    words_per_step, also_called = None, ()  # None: without --steps, 128; names known elsewhere
+    rewrites = uses_cache = draws_decide = False  # changes text; has a KV cache; all draws decide
     write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z
     costs = None  # (whole) -> {what a batch or all texts took besides network calls: number}
     follows = None  # (flags) -> whose law texts have if not the model's, or None; a sentence
@@ -332,7 +332,7 @@ class Ancestral(Sampler):
     grid: str = flag("uniform", "steps of equal length, or short ones first (arXiv:2406.04329)",
                      ["uniform", "cosine"])
     step: object = reverse_step  # guidance has its own
-    chooses_first = True
+    chooses_first, also_called = True, ("ddpm",)
 
     def fits(self, method):
         if self.grid != "uniform" and method.samplers is not None:

@@ -34,8 +34,8 @@ import torch
 import train
 from diffusion import corrupt, reverse_step, stratified
 from flags import flag
-from gaussian import GaussianUniform
 from methods.base import to_float32
+from methods.uniform_gaussian import GaussianUniform
 from runtime.run import Run
 from runtime.streak import Streak
 from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, plan_rounds,
@@ -45,12 +45,12 @@ from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, pl
 @dataclass
 class Config(StudentFlags):
     teacher: str = flag("", "folder of the checkpoint to distill, or the file")
-    method: str = flag("sdtt", "sdtt for mdlm, audm and pgm, dcd for udlm and duo, streak "
-                       "for mdlm", ["sdtt", "dcd", "streak"])
+    method: str = flag("sdtt", "fewer steps for masks (sdtt) or random words (dcd), or a draft "
+                       "for an autoregressive model (streak)", ["sdtt", "dcd", "streak"])
     first_steps: int = flag(64, "the teacher's steps from noise to text in round 1", least=1)
     substeps: int = flag(2, "sdtt: teacher's steps that the student does in one", least=1)
     divergence: str = flag("kl-bwd", "of student and teacher", ["kl-bwd", "kl-fwd", "mse", "tvd"])
-    judge: str = flag("", "streak: the ar that will check drafts")
+    judge: str = flag("", "streak: the autoregressive model that will check drafts")
     gamma: int = flag(8, "streak: tokens that a draft has", least=1, needs=["judge"])
 
 

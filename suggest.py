@@ -1,7 +1,8 @@
 """
 "Did you mean ...?": the nearest of the names that exist, or what other programs call it.
 
-The table has, for each flag and row of ours, the names that people type for it elsewhere.
+The table has, for each flag and its choices, the names that people type for it elsewhere. Rows of
+tables, such as methods, have theirs as `also_called`.
 """
 import difflib
 
@@ -18,24 +19,25 @@ block_size: seq_len seq_length sequence_length context_length context ctx max_le
 num_samples: n num count samples n_samples num_texts; temperature: temp; seed: random_seed
 guidance: cfg cfg_scale guidance_scale w; label: class y topic category; prompt: question text
 teacher: model checkpoint ckpt init_from; init_from: resume pretrained load weights finetune
+start: model checkpoint ckpt
 data: dataset dataset_name text input corpus file train_file path; tokenizer: tok tokeniser
 method: model algo loss; out_dir: method model checkpoint ckpt output output_dir save_dir outdir out
 dtype: precision fp16 bf16 amp half; device: gpu cuda cpu; optimizer: opt optim; vocab_size: vocab
 eval_interval: eval_every save_every save_interval eval_steps; log_interval: log_every log_steps
-mdlm: masked mask masking absorb absorbing mdm mdml llada; absorbing: masked mask absorb masks
-udlm: uniform; uniform: udlm words; bd3lm: block blocks bd3 bd3_lm block_diffusion; pgm: partition
-d3pm: d3pm_absorbing d3pm_uniform d3pm_gaussian d3pm_nearest; ar: autoregressive gpt causal lm
-gidd: hybrid; sedd: score ratio; remdm-conf: remdm remask; semi-ar: llada; ancestral: ddpm
-confidence: maskgit low_confidence; shakespeare: tinyshakespeare shakespeare_char; adamw: adam
-bfloat16: bf16 fp16 half float16; float32: fp32 float; openwebtext: owt"""
+absorbing: masked mask absorb masks; uniform: words; adamw: adam; float32: fp32 float
+bfloat16: bf16 fp16 half float16"""
 USUAL = {ours: names.split() for ours, _, names in
          (entry.strip().partition(": ") for entry in USUAL.replace("\n", ";").split(";"))}
 
 
-def suggest(word, words):
-    """' (did you mean ...?)' where a word is close, or others have that name for it; else ''."""
+def suggest(word, words, also_called=lambda name: ()):
+    """' (did you mean ...?)' where a word is close, or others have that name for it; else ''.
+
+    also_called: (one of the words) -> what others call it, beside the table above
+    """
     bare = lambda name: str(name).lstrip("-").lower().replace("-", "_")
     known = {bare(name): name for name in words}
     elsewhere = [bare(ours) for ours, names in USUAL.items() if bare(word) in names]
+    elsewhere += [key for key, name in known.items() if bare(word) in also_called(name)]
     near = [*elsewhere, *difflib.get_close_matches(bare(word), known, n=1, cutoff=0.7)]
     return next((f" (did you mean {known[name]}?)" for name in near if name in known), "")

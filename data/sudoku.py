@@ -176,7 +176,7 @@ class Sudoku(Puzzle):
         cls.cells = cls.side**2
         cls.length = cls.cells if cls.in_place else 2 * cls.cells
         cls.symbols, cls.line = "_123456789"[:cls.side + 1], cls.side
-        cls.defaults = dict(cls.defaults, block_size=cls.length)
+        cls.defaults = dict(cls.defaults, learned_places=True, block_size=cls.length)
 
     def as_text(self, clues, solution):
         """-> x, frozen (n, L)"""
@@ -191,6 +191,20 @@ class Sudoku(Puzzle):
         right = is_solution(answer, self.box) & (x[:, -self.cells:] <= self.side).all(-1)  # (n,)
         clues = x[:, :self.cells]  # (n, cells)
         return right & (self.in_place | ((clues == 0) | (clues == answer)).all(-1))  # (n,)
+
+
+    @classmethod
+    def faults(cls, x):
+        """Cells with the digit of another one in their unit, with none, or, in front, with another
+        digit than the clue says. x (n, L) with ids beyond the digits where nothing is written yet
+        -> (n, L) bool"""
+        answer, clues = x[:, -cls.cells:], x[:, :cls.cells]  # (n, cells) each
+        digit = (answer > 0) & (answer <= cls.side)  # (n, cells)
+        same = answer[:, :, None] == answer[:, None, :]  # (n, cells, cells)
+        wrong = (same & (peers(cls.box) > 0)).any(-1) & digit | (answer == 0)  # (n, cells)
+        if not cls.in_place:
+            wrong |= digit & (clues > 0) & (clues != answer)  # (n, cells)
+        return torch.nn.functional.pad(wrong, (cls.length - cls.cells, 0))  # (n, L)
 
 
 class Sudoku4(Sudoku):
@@ -221,8 +235,7 @@ class Sudoku9(Sudoku):
     """9 x 9, clues in front."""
     name, what = "sudoku9", "9 x 9, about 44 clues, solved by naked singles"
     box, clue_counts = 3, (36, 45)
-    defaults = dict(recipe_iters=20000, minutes=10.0, n_layer=4, n_head=4, n_embd=96,
-                    batch_size=32)
+    defaults = dict(recipe_iters=1000, minutes=10.0, n_layer=3, n_head=4, n_embd=64, batch_size=32)
 
     def draw(self, n, side, generator):
         held = int(SHARE * GRIDS)

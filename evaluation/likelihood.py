@@ -75,9 +75,10 @@ def perplexity_of(nats, error):
 
 def bytes_per_scored(data):
     """UTF-8 bytes per scored token, which turns nats/token into bits/byte; None if there is no such
-    figure: answers are scored with the ends that fill them up, and some corpora hide their size."""
-    known = not data.answers and data.bytes_per_token > 0  # unknown is nan
-    return data.bytes_per_token if known else None
+    figure: answers are scored with the ends that fill them up, some corpora hide their size, and
+    puzzles are no text."""
+    size = data.bytes_per_token
+    return size if size and size > 0 and not data.answers else None  # unknown is nan
 
 
 def format_nats(nats, error, size):

@@ -8,6 +8,7 @@ The figures of docs/, each drawn from a small file of what was measured, docs/fi
     python -m experiments.figures learning           the bound above the exact entropy in training
     python -m experiments.figures parallel           what parallelism costs a causal network
     python -m experiments.figures scaling            laws of parameters, data and compute
+    python -m experiments.figures sudoku             one puzzle, easiest first and in random order
     python -m experiments.figures forward --measure  measures first; `learning` trains, a minute or
                                                      two per method
 
@@ -35,11 +36,12 @@ from experiments.orders import draw_frontier, measure_frontier
 from experiments.plotting import load_pyplot, save_figure
 from experiments.scaling import SIZES
 from experiments.scaling_figures import draw_scaling, measure_scaling
+from experiments.sudoku_figure import draw_sudoku, measure_sudoku
 from experiments.timing import hardware
 from experiments.training import language_models, method_names, run_to_end
 from flags import UserError, configure, flag
-from gaussian import GaussianUniform
 from methods import make_method
+from methods.uniform_gaussian import GaussianUniform
 from oracle import exact
 from samplers import make_sampler
 from samplers.generate import trajectory
@@ -51,11 +53,11 @@ INK, PAPER, CLEAN, MASK, WORD = "#1d1c1a", "#fbfaf7", "#f0d9a6", "#8d8879", "#6a
 class Config:
     command: str = flag("", "which figure; also the first word",
                         ["forward", "attention", "orders", "frontier", "learning", "parallel",
-                         "scaling"])
+                         "scaling", "sudoku"])
     measure: bool = flag(False, "measure again what is drawn")
     folder: str = flag("docs", "where the pictures go, and figures/ with what was measured")
-    out_dir: str = flag("out/figures", "learning, parallel, scaling: where the runs are, "
-                         "or go")
+    out_dir: str = flag("out/figures", "learning, parallel, scaling, sudoku: where the "
+                         "runs are, or go")
     methods: str = flag("ar,bd3lm,pgm,mdlm,udlm", "learning: with commas between",
                         each=language_models())
     seeds: int = flag(3, "scaling: runs of each size", least=1)
@@ -282,7 +284,8 @@ FIGURES = {"forward": (measure_forward, draw_forward),
            "frontier": (measure_frontier, draw_frontier),
            "learning": (measure_learning, draw_learning),
            "parallel": (measure_parallel, draw_parallel),
-           "scaling": (measure_scaling, draw_scaling)}
+           "scaling": (measure_scaling, draw_scaling),
+           "sudoku": (measure_sudoku, draw_sudoku)}
 
 
 def main(config, given=()):

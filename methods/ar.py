@@ -54,11 +54,12 @@ class ManyHeads(Transformer):
 @dataclass(eq=False)
 class AR(Method):
     """--method ar. `nelbo` is the exact negative log-likelihood, and so is `loss` for one head."""
+    also_called = ("autoregressive", "gpt", "causal", "lm")
     heads: int = flag(1, "tokens that one state predicts; more than 1: it can draft for itself",
                       least=1, most=100, fixed=True)
     predicts = "the next token"  # the input is shifted, and the special id is no mask
     mask_mod = staticmethod(causal)
-    bidirectional, exact, block_length = False, True, 1
+    bidirectional, exact, block_length, one_by_one = False, True, 1, True
     samplers = ("ancestral", "speculative")
 
     def __post_init__(self):
@@ -86,14 +87,6 @@ class AR(Method):
             nats = cross_entropy(ahead, x[:, j:].flatten()).view(len(x), -1)  # (B, L - j)
             total = total + F.pad(nats, (j, 0)) / (self.heads - 1 if j else 1)  # (B, L)
         return total if frozen is None else total.masked_fill(frozen, 0.0)  # (B, L)
-
-    def prior(self, shape, device="cpu"):
-        """No text yet: the start symbol everywhere, which is never read there. -> (B, L)"""
-        return torch.full(shape, self.start, device=device)  # (B, L)
-
-    def count_states(self, length, steps):
-        """One for each token, whatever `steps` says."""
-        return length
 
     @torch.no_grad()
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,

@@ -19,13 +19,9 @@ runs only at the positions that count. There are two ways to select them:
     exact    the positions `at` themselves. Their number depends on the noise, so a GPU must wait
              for it, and a compiled network is compiled again for each number
     fixed    always K positions, some of weight 0. For B stratified times with an expected share
-             `share` of masks, at most
-
-                 K = share B L + L + 6 sqrt(B L / 6)
-
-             are masked, except once in 10^9 steps: a stratum is off by L at most, and each token
-             tosses its own coin. If more are masked, K of them are drawn with a higher weight,
-             so the mean stays the same
+             `share` of masks, at most K = share B L + L + 6 sqrt(B L / 6) are masked, except once
+             in 10^9 steps: a stratum is off by L at most, and each token tosses its own coin. If
+             more are masked, K of them are drawn with a higher weight, so the mean stays the same
 
 kernels.py, if it is there, fuses head and loss. It computes the gradient of the head in the forward
 pass, so it must know how losses are averaged: a method that passes `weight` promises the mean over
@@ -72,6 +68,7 @@ class Method:
 
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
+    one_by_one = False  # it yields a state for each token at most, whatever `steps` says
     takes_steps = True  # of (0.3), or its own ones, guided or not; else `first_choice` alone writes
     opens_masks = False  # sampling is opening masks, and a sampler may choose which
     plans = False  # logit n_tokens is the log-odds that the word there is wrong
@@ -83,6 +80,7 @@ class Method:
     first_token = None  # the id that every text of a published network begins with
 
     # other scripts
+    also_called = ()  # names that people know from elsewhere, for "did you mean ...?"
     distilled_by = ()  # methods of distill.py
     public_layout = None  # the public code of its networks, a row of LAYOUTS in tensor_layouts.py
     public_flags = {}  # values that flags must have, or that code would read a network wrongly
@@ -130,6 +128,8 @@ class Method:
 
     def count_states(self, length, steps):
         """How many states `sample` yields for texts of `length` tokens."""
+        if self.one_by_one:
+            return length
         steps = min(steps, self.max_steps or steps)
         return steps if self.block_length is None else length // self.block_length * steps
 
@@ -142,8 +142,9 @@ class Method:
         raise NotImplementedError
 
     def prior(self, shape, device="cpu"):
-        """Pure noise. -> (B, L) ids"""
-        return self.process.draw_noise(1.0, torch.zeros(shape, dtype=torch.long, device=device))
+        """Pure noise; without noise the first special id: no text yet. -> (B, L) ids"""
+        empty = torch.full(shape, self.n_tokens, device=device)  # (B, L)
+        return empty if self.process is None else self.process.draw_noise(1.0, empty)  # (B, L)
 
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
@@ -246,8 +247,7 @@ def select_fixed(at, share):
 def loss_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None, share=1.0):
     """weight * rule(logits (N, n_tokens), *facts (N,)) at `at` (B, L), 0 elsewhere. -> (B, L) nats
 
-    facts, weight: tensors that can be expanded to (B, L); weight may be a number
-    """
+    facts, weight: tensors that can be expanded to (B, L); weight may be a number"""
     fixed = supports(denoiser, "fixed_shapes")
     chosen, weights = select_fixed(at, share) if fixed else (at, None)  # (K,) each, or (B, L)
 
@@ -274,11 +274,9 @@ def loss_at(denoiser, z, t, at, rule, facts, n_tokens, weight=None, frozen=None,
 
 def fast_form(denoiser, rule, promised):
     """The fused kernel for the head and this rule, of kernels.FAST, or None."""
-    if kernels is None or not supports(denoiser, "supports_fused_head"):
-        return None
-    if torch.is_grad_enabled() and not promised:
-        return None
-    return kernels.FAST.get(getattr(rule, "__name__", None))
+    allowed = promised or not torch.is_grad_enabled()
+    if kernels and allowed and supports(denoiser, "supports_fused_head"):
+        return kernels.FAST.get(getattr(rule, "__name__", None))
 
 
 def offset_positions(at, L, width):

@@ -105,6 +105,7 @@ class BD3LM(MDLM):
     (--block_size is the length of a training text, as in nanoGPT. LLaDA's blocks in
     samplers/semi_ar.py are a way to sample from mdlm, not another model.)
     """
+    also_called = ("block", "blocks", "bd3", "bd3_lm", "block_diffusion")
     diffusion_block: int = flag(4, "tokens per block; 1 is ar, --block_size (a text's length) is "
                                 "mdlm", least=1, fixed=True)
     weighting: str = flag("simple", "train on equal weights or on the bound itself",

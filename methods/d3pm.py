@@ -230,6 +230,7 @@ def kl_term(chain, x_theta, x, z, s, t):
 @dataclass(eq=False)
 class D3PM(Method):
     """--method d3pm. `matrices` (T, V, V), given in code, are a chain of any other kind."""
+    also_called = ("d3pm_absorbing", "d3pm_uniform", "d3pm_gaussian", "d3pm_nearest")
     transition: str = flag("absorbing", "what noise does",
                            ["absorbing", "uniform", "gaussian", "nearest"], fixed=True)
     diffusion_steps: int = flag(128, "steps between text and noise", least=1, most=100_000,

@@ -54,7 +54,7 @@ class EsoLM(Method):
     parts: str = flag("together", "of the loss: each text in a whole order, or the published loss, "
                       "a pass for all masks of a moment and one for the rest",
                       ["together", "apart"])
-    bidirectional, classifier_process, samplers = False, None, ("ancestral",)
+    bidirectional, classifier_process, one_by_one, samplers = False, None, True, ("ancestral",)
 
     def __post_init__(self):
         self.process, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
@@ -140,10 +140,6 @@ class EsoLM(Method):
         return loss_at(denoise, z, None, at, cross_entropy, (x,), self.n_tokens, weight, frozen)
 
     # ---- samples
-
-    def count_states(self, length, steps):
-        """At most one for each token."""
-        return length
 
     @torch.no_grad()
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,

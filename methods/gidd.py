@@ -23,6 +23,7 @@ from methods.udlm import draw_bound, weighted_bound
 class GIDD(Method):
     """--method gidd. `simple` trains with the paper's "dynamic" weights, which is a surrogate;
     `bound` trains on the bound itself."""
+    also_called = ("hybrid",)
     weighting: str = flag("simple", "train on the paper's dynamic weights or on the bound",
                           ["simple", "bound"])
     p_uniform: float = flag(0.1, "share of random text at half time, from mdlm to udlm",

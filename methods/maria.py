@@ -61,6 +61,9 @@ SIZES = "n_layer", "n_head", "n_embd", "cond_dim", "n_classes", "qk_norm", "norm
 def sizes_of(model):
     """What describes the network of an expert: SIZES, and the length of its texts. -> (9,)"""
     network, config = model.denoiser, model.config
+    if config.learned_places:
+        raise UserError("the experts of maria have rotary positions only: train them with "
+                        "--no_learned_places")
     cond_dim = 0 if network.adaln is None else network.adaln.in_features
     numbers = {**vars(config), "cond_dim": cond_dim, "n_classes": len(model.classes),
                "time_input": [*TIME_INPUTS].index(config.time_input)}
@@ -141,7 +144,7 @@ class MARIA(Method):
     masked: str = flag("", "folder of the run with masks that reads both sides; empty: it learns "
                        "along", fixed=True)
     predicts = "each token from the text before it and what is given after it"
-    exact, shardable, samplers = True, False, ("ancestral",)
+    exact, shardable, one_by_one, samplers = True, False, True, ("ancestral",)
 
     def __post_init__(self):
         self.noise, self.vocab_size = Absorbing(self.n_tokens), self.n_tokens + 1
@@ -238,13 +241,6 @@ class MARIA(Method):
         return self.nats(denoiser, x, z, n / k, frozen, share)  # (B, L)
 
     # ---- samples
-
-    def prior(self, shape, device="cpu"):
-        return torch.full(shape, self.mask, device=device)  # (B, L)
-
-    def count_states(self, length, steps):
-        """One for each token, whatever `steps` says."""
-        return length
 
     @torch.no_grad()
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,

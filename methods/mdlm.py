@@ -69,6 +69,7 @@ def complement(process, x, z, frozen=None):
 class MDLM(Method):
     """--method mdlm. `simple` trains on the cross-entropy of masked tokens, whose gradient varies
     less than that of (0.2); `bound` trains on (0.2). In both cases `nelbo` is the bound."""
+    also_called = ("masked", "mask", "masking", "absorb", "absorbing", "mdm", "mdml", "llada")
     weighting: str = flag("simple", "train on bounded weights or on the bound itself",
                           ["simple", "bound"])
     complement: bool = flag(False, "train on complementary masks: each text twice in a step, each "

@@ -33,6 +33,7 @@ from diffusion import corrupt
 from flags import flag
 from methods.base import cross_entropy, loss_at
 from methods.mdlm import MDLM
+from methods.rdm import WEIGHTS
 
 
 def focal(logits, x, gamma):
@@ -56,8 +57,8 @@ class MGDM(MDLM):
         """w_i of (20.1), scaled: its mean over masks is 2, as that of the bound. i (B, 1) -> (B, 1)
         """
         every = torch.arange(1.0, self.levels + 1, device=i.device)  # (T,) shares of masks, times T
-        w = {"linear": lambda i: self.levels - i + 1.0, "bound": lambda i: self.levels / i,
-             "none": lambda i: i / i}[self.weighting]
+        name = "reciprocal" if self.weighting == "bound" else self.weighting
+        w = partial(WEIGHTS[name], T=self.levels)
         return 2 * w(i) * every.sum() / (w(every) * every).sum()  # (B, 1)
 
     def loss(self, denoiser, x, frozen=None):

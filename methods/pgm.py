@@ -223,6 +223,7 @@ def group_weights(group, t, weighting):
 class PGM(MDLM):
     """--method pgm: mdlm with another network and loss. `simple` trains on bounded weights, a
     surrogate, `bound` on (9.3). In both cases `nelbo` is mdlm's bound."""
+    also_called = ("partition",)
     weighting: str = flag("simple", "train on bounded weights or on (9.3)", ["simple", "bound"])
     complement: bool = True  # no flag here: both groups of each draw are predicted
     decoder_share: float = flag(0.5, "share of the blocks that decode", least=0, most=1, fixed=True)
@@ -235,6 +236,8 @@ class PGM(MDLM):
         self.network = partial(Partition, decoder_share=self.decoder_share, n_start=self.n_start)
 
     def check(self, config):
+        if config.learned_places:
+            raise UserError("pgm reads rotary positions only: give --no_learned_places")
         if config.time_input == "sigma":
             raise UserError("--time_input sigma is -log(1 - t), and 1 - t is not the share of text "
                             "that pgm sees: leave it out, since no mask needs the time")

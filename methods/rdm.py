@@ -26,8 +26,11 @@ from diffusion import stratified
 from flags import flag
 from methods.mdlm import MDLM
 
-WEIGHTS = {"linear": lambda t, T: 1 - t / T, "reciprocal": lambda t, T: 1 / (t + 1),
-           "none": lambda t, T: torch.ones_like(t)}
+WEIGHTS = {  # of level k = t + 1 in 1 .. T, at which a token is a mask with probability k/T
+    "linear": lambda k, T: (T - k + 1) / T,
+    "reciprocal": lambda k, T: 1 / k,  # T times that is the bound of T levels
+    "none": lambda k, T: torch.ones_like(k),
+}
 
 
 def couple(share1, share2, u):
@@ -57,7 +60,7 @@ class RDM(MDLM):
         """(3.10) times `part`. t (B, 1), masked (B, L) -> (B, L) nats"""
         z = torch.where(masked if frozen is None else masked & ~frozen, self.process.mask, x)
         T = self.diffusion_steps
-        weight, share = part * WEIGHTS[self.weighting](t, T), (T + 1) / (2 * T)  # (B, 1)
+        weight, share = part * WEIGHTS[self.weighting](t + 1, T), (T + 1) / (2 * T)  # (B, 1)
         return self.cross_entropy(denoiser, x, z, (t + 1) / T, weight, frozen, share)  # (B, L)
 
     def loss(self, denoiser, x, frozen=None):

@@ -142,6 +142,7 @@ def score_entropy(process, log_s, x, z, t):
 class SEDD(Method):
     """--method sedd: trained on the bound itself. Under masks the network outputs, as published,
     log s + log( n (1 - alpha) / alpha ) = log(n m), which has the same size at every time."""
+    also_called = ("score", "ratio")
     transition: str = flag("absorbing", "what noise does", [*GRAPHS], fixed=True)
     noise_schedule: str = flag("loglinear", "how fast the noise grows", [*LAST], fixed=True)
     predicts = "ratios of probabilities"

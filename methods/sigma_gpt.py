@@ -53,6 +53,7 @@ class SigmaGPT(Method):
     predicts = "the next token of an order"
     mask_mod = staticmethod(causal)
     bidirectional, classifier_process, samplers = False, None, ("ancestral", "burst")
+    one_by_one = True
 
     def __post_init__(self):
         self.start, self.vocab_size = self.n_tokens, self.n_tokens + 1
@@ -104,14 +105,6 @@ class SigmaGPT(Method):
         return log_mean_exp(nats, torch.ones_like(x) if frozen is None else ~frozen)  # (B, L)
 
     # ---- samples
-
-    def prior(self, shape, device="cpu"):
-        """No text yet: the start symbol everywhere, which is never read there. -> (B, L)"""
-        return torch.full(shape, self.start, device=device)  # (B, L)
-
-    def count_states(self, length, steps):
-        """One for each token, whatever `steps` says."""
-        return length
 
     @torch.no_grad()
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,

@@ -100,6 +100,7 @@ def draw_bound(process, denoiser, x, frozen=None):
 @dataclass(eq=False)
 class UDLM(Method):
     """--method udlm: trained on the bound itself."""
+    also_called = ("uniform",)
     uses_time = True
     distilled_by, public_layout = ("dcd",), "udlm"
     public_flags = {"time_input": "sigma"}

@@ -49,6 +49,7 @@ def remask_probability(process, confidence, z, s, t):
 @dataclass(eq=False)
 class ReMDMConf(MaskSampler):
     """--sampler remdm-conf: opens masks as (0.3) does, and masks doubtful words again."""
+    also_called = ("remdm", "remask")
     draws_from_model, rewrites = False, True
 
     @torch.no_grad()

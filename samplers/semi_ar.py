@@ -79,6 +79,7 @@ def forward_with_cache(denoiser, z, t, at, lo, hi, mode, cache):
 @dataclass(eq=False)
 class SemiAR(Sampler):
     """--sampler semi-ar: opens masks block after block, the most confident first."""
+    also_called = ("llada",)
     decode_block: int = flag(32, "tokens that are opened before the next ones", least=1, chat=8)
     cache: str = flag("none", "keep old keys and values in a block", ["none", "prefix", "dual"])
     threshold: float = flag(0.0, "open all masks of at least this confidence; 0 follows --steps",
@@ -87,7 +88,7 @@ class SemiAR(Sampler):
                          least=0)
     eos_last: bool = flag(False, "the end of a text opens when no other word is left to open")
     eos: int = None  # its id, from `prepare`
-    draws_from_model = False
+    draws_from_model, draws_decide = False, True
 
     def __post_init__(self):
         if self.threshold and self.factor:

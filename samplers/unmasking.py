@@ -50,7 +50,8 @@ class FirstHitting(MaskSampler):
 @dataclass(eq=False)
 class Confidence(MaskSampler):
     """--sampler confidence: draws all masks and keeps the most confident draws."""
-    draws_from_model = False
+    also_called = ("maskgit", "low_confidence")
+    draws_from_model, draws_decide = False, True
 
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):

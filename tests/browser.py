@@ -34,6 +34,8 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for an el
 KEYS = {
     "left": "\ue012",
     "right": "\ue014",
+    "up": "\ue013",
+    "down": "\ue015",
     "home": "\ue011",
     "end": "\ue010",
     "space": " ",

@@ -20,7 +20,7 @@ HOOKS = ("check on_start on_data on_step extra_state weights_from with_network u
          "count_states").split()
 FACTS = ("process mask_mod uses_time bidirectional shardable exact bounded classifies "
          "fixed_positions counts_padding samplers takes_steps opens_masks plans scores_ratios "
-         "reads_in_order block_length max_steps revises_text").split()
+         "reads_in_order one_by_one block_length max_steps revises_text").split()
 
 
 def own(method, name):

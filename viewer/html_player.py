@@ -15,12 +15,14 @@ with the number of changes, not with steps times tokens. player.html shows these
         "name": str, "what": str, "about": str             the heading, what the name stands for
         "calls": [int]                                     network calls up to each step
         "tokens": [bytes as Latin-1, null for a mask, or [bytes] for one that shows a word]
-        "end": id or null, "unwritten": bool, "spaced": bool, "columns": int
+        "end": id or null, "unwritten": bool, "spaced": bool, "columns": int, "box": int
         "texts": [{"start": [id], "given": [position],
-                   "steps": [[[position, id, p, id1, p1, ..], ..], ..]}]}]}
+                   "steps": [[[position, id, p, id1, p1, ..], ..], ..],
+                   "faults": [[position, ..], ..]}]}]}
 
-p in thousandths. An entry that writes the token that stands there already means that the network
-was called for this position once more, and the token stayed.
+box: texts are grids with boxes of box x box cells; faults: for each step from 0 on, the cells that
+break a rule of the data set. p in thousandths. An entry that writes the token that stands there
+already means that the network was called for this position once more, and the token stayed.
 """
 import json
 import re
@@ -31,11 +33,13 @@ from pathlib import Path
 import torch
 
 from checkpoints.load import load_classifier, load_chosen
+from data import DATASETS
+from data.base import Dataset
 from data.files import check_writable, write_file
 from data.prompt import encode_prompt, read_prompt
 from data.tokenizer import decode
 from diffusion import Wrapper, probabilities
-from flags import UserError, flag
+from flags import UserError, flag, load_row
 from runtime.device import start_device
 from runtime.memory import check_length
 from samplers import SamplingFlags, choose_sampler, model_name
@@ -100,12 +104,13 @@ class Recording:
     name, about: the heading; counter: a CallCounter; frozen (B, L): given tokens
     end: the id that ends a text; unwritten: a position without a token is empty, not a mask
     what: a line that says what the name stands for
+    data: the class of the data set, which knows what breaks a rule of it
     """
 
     def __init__(self, name, about, recorder, counter, encoding, frozen, end=None, unwritten=False,
-                 what=""):
+                 what="", data=Dataset):
         self.name, self.about, self.end, self.unwritten = name, about, end, unwritten
-        self.what = what
+        self.what, self.dataset, self.faults = what, data, [[] for _ in frozen]
         self.recorder, self.counter, self.encoding, self.given = recorder, counter, encoding, frozen
         self.last, self.calls, self.steps = None, [], [[] for _ in frozen]
         self.unchanged = {}  # (text, position) -> step, entry of the last call that changed nothing
@@ -113,6 +118,10 @@ class Recording:
     def show(self, step, z):
         """z (B, L): the texts after `step` steps; step 0 is the noise."""
         outputs = self.recorder.take()
+        if self.dataset.box:
+            faults = self.dataset.faults(z.cpu()) & ~self.given.cpu()  # (B, L)
+            for own, row in zip(self.faults, faults):
+                own.append(row.nonzero()[:, 0].tolist())
         if self.last is None:
             self.start, self.last = z.tolist(), z
             return
@@ -141,13 +150,14 @@ class Recording:
         short = lambda id: number.setdefault(id, len(number))
         renumbered = lambda entry: [short(a) if i % 2 else a for i, a in enumerate(entry)]
         texts = [{"start": list(map(short, start)), "given": given.nonzero()[:, 0].tolist(),
-                  "steps": [list(map(renumbered, step)) for step in steps]}
-                 for start, given, steps in zip(self.start, self.given, self.steps)]
+                  "steps": [list(map(renumbered, step)) for step in steps], "faults": faults}
+                 for start, given, steps, faults
+                 in zip(self.start, self.given, self.steps, self.faults)]
         return {"name": self.name, "what": self.what, "about": self.about, "calls": self.calls,
                 "texts": texts,
                 "end": number.get(self.end), "unwritten": self.unwritten,
                 "tokens": [as_latin1(self.encoding, id) for id in number],
-                **spelling(self.encoding)}
+                "box": self.dataset.box, **spelling(self.encoding)}
 
 
 def top_probabilities(p, token):
@@ -191,9 +201,11 @@ def record(config, model, writer, counter, frozen):
     each = " for each block" if method.left_to_right else ""
     one_by_one = "left to right" if method.left_to_right else "one by one"
     how = f"{config.sampler}, {config.steps} steps{each}" if method.process else one_by_one
+    whole = model.config.data and frozen.shape[1] == model.config.block_size
+    data = load_row(DATASETS, model.config.data) if whole else Dataset  # other lengths are no grid
     return Recording(model.config.method, f"{source}; {how}", writer.denoiser, counter,
                      model.encoding, frozen, end, unwritten=method.process is None,
-                     what=meaning_of(method))
+                     what=meaning_of(method), data=data)
 
 
 def meaning_of(method):
@@ -213,7 +225,8 @@ def write_page(path, prompt, recordings):
     """Write the page of texts after a prompt, and say where it is."""
     if note := same_texts(recordings):
         print(note, file=sys.stderr)
-    page = render_page(f"“{prompt}”" if prompt else "from nothing", recordings).encode()
+    nothing = "a held-out question" if recordings[0].given.any() else "from nothing"
+    page = render_page(f"“{prompt}”" if prompt else nothing, recordings).encode()
     write_file(path, page)
     print(f"{'-' * 8} {path}, {len(page) / 1000:.0f} kB: open it in a browser", file=sys.stderr)
 

@@ -63,6 +63,8 @@ def test_bits_per_byte_are_left_out_where_the_scored_tokens_are_no_text_of_known
     assert bytes_per_scored(data) == 2.5
     data.bytes_per_token = math.nan  # of a corpus whose last documents are not known
     assert bytes_per_scored(data) is None
+    data.bytes_per_token = None  # puzzles, which are no text
+    assert bytes_per_scored(data) is None
     data.bytes_per_token, data.answers = 2.5, True  # scored with the ends that fill them up
     assert bytes_per_scored(data) is None
     assert not [key for key in likelihood_figures(torch.ones(2), torch.ones(2), torch.ones(2, 3),

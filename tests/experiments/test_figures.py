@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import train
-from experiments import figures
-from flags import configure
+from data.sudoku import Sudoku4InPlace
+from experiments import figures, sudoku_figure
+from flags import UserError, configure
 from methods import pgm
 from methods.bd3lm import block_diffusion_mask
 from model import attention, block_causal, causal
@@ -115,6 +116,31 @@ def test_bounds_stay_above_the_entropy_by_what_was_measured():
         assert all(bound - kept["entropy"] > -4 * error for _, bound, error in points)
         assert points[-1][1] < points[0][1]
     assert "EPYC" in kept["hardware"]
+
+
+def test_the_puzzle_of_the_figure_is_solved_in_one_order_and_not_in_the_other():
+    kept, data = saved("sudoku"), Sudoku4InPlace()
+    x, frozen, _ = (a if a is None else a[kept["puzzle"]] for a in data.example_windows("val"))
+    assert kept["clues"] == (x * frozen).tolist() and kept["puzzles"] == 500
+    for row, solved in zip(kept["orders"].values(), (True, False)):
+        cells, digits = torch.tensor(row["written"]).T  # (n,) each
+        assert sorted(cells.tolist()) == (~frozen).nonzero()[:, 0].tolist()
+        z = torch.tensor(kept["clues"]).scatter(0, cells, digits)  # (16,)
+        assert data.solved(z[None]).item() == solved == (row["wrong"] == [])
+        assert row["wrong"] == (data.faults(z[None])[0] & ~frozen).nonzero()[:, 0].tolist()
+
+
+def test_the_puzzle_needs_a_network_that_solves_some(monkeypatch):
+    """And it takes the run that is there, or trains it."""
+    tiny = dict(n_layer=1, n_embd=16, n_head=2, max_iters=1, batch_size=2, eval_iters=1)
+    monkeypatch.setattr(sudoku_figure, "configure",
+                        lambda cls, **flags: configure(cls, **{**flags, **tiny}))
+    for main in (train.main, None):
+        monkeypatch.setattr(train, "main", main)
+        with pytest.raises(UserError, match="solves no puzzle that random order fails"):
+            sudoku_figure.measure_sudoku(config_of(out_dir="out"))
+    states = torch.tensor([[1, 5, 5], [1, 5, 2], [1, 3, 2]])  # (3, L)
+    assert sudoku_figure.order_of(states) == [[2, 2], [1, 3]]
 
 
 @pytest.mark.parametrize("argv, says", [

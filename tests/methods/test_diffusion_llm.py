@@ -17,7 +17,8 @@ from world import P, TEXTS, L, N
 from checkpoints.load import load_model
 from diffusion import Absorbing
 from methods import make_method
-from methods.diffusion_llm import WEIGHTS, coupled_levels, coupled_masks
+from methods.diffusion_llm import coupled_levels, coupled_masks
+from methods.rdm import WEIGHTS
 
 figure = Figures("adapt_reference")
 MASK, T = 11, 10
@@ -72,7 +73,8 @@ def due(method, log_p):
     """The mean of (18.11) for each text, as a sum over levels and masks. -> (27,)"""
     total, T = torch.zeros(len(TEXTS), dtype=torch.float64), method.levels  # (27,)
     t = torch.arange(1, T + 1, dtype=torch.float64)  # (T,)
-    weight = WEIGHTS[method.level_weight](t, T) / T  # (T,)
+    weight = {"linear": 6 * (T - (t - 1)) / T, "reciprocal": T / t,
+              "none": 2.0}[method.level_weight] / T  # (T,)|()
     for masked in torch.cartesian_prod(*[torch.tensor([False, True])] * L):  # (L,)
         k, z = int(masked.sum()), torch.where(masked, N, TEXTS)  # (27, L)
         ce = -log_p(z, None).gather(-1, TEXTS[..., None])[..., 0]  # (27, L)

@@ -94,7 +94,7 @@ def mean_loss(weight_of, steps):
 @pytest.mark.parametrize("weighting", WEIGHTS)
 def test_a_couple_has_the_mean_of_single_draws(weighting, coupled):
     method = make_method("rdm", N, weighting=weighting, coupled=coupled, diffusion_steps=T)
-    exact = mean_loss(lambda t: WEIGHTS[weighting](torch.tensor(float(t)), T), T)
+    exact = mean_loss(lambda t: WEIGHTS[weighting](torch.tensor(t + 1.0), T), T)
     denoiser, half = world.by_state(method.oracle(world.LANGUAGE)), torch.full((1, 1), 0.5)
     torch.manual_seed(1)
 

@@ -7,9 +7,12 @@ import pytest
 import chat
 import distill
 import evaluate
+import rl
 import sample
 import train
-from flags import flags_of, parse
+from flags import UserError, flags_of, load_row, parse
+from methods import METHODS
+from samplers import CORRECTORS, SAMPLERS
 from suggest import USUAL
 
 TYPED = {
@@ -23,6 +26,7 @@ TYPED = {
             "topp top_p|num_steps steps|cfg guidance|class label|max_new_tokens length|"
             "block_size length|question prompt",
     distill: "max_iters iters_per_round|epochs iters_per_round|lr learning_rate|model teacher",
+    rl: "model start|lr learning_rate|epochs max_iters|temp temperature",
     evaluate: "method out_dir|n num_samples|model out_dir|text data|temp temperature",
     chat: "model out_dir|question prompt|max_tokens length",
 }
@@ -60,6 +64,15 @@ def test_what_a_method_or_sampler_is_called_elsewhere_leads_to_our_row(script, f
 def test_what_is_like_no_flag_of_the_script_gets_no_suggestion(script, capsys):
     for typed in NOTHING[script].split():
         assert said(script, [f"--{typed}", "3"], capsys) is None, typed
+
+
+@pytest.mark.parametrize("table", [METHODS, SAMPLERS, CORRECTORS], ids=len)
+def test_what_a_row_is_called_elsewhere_leads_to_this_row(table):
+    """And to no row that only inherits from it."""
+    for row in table:
+        for name in set(vars(load_row(table, row)).get("also_called", ())) - set(table):
+            with pytest.raises(UserError, match=rf"\(did you mean {row}\?\)"):
+                load_row(table, name)
 
 
 def test_every_name_of_the_table_is_a_flag_or_a_row_of_ours():

@@ -110,7 +110,7 @@ def state_at(recording, run, step, encoding):
 
 @needed
 def test_it_plays_to_the_end_and_pauses_by_button_and_by_space(browser, monkeypatch):
-    record(monkeypatch, oracle="mdlm", prompt="the old dog _ _ _ _ _")
+    record(monkeypatch, oracle="mdlm", prompt="the old dog _ _ _ _ _", sampler="ancestral")
     browser.open(Path("out.html").resolve())
     at = lambda: int(browser.run("return document.querySelector('#slider').value"))
     said = lambda: browser.run("return document.querySelector('#said').textContent")
@@ -155,6 +155,29 @@ def test_a_token_under_the_pointer_or_the_focus_shows_what_else_was_likely(brows
     text = browser.run(SHOWN)
     browser.click("#texts label:nth-of-type(2) input")
     assert browser.run(SHOWN) != text and len(browser.run(PLAIN)[0].split()) == 8
+
+
+@needed
+def test_the_picture_of_all_steps_has_the_colors_of_the_words(browser, monkeypatch):
+    record(monkeypatch, oracle="mdlm", prompt="the old dog _ _ _ _ _", sampler="ancestral")
+    browser.open(Path("out.html").resolve())
+    words, picture = browser.run(COLORS)
+    assert len(set(map(tuple, words[3:]))) >= 3  # of five words
+    for word, pixel in zip(words[3:], picture[3:]):
+        assert max(abs(a - b) for a, b in zip(word, pixel)) <= 8  # the picture has 40 tones
+
+
+COLORS = """
+document.head.append(el("style", { textContent: ".t { transition: none !important }" }));
+const ink = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const words = panels[0].spans.map((span) => {
+  ink.fillStyle = getComputedStyle(span).backgroundColor; ink.fillRect(0, 0, 1, 1);
+  return [...ink.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+});
+const { canvas } = panels[0], picture = canvas.getContext("2d");
+return [words, words.map((_, i) => [...picture.getImageData(canvas.width - 1, i, 1, 1).data
+  .slice(0, 3)])];
+"""
 
 
 @needed
