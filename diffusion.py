@@ -310,7 +310,7 @@ class Sampler:
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
     words_per_step, also_called = None, ()  # None: without --steps, 128; names known elsewhere
-    rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
+    rewrites = uses_cache = draws_decide = False  # changes text; has a KV cache; all draws decide
     write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z
     costs = None  # (whole) -> {what a batch or all texts took besides network calls: number}
     follows = None  # (flags) -> whose law texts have if not the model's, or None; a sentence

@@ -29,6 +29,12 @@ METHODS = {
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
 
+    "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
+    "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned
+    "diffusion_lm": "methods.diffusion_lm:DiffusionLM",  # the same: vectors, rounded to words
+    "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
+    "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
+
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors

@@ -35,6 +35,10 @@ SAMPLERS = {
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
 
+    "ddpm": "gaussian:DDPM",                                 # steps of (13.4), for embeddings
+    "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
+    "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
+
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)

@@ -214,16 +214,29 @@ def test_the_order_of_numbers_does_not_change_the_side_of_countdown():
 
 def test_a_way_is_made_of_edges_and_ends_at_the_goal():
     data = load_data("planning2", 0)
-    graph = "abbcbdefcgeh"  # no star: a-b-c-g, b-d, e-f, e-h
-    for end, way, right in (("ag", "bcg", True), ("ag", "bdg", False), ("ad", "bcg", False),
-                            ("ag", "bcc", False), ("eg", "fcg", False), ("ag", "bch", False)):
-        text = torch.tensor([[ord(c) - ord("a") for c in graph + end + way]])  # (1, 17)
+    graph = ".abcdeaghij"  # a-b-c-d-e-f and a-g-h-i-j-k
+    for end, way, right in (("af", "bcdef", True), ("ak", "ghijk", True), ("af", "ghijk", False),
+                            ("ak", "bcdek", False), ("bf", "bcdef", False), ("af", "bcdff", False),
+                            ("jd", ".abcd", False), ("ak", "bcdef", False)):
+        text = torch.tensor([[data.symbols.index(c) for c in graph + end + way]])  # (1, 18)
         assert bool(data.solved(text)) == right, way
-    _, x, _ = some("planning5", 200)
-    first = [row[:30].view(15, 2) for row in x]  # (15, 2) edges
-    assert all((edges[:, 0] == row[30]).sum() == 5 for edges, row in zip(first, x))
-    ends = [int((edges[:, 0] == row[30]).nonzero()[0]) for edges, row in zip(first, x)]
-    assert len(set(ends)) > 8  # edges stand in any order
+    text[0, -1] = data.encoding.n_vocab  # a mask
+    assert not data.solved(text)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_while_learning_some_ways_of_a_star_are_left_out(split):
+    """1 to 5 of them are there, equally often; held-out stars have all five."""
+    data, x, _ = some("planning5", 2000, split)
+    table = x[:, :26]  # (n, 26)
+    ways = (table == x[:, 26:27]).sum(-1)  # (n,) that begin at the start
+    assert torch.equal((table < 26).sum(-1), 5 * ways)
+    assert (table.gather(1, x[:, 26:27]) == 26).all()  # nothing leads to the start
+    share = ways.bincount(minlength=6) / len(x)  # (6,)
+    wanted = torch.tensor([0, 1, 1, 1, 1, 1]) / 5 if split == "train" else torch.eye(6)[5]  # (6,)
+    assert (share - wanted).abs().max() < 0.03
+    first = (x[:, 28:29] == x.gather(1, x[:, 27:28])).double().mean()  # 5 steps away, not 1
+    assert first == 0 and len(x[:, 28].unique()) == 26
 
 
 def test_a_fifth_of_all_codes_is_held_out():

@@ -156,7 +156,7 @@ KINDS = [("toy", "toy", {}), ("digits", "digits", dict(block_size=64)),
          ("*", "poems", dict(tokenizer="bytes")), ("*.jsonl", "mine.jsonl", CHATS),
          ("sudoku4", "sudoku4-in-place", dict(block_size=16)),
          ("countdown3", "countdown3", dict(block_size=22)),
-         ("planning2", "planning2", dict(block_size=17)),
+         ("planning2", "planning2", dict(block_size=18, learned_places=True)),
          ("add", "add", dict(block_size=13)), ("describe", "describe", dict(block_size=23)),
          ("*.jsonl", "mine.jsonl", dict(CHATS, sft=True))]
 
