@@ -58,7 +58,7 @@ def test_answers_belong_to_the_question_that_was_asked(folder, capsys, monkeypat
     rows = {what: pair for what, *pair in found["samples"]}
     assert found["num_samples"] == 6
     for what in ("solved", "exact match with the reference", "slots right",
-                 "MBR-3 by match: exact match with the reference"):
+                 "MBR-3 by equality: exact match with the reference"):
         assert rows[what] == [1, 0], what
 
 
