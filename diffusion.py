@@ -43,6 +43,7 @@ def supports(denoiser, what):
 
 class Wrapper:
     """A denoiser that calls another one, and declares the abilities of that one.
+    source               of a network by sides: its tokens, see samplers/sides.py
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
     fixed_shapes         is called at the same number of positions every time
@@ -50,7 +51,8 @@ class Wrapper:
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
-        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes", "reads_frozen"):
+        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes", "source",
+                        "reads_frozen"):
             setattr(self, ability, supports(denoiser, ability))
 
     def __call__(self, z, t, at=None, **layout):
