@@ -51,8 +51,7 @@ class Wrapper:
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
-        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes", "source",
-                        "reads_frozen"):
+        for ability in "supports_cache supports_fused_head fixed_shapes source reads_frozen".split():
             setattr(self, ability, supports(denoiser, ability))
 
     def __call__(self, z, t, at=None, **layout):
