@@ -43,11 +43,10 @@ def supports(denoiser, what):
 
 class Wrapper:
     """A denoiser that calls another one, and declares the abilities of that one.
-    source               of a network by sides: its tokens, see samplers/sides.py
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
     fixed_shapes         is called at the same number of positions every time
-    reads_frozen         takes `frozen` (B, L), which tokens are given"""
+    reads_frozen         takes `frozen` (B, L): what is given. source: see samplers/sides.py"""
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
