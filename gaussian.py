@@ -62,6 +62,14 @@ def log_evidence(z, gamma, table):
     return alpha / sigma ** 2 * (z @ table.T - alpha / 2 * table.square().sum(-1))  # (..., V)
 
 
+def word_evidence(z, gamma, table):
+    """(13.2) where each word has its own gamma (..., V): then no term cancels. -> (..., V) nats"""
+    alpha, sigma2 = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma)  # (..., V) each
+    far = z.square().sum(-1, keepdim=True) - 2 * alpha * (z @ table.T)  # (..., V)
+    far = far + alpha ** 2 * table.square().sum(-1)  # (..., V) |z - alpha e|^2
+    return -(far / sigma2 + z.shape[-1] * sigma2.log()) / 2  # (..., V)
+
+
 def own_evidence(log_c, z, gamma, table):
     """log p of (13.3), from the log of the leave-one-out distribution. -> (..., V) nats"""
     return (log_c + log_evidence(z, gamma, table)).log_softmax(-1)  # (..., V)
@@ -138,7 +146,7 @@ class EmbeddingSpace(nn.Module):
     feeds_back: z has 2 D columns, and the last D are the last x_hat, or 0 (self-conditioning)
     """
     text_stays, continuous, mask = False, True, None
-    clock = None  # (13.10): of methods/clocks.py, set by the method
+    clock = None  # (13.10): of methods/clocks.py, set by the method; None: the common one
     vectors = False  # the network outputs x_hat (N, D), and not log c (N, V)
 
     def __init__(self, table, rule, schedule, warp=None, feeds_back=False, fixed=False):
@@ -154,6 +162,11 @@ class EmbeddingSpace(nn.Module):
         self.table.requires_grad_(on and not self.fixed)
         return self
 
+    @property
+    def by_word(self):
+        """Whether the noise of a token depends on its word, and (13.10) does not hold."""
+        return self.clock is not None and self.clock.by_word
+
     def rows(self):
         return ROWS[self.rule](self.table)  # (V, D)
 
@@ -163,6 +176,20 @@ class EmbeddingSpace(nn.Module):
     def spaced(self, u):
         """The times of a walk, from equal steps u in [0, 1]. -> shape of u"""
         return u if self.warp is None else self.warp(u)[0]
+
+    def gamma_of(self, t, words=None):
+        """gamma of tokens at the times t (N,), with clocks that depend on the word of those words
+        (N,). -> (N,)"""
+        own = t if words is None else self.clock.times_of(t, words)  # (N,)
+        return self.gamma(own.clamp(min=LEAST))
+
+    def evidence(self, z, t):
+        """(13.2) at the times t (...), of the dtype of z (..., D). -> (..., V) nats"""
+        table = self.rows().to(z.dtype)  # (V, D)
+        if not self.by_word:
+            return log_evidence(z, self.gamma(t).to(z.dtype), table)  # (..., V)
+        times = self.clock.word_times(t).clamp(min=LEAST)  # (..., V)
+        return word_evidence(z, self.gamma(times).to(z.dtype), table)  # (..., V)
 
     def mean_square(self):
         return self.rows().detach().square().mean()  # ()
@@ -198,10 +225,9 @@ class EmbeddingSpace(nn.Module):
     def predict(self, denoiser, z, t, at, fed=None):
         """(13.3) at the tokens `at` (B, L). -> Prediction"""
         out = self.output(denoiser, z, t, at, fed)  # (N, V)
-        table = self.rows().to(out.dtype)  # (V, D)
-        gamma = self.gamma(t).expand(at.shape)[at].to(out.dtype)  # (N,)
-        log_p = own_evidence(out[:, :self.V], z[at].to(out.dtype), gamma, table)  # (N, V)
-        return Prediction(log_p, log_p.exp() @ table)
+        evidence = self.evidence(z[at].to(out.dtype), t.expand(at.shape)[at])  # (N, V)
+        log_p = (out[:, :self.V] + evidence).log_softmax(-1)  # (N, V)
+        return Prediction(log_p, log_p.exp() @ self.rows().to(out.dtype))
 
     def log_words(self, found, z, t, at):
         """The decoder p(x_l | z_0) of (13.7). found: the Prediction there -> (N, V) nats"""
@@ -221,8 +247,7 @@ class VectorSpace(EmbeddingSpace):
         return Prediction(None, self.output(denoiser, z, t, at, fed)[:, :self.D])
 
     def log_words(self, found, z, t, at):
-        gamma = self.gamma(t).expand(at.shape)[at]  # (N,)
-        return log_evidence(z[at], gamma.to(z.dtype), self.rows().to(z.dtype)).log_softmax(-1)
+        return self.evidence(z[at], t.expand(at.shape)[at]).log_softmax(-1)  # (N, V)
 
 
 # ---- the walk from noise to text
@@ -246,9 +271,8 @@ class EmbeddingWalk(Sampler):
         if not isinstance(method.process, EmbeddingSpace):
             return f"takes steps of embeddings, which {method.name} does not have"
 
-    def move(self, process, z, found, gamma_s, gamma_t, eps):
-        """z_s from z_t, at the tokens that are not given. z, eps (N, D), gamma (N,) -> (N, D)
-        """
+    def move(self, process, z, found, s, t, eps):
+        """z_s from z_t, at the tokens that are not given. z, eps (N, D); s, t (N,) -> (N, D)"""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -264,9 +288,9 @@ class EmbeddingWalk(Sampler):
             found = process.predict(denoiser, z, times[i], free, fed)
             fed = z.masked_scatter(free[..., None], found.x_hat.to(z.dtype))  # (B, L, D)
             if i + 1 < len(times):
-                gammas = [process.gamma(times[j]).expand(ids.shape)[free] for j in (i + 1, i)]
+                s, t = (times[j].expand(ids.shape)[free] for j in (i + 1, i))  # (N,) each
                 eps = torch.randn(e.shape, device=e.device)[free]  # (N, D)
-                moved = self.move(process, z[free], found, *gammas, eps)  # (N, D)
+                moved = self.move(process, z[free], found, s, t, eps)  # (N, D)
                 z = z.masked_scatter(free[..., None], moved.to(z.dtype))  # (B, L, D)
             words = self.words(process, found, z, times[-1], free, to_probs, i + 1 == steps)
             ids = ids.masked_scatter(free, words)  # (B, L)
@@ -304,16 +328,23 @@ class DDPM(EmbeddingWalk):
     score_temperature: float = flag(1.0, "below 1 sharpens x_hat, as Plaid does", least=0.01,
                                     most=100)
 
-    def estimate(self, process, z, found, gamma_t):
-        """x_hat of a step, as the flags say. -> (N, D)"""
-        if self.clamp:
-            return process.rows()[process.nearest(found.x_hat)]  # (N, D)
-        if self.score_temperature == 1:
-            return found.x_hat  # (N, D)
-        return sharpen(found.x_hat, z, gamma_t, self.score_temperature)  # (N, D)
+    def estimate(self, process, z, found, s, t):
+        """x_hat of a step, as the flags say, and gamma_s, gamma_t. -> (N, D), (N,) twice
 
-    def move(self, process, z, found, gamma_s, gamma_t, eps):
-        x_hat = self.estimate(process, z, found, gamma_t)  # (N, D)
+        Where gamma depends on the word, that is the nearest one: a guess.
+        """
+        x_hat, words = found.x_hat, None  # (N, D)
+        if self.clamp or process.by_word:
+            words = process.nearest(x_hat)  # (N,)
+        x_hat = process.rows()[words] if self.clamp else x_hat  # (N, D)
+        words = words if process.by_word else None  # (N,)
+        gamma_s, gamma_t = (process.gamma_of(a, words) for a in (s, t))  # (N,) each
+        if self.score_temperature != 1 and not self.clamp:
+            x_hat = sharpen(x_hat, z, gamma_t, self.score_temperature)  # (N, D)
+        return x_hat, gamma_s, gamma_t
+
+    def move(self, process, z, found, s, t, eps):
+        x_hat, gamma_s, gamma_t = self.estimate(process, z, found, s, t)  # (N, D), (N,) twice
         mean, variance = step_law(z, x_hat, gamma_s, gamma_t)  # (N, D), (N,)
         if self.variance == "large":
             variance = large_variance(gamma_s, gamma_t)  # (N,)

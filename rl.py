@@ -6,9 +6,8 @@ Chapter 22. Rewards: a trained masked model learns to write texts that a checker
     python rl.py --start out/toy-mdlm --reward match:whale --estimator coupled
     python sample.py --out_dir out/toy-mdlm-rl                          a usual checkpoint
 
-A step draws questions, writes --group answers to each with the sampler of the flags, rates them,
-and follows the gradient of (22.3) in --updates steps; the estimators are in runtime/policy.py. With
---kl, the reward is
+A run draws questions, writes --group answers to each with the sampler of the flags, rates them, and
+learns from them in --updates steps of (22.3), runtime/policy.py. With --kl, the reward is
 
     r - lambda [ log q_theta(path) - log q_start(path) ],                                     (22.8)
 
@@ -18,9 +17,8 @@ and not m_0, the nearest has
 
     KL = m log(m / m_0) + (1 - m) log((1 - m)/(1 - m_0))                                      (22.9)
 
-to the start: it writes right answers as often as that asks, and otherwise as before. What a run
-spends beyond this is what its reward did not ask for. (For one kind of question. With many, of
-different m_0, it is a lower bound of their mean.)
+to the start. What a run spends beyond this is what its reward did not ask for. (With questions of
+different m_0 it is a lower bound of their mean.)
 """
 from script import run_script  # isort: skip  (first: Ctrl-C while torch loads leaves quietly)
 
@@ -31,8 +29,8 @@ import torch
 
 import train
 from flags import flag
-from runtime.policy import (ESTIMATORS, Calls, advantages, clipped_loss, kl_along,
-                            log_probs, make_estimator, watch)
+from runtime.policy import (ESTIMATORS, EstimatorFlags, action_log_probs, advantages, clipped_loss,
+                            make_estimator, pack_rollouts, unpack_rollouts, watch)
 from runtime.reinforce import (PolicyFlags, make_policy, policy_flags, print_next_commands,
                                print_rewards, report_costs)
 from runtime.run import Run
@@ -43,18 +41,12 @@ from samplers.generate import prepend_bos
 
 
 @dataclass
-class Config(PolicyFlags):
+class Config(PolicyFlags, EstimatorFlags):
     start: str = flag("", "folder of the checkpoint to start from, or the file")
     reward: str = flag("", "topic:NAME, match:PATTERN, or another of samplers/rewards.py; empty: "
                        "the checker of the data", text=True)
-    kl: float = flag(0.0, "nats of KL to the start that a reward of 1 is worth: lambda", least=0)
+    kl: float = flag(0.0, "lambda: the reward that a nat of KL to the start costs", least=0)
     estimator: str = flag("ddpo", "of the policy gradient", list(ESTIMATORS))
-    subset: int = flag(0, "ddpo, agrpo: steps of a trajectory that count in an update; 0: all",
-                       least=0)
-    prompt_mask: float = flag(0.15, "d1: share of the question that is masked", least=0, most=1)
-    draws: int = flag(2, "elbo, spg: masks that are drawn", least=1)
-    beta: float = flag(1.5, "spg: the power in the upper bound", least=0.01, most=100)
-    mix: float = flag(0.5, "spg: share of the upper bound where it counts", least=0, most=1)
     group: int = flag(8, "answers to a question", least=2)
     advantage: str = flag("leave-one-out", "the baseline of a group",
                           ["mean", "std", "leave-one-out"])
@@ -68,10 +60,7 @@ class Config(PolicyFlags):
 
 
 class Policy:
-    """The objective of a run, and the answers that it learns from.
-
-    start: the network that it began with; rollouts: one dict for each micro-batch of a step
-    """
+    """The objective of a run, and the answers that it learns from. start: its first network"""
 
     def __init__(self, method, start, settings, reward, sampler):
         self.method, self.start, self.settings, self.sampler = method, start, settings, sampler
@@ -87,11 +76,7 @@ class Policy:
                      self.settings.temperature)
 
     def log_probs(self, network, calls):
-        return log_probs(network, calls, self.method.n_tokens, self.settings.temperature)
-
-    def distance(self, network, path):
-        """(B,) nats, see kl_along."""
-        return kl_along(network, self.start, path, self.method.n_tokens, self.settings.temperature)
+        return action_log_probs(network, calls, self.method.n_tokens, self.settings.temperature)
 
     def units(self, network, calls, advantage):
         return self.estimator.units(self.log_probs(network, calls), calls, advantage)  # (B, U)
@@ -139,18 +124,15 @@ class Policy:
         return batch_mean(loss, first, frozen)  # (B, L)
 
     def extra_state(self):
-        """Also the answers, so that a run which is stopped between two updates goes on with them."""
+        """Also the answers, so that a run that is stopped between two updates goes on with them."""
         kept = self.rollouts if self.settings.updates > 1 else []
         return {"start": self.start.state_dict(), "rewarded": asdict(self.settings),
-                "before": self.before, "rollouts": [
-                    (a, free, [({**vars(calls)}, old) for calls, old in updates])
-                    for a, free, updates in kept]}
+                "before": self.before, "rollouts": pack_rollouts(kept)}
 
     def load_extra_state(self, state):
         self.start.load_state_dict(state["start"])
         self.before, self.seen = state["before"], []
-        self.rollouts = [(a, free, [(Calls(**calls), old) for calls, old in updates])
-                         for a, free, updates in state["rollouts"]]
+        self.rollouts = unpack_rollouts(state["rollouts"])
 
 
 def main(settings, given=()):

@@ -74,7 +74,7 @@ def bleu_of_set(pairs):
     return bleu_of_counts([sum(column) for column in zip(*(shared_ngrams(*p) for p in pairs))])
 
 
-def match(answer, reference):
+def equality(answer, reference):
     """The utility whose MBR answer is the most frequent one."""
     return float(answer == reference)
 
@@ -119,7 +119,7 @@ def answer_rows(x, reference, data):
              (f"mean of {k}: solved", *mean(solved.mean(-1))),
              (f"any of {k}: solved", *mean(solved.amax(-1))),
              (f"any of {k}: exact match with the reference", *mean(exact.amax(-1)))]
-    for utility in (bleu, match):
+    for utility in (bleu, equality):
         chosen = torch.tensor([choose(row, utility) for row in words])  # (n,)
         rows += rows_of(f"MBR-{k} by {utility.__name__}: ", chosen)
     return rows

@@ -156,7 +156,8 @@ def print_statistics(r):
 
 def print_votes(r):
     """The rows of votes.vote_figures."""
-    print(f"\n{'the most frequent of n answers':<58}{r['votes']['what']:>19}{'calls for each text':>21}")
+    head = "the most frequent of n answers"
+    print(f"\n{head:<58}{r['votes']['what']:>19}{'calls for each text':>21}")
     for n, right, error in r["votes"]["rows"]:
         calls = n * r["calls_per_text"]
         print(f"{f'n = {n}':<58}  {with_error(right, error):>17}{calls:>21,.0f}")

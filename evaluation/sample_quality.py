@@ -205,7 +205,7 @@ def self_bleu(texts, longest=4):
     return logs.exp()  # (n,)
 
 
-def words_of(x, data):
+def words_in_texts(x, data):
     """The words of texts x (n, L), or their characters where no spaces stand between words; of
     images their tokens. -> lists of strings, and what they are as the end of a name"""
     if not data.is_text:
@@ -220,7 +220,7 @@ def rate_diversity(x, data):
     """Rows (what, value, standard error) of the set x (n, L); none for images or a single text."""
     if not data.is_text or len(x) < 2:
         return []
-    texts, of = words_of(x, data)
+    texts, of = words_in_texts(x, data)
     rows = [(f"distinct-{n}{of}, of {len(x)} texts",
              *jackknife(partial(distinct_ngrams, n=n), texts)) for n in (1, 2, 3)]
     groups = 20 if len(texts) <= 1000 else 5  # of many texts self-BLEU takes long

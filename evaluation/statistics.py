@@ -26,7 +26,7 @@ from functools import partial
 import torch
 
 from evaluation.errors import mean_error
-from evaluation.sample_quality import count_ngrams, jackknife, questions_asked, words_of
+from evaluation.sample_quality import count_ngrams, jackknife, questions_asked, words_in_texts
 
 SHORTEST = 8  # words: the first n of (12.6)
 COMMON = 10  # words of the training text that count as common ones
@@ -189,9 +189,9 @@ def compare_statistics(samples, x, data, label, config):
     n = min(len(samples), len(x))
     ours, theirs = samples[:n].cpu(), x[questions_asked(x, n)].cpu()  # (n, L)
     generator = torch.Generator().manual_seed(config.seed)
-    texts, _ = words_of(torch.cat([ours, theirs]), data)  # 2n lists of words
+    texts, _ = words_in_texts(torch.cat([ours, theirs]), data)  # 2n lists of words
     train = torch.as_tensor(data.ids("train")[:50_000].astype("int64"))  # (T,)
-    (read,), _ = words_of(train[None], data)
+    (read,), _ = words_in_texts(train[None], data)
     common = {word for word, _ in Counter(read).most_common(COMMON)}
     order, number = deal(n, config.permutations, generator), {}  # (m + 1, 2n)
     numbered = [torch.tensor([number.setdefault(word, len(number)) for word in words],

@@ -36,7 +36,7 @@ from runtime.policy import (
     MeanField,
     Trajectory,
     clipped_loss,
-    log_probs,
+    action_log_probs,
 )
 
 N = L = 3
@@ -96,7 +96,7 @@ def trajectories(steps):
 def law(logits, steps):
     """The probability of every trajectory, order and text. -> (B,), which sums to 1"""
     x, calls = trajectories(steps)  # (B, L)
-    log_q = log_probs(tabular(logits), calls, N).sum((0, 2))  # (B,)
+    log_q = action_log_probs(tabular(logits), calls, N).sum((0, 2))  # (B,)
     return log_q.exp() * len(TEXTS) / len(x)  # (B,)
 
 
@@ -113,7 +113,7 @@ def exact_gradient(logits, reward, steps):
 def ascent(logits, estimator, calls, advantage, weight):
     """The gradient that an update follows, the mean over texts and draws. advantage, weight (B,)
     -> (64, L, N)"""
-    log_p = log_probs(tabular(logits), calls, N)  # (P, B, L)
+    log_p = action_log_probs(tabular(logits), calls, N)  # (P, B, L)
     units = estimator.units(log_p, calls, advantage)  # (B, U)
     loss = calls.scale * clipped_loss(units, units.detach(), advantage, 0.2)  # (B,)
     return -torch.autograd.grad(weight @ loss, logits)[0]

@@ -54,7 +54,7 @@ class Warp(nn.Module):
     @staticmethod
     def interpolate(a, xs, ys):
         """ys(a) on the line through corners (xs, ys), and its slope. -> shape of a, each"""
-        i = torch.searchsorted(xs.detach(), a.detach()).clamp(1, len(xs) - 1)  # (...)
+        i = torch.searchsorted(xs.detach(), a.detach().contiguous()).clamp(1, len(xs) - 1)  # (...)
         slope = (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])  # (...)
         return ys[i - 1] + slope * (a - xs[i - 1]), slope
 

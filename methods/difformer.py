@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from diffusion import stratified
 from flags import flag
 from gaussian import VectorSpace
-from methods.embedding import Alpha2, Embedding, free_tokens, scatter_nats
+from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.gammas import Alpha2
 
 
 @dataclass(eq=False)
@@ -42,11 +43,10 @@ class Difformer(Embedding):
         """Squared errors and the anchor, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
         t = self.at_clock(stratified(len(x), x.device), at)  # (B, 1|L)
-        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
-        x_hat = self.predict(denoiser, z, t, at, fed_back).x_hat  # (N, D)
-        anchor = anchor_nats(x_hat, self.process.rows(), x[at], self.smoothing)  # (N,)
-        return scatter_nats((e[at] - x_hat).square().mean(-1) + anchor, at)  # (B, L)
+        e, _, found = self.denoise(denoiser, x, t, at, frozen, fed_back)  # (N, D)
+        anchor = anchor_nats(found.x_hat, self.process.rows(), x[at], self.smoothing)  # (N,)
+        return scatter_nats((e - found.x_hat).square().mean(-1) + anchor, at)  # (B, L)
 
 
 def anchor_nats(x_hat, table, x, smoothing):

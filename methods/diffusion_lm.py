@@ -21,7 +21,8 @@ import torch.nn as nn
 from diffusion import stratified
 from flags import flag
 from gaussian import LEAST, VectorSpace
-from methods.embedding import Alpha2, Embedding, free_tokens, scatter_nats
+from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.gammas import Alpha2
 
 ENDS = -4.21, 9.2  # of gamma: index 0 of 2,000, and where 10^-4 of the signal is left
 
@@ -45,11 +46,10 @@ class DiffusionLM(Embedding):
         """(13.12), no bound. -> (B, L)"""
         space, at = self.process, free_tokens(x, frozen)  # (B, L)
         t = self.at_clock(stratified(len(x), x.device), at)  # (B, 1|L)
-        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
-        x_hat = self.predict(denoiser, z, t, at, fed_back).x_hat  # (N, D)
+        e, _, found = self.denoise(denoiser, x, t, at, frozen, fed_back)  # (N, D)
         end = torch.sigmoid(-space.gamma(torch.ones(1, device=x.device)))  # (1,) alpha_1^2
-        loss = (e[at] - x_hat).square().mean(-1) + end * e[at].square().mean(-1)  # (N,)
+        loss = (e - found.x_hat).square().mean(-1) + end * e.square().mean(-1)  # (N,)
         if self.rounding:
             start = torch.full((len(x), 1), LEAST, device=x.device)  # (B, 1)
             _, first, _ = self.noisy(x, start, frozen)  # (B, L, D)

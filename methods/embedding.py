@@ -19,111 +19,13 @@ import torch.nn as nn
 
 from diffusion import Ancestral, ancestral, probabilities
 from flags import UserError, flag
-from gaussian import (
-    DDPM,
-    LEAST,
-    EmbeddingSpace,
-    log_evidence,
-    noise_nats,
-    prior_nats,
-)
+from gaussian import DDPM, LEAST, noise_nats, prior_nats
 from methods.base import Method, skip_texts
 from methods.clocks import CLOCKS, when
+from methods.gammas import Logistic
 from model import Transformer, select_rows
 
 SEED = 13  # of a table before it is trained
-
-
-class Linear(nn.Module):
-    """gamma grows linearly with t."""
-
-    def __init__(self, gamma_0, gamma_1):
-        super().__init__()
-        self.ends = gamma_0, gamma_1
-
-    def forward(self, t):
-        return self.ends[0] + (self.ends[1] - self.ends[0]) * t
-
-    def time(self, gamma):
-        return (gamma - self.ends[0]) / (self.ends[1] - self.ends[0])
-
-    def slope(self, t):
-        """dgamma/dt. -> shape of t"""
-        return (self.ends[1] - self.ends[0]) * torch.ones_like(t)
-
-
-class Alpha2(nn.Module):
-    """alpha^2 is a function of t, divided by its value at 0; `shift` is added to gamma.
-
-    sqrt     1 - sqrt(t + 1e-4)                       Diffusion-LM
-    cosine   cos^2( (t + .008) / 1.008 pi / 2 )       arXiv:2102.09672
-    t runs over the part of (0, 1) whose gamma, without the shift, lies between the ends.
-    """
-
-    def __init__(self, kind, gamma_0, gamma_1, shift=0.0):
-        super().__init__()
-        self.kind, self.shift, self.span = kind, shift, (0.0, 1.0)
-        ends = torch.tensor([gamma_0, gamma_1], dtype=torch.float64)  # (2,)
-        self.span = self.time(ends + shift).tolist()
-
-    def alpha2(self, t):
-        if self.kind == "sqrt":
-            return (1 - (t + 1e-4).sqrt()) / (1 - 1e-2)
-        return torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / self.top
-
-    top = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
-
-    def forward(self, t):
-        low, high = self.span
-        gamma = self.shift - torch.logit(self.alpha2(low + (high - low) * t.double()))
-        return gamma.to(t.dtype)
-
-    def time(self, gamma):
-        """The inverse of `forward`."""
-        alpha2, (low, high) = torch.sigmoid(self.shift - gamma.double()), self.span
-        if self.kind == "sqrt":
-            t = (1 - (1 - 1e-2) * alpha2) ** 2 - 1e-4
-        else:
-            t = torch.acos((alpha2 * self.top).sqrt()) * 2 / math.pi * 1.008 - 0.008
-        return ((t - low) / (high - low)).to(gamma.dtype)
-
-    def slope(self, t):
-        """dgamma/dt. -> shape of t"""
-        low, high = self.span
-        inner = low + (high - low) * t.double()  # (...)
-        a = self.alpha2(inner)  # (...)
-        if self.kind == "sqrt":
-            fall = 0.5 / (inner + 1e-4).sqrt() / (1 - 1e-2)  # (...) -da/dt
-        else:
-            fall = torch.sin((inner + 0.008) / 1.008 * math.pi) * math.pi / 2.016 / self.top
-        return ((high - low) * fall / (a * (1 - a))).to(t.dtype)
-
-
-class Logistic:
-    """gammas of a logistic density between two ends.
-
-    The integrand of (13.7) peaks where neighbors become distinguishable, about -2 for rows of norm
-    1. With this density (13.7) varies half as much as with a uniform one (measured).
-    """
-
-    def __init__(self, ends, center, scale):
-        self.center, self.scale = center, scale
-        self.low, self.high = (self.rank(torch.as_tensor(a, dtype=torch.float64)) for a in ends)
-
-    def rank(self, gamma):
-        return torch.sigmoid((gamma - self.center) / self.scale)
-
-    def density(self, gamma):
-        """-> shape of gamma, float64"""
-        q = self.rank(gamma.double())  # (...)
-        return q * (1 - q) / self.scale / (self.high - self.low)
-
-    def draw(self, n, device="cpu"):
-        """gamma, one in each n-th of the density, and 1 / density. -> (n, 1) each, float64"""
-        u = (torch.arange(n, device=device) + torch.rand(n, device=device).double()) / n  # (n,)
-        q = (self.low + (self.high - self.low) * u)[:, None].clamp(1e-12, 1 - 1e-12)  # (n, 1)
-        gamma = self.center + self.scale * torch.logit(q)  # (n, 1)
-        return gamma, 1 / self.density(gamma)
 
 
 class EmbeddingNetwork(Transformer):
@@ -163,10 +65,34 @@ class Embedding(Method):
     samplers, classifier_process = ("ddpm", "ddim", "word-steps"), None
     first_choice = "ddpm"
     predicts = "each token from a noisy embedding"
+    unbounded_reason = ("the amount of noise depends on the word, so it tells the word; --clock "
+                        "common has a bound")
 
     def __post_init__(self):
         self.vocab_size, self.process = self.n_tokens, self.space().learn(False)
         self.process.clock = CLOCKS[self.clock](self.spread)
+        self.bounded = not self.process.by_word
+        self.use_counts(torch.ones(self.n_tokens))  # all as often, until there is a text
+
+    def use_counts(self, counts):
+        """How often each word occurs (V,), for clocks that depend on the word."""
+        self.counts = counts.double()  # (V,)
+        if self.process.by_word:
+            self.process.clock.use_counts(self.counts)
+
+    def on_data(self, data):
+        ids = torch.as_tensor(data.ids("train"), dtype=torch.long)  # (m,)
+        self.use_counts(torch.bincount(ids, minlength=self.n_tokens)[:self.n_tokens])
+
+    def on_step(self, step, trainer):
+        self.process.clock.on_step(step)
+
+    def extra_state(self):
+        return {"counts": self.counts, **self.process.clock.state()}
+
+    def load_extra_state(self, state):
+        self.use_counts(state["counts"].cpu())
+        self.process.clock.load(state)
 
     # ---- what a method says
 
@@ -192,6 +118,7 @@ class Embedding(Method):
         """This method with the table that another network carries."""
         other = copy.copy(self)
         other.process = network.space
+        other.process.clock = self.process.clock
         return other
 
     # ---- times and noise
@@ -199,9 +126,9 @@ class Embedding(Method):
     def draw_times(self, free):
         """Times of tokens, and their weights in (13.7). free (B, L): not given -> (B, 1|L) each"""
         space, clock = self.process, self.process.clock
-        center = math.log(space.mean_square() * space.D) - 2.0
+        center = math.log(space.mean_square() * space.D) - 1.75
         ends = [space.gamma(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)]  # () each
-        logistic = Logistic(ends, center, 1.3)
+        logistic = Logistic(ends, center, 1.0)
         gamma, weight = logistic.draw(len(free), free.device)  # (B, 1) each
         t, plan = space.schedule.time(gamma), clock.plan(free)  # (B, 1)
         if not plan:
@@ -239,16 +166,29 @@ class Embedding(Method):
     def noisy(self, x, t, frozen=None):
         """A draw of (13.1), and what comes of it. -> e, z (B, L, D), t (B, 1|L)"""
         e = self.process.rows()[x]  # (B, L, D)
-        return e, *self.process.noisy(e, t, frozen)  # (B, L, D), (B, 1|L)
+        if not self.process.by_word:
+            return e, *self.process.noisy(e, t, frozen)  # (B, L, D), (B, 1|L)
+        own = self.process.clock.times_of(t.expand(x.shape), x)  # (B, L) of noise
+        z, times = self.process.noisy(e, own, frozen)  # (B, L, D), (B, L)
+        return e, z, torch.where(times > 0, t.clamp(min=LEAST), 0)  # (B, L) as the network is told
+
+    def denoise(self, denoiser, x, t, at, frozen=None, fed_back=None):
+        """A draw of (13.1) at times t (B, 1|L), and the output at `at` (B, L). -> e (N, D), the
+        times of these tokens (N,), Prediction"""
+        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
+        found = self.predict(denoiser, z, t, at, fed_back)
+        e, t = e[at], t.expand(at.shape)[at]  # (N, D), (N,)
+        if torch.is_grad_enabled():
+            self.process.clock.observe(t, (e - found.x_hat).square().sum(-1), at)
+        return e, t, found
 
     # ---- the terms of (13.7) at the tokens `at` (B, L), none of them given
 
     def integrand(self, denoiser, x, t, weight, at, frozen=None, fed_back=None):
         """The integrand at t times `weight`, (B, 1|L) each. -> (N,) nats"""
-        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
-        x_hat = self.predict(denoiser, z, t, at, fed_back).x_hat  # (N, D)
-        gamma, weight = (a.expand(x.shape)[at] for a in (self.process.gamma(t), weight))  # (N,)
-        return weight * noise_nats(e[at], x_hat, gamma)  # (N,)
+        e, t, found = self.denoise(denoiser, x, t, at, frozen, fed_back)  # (N, D), (N,)
+        weight = weight.expand(x.shape)[at]  # (N,)
+        return weight * noise_nats(e, found.x_hat, self.process.gamma(t))  # (N,)
 
     def decoder_nats(self, denoiser, x, at, frozen=None, fed_back=None):
         """-log p(x_l | z_0). -> (N,) nats"""
@@ -264,7 +204,9 @@ class Embedding(Method):
         return prior_nats(self.process.rows()[x[at]], gamma_1)  # (N,)
 
     def nelbo(self, denoiser, x, frozen=None):
-        """One draw of (13.7). -> (B, L) nats"""
+        """One draw of (13.7); the loss where there is no bound. -> (B, L) nats"""
+        if not self.bounded:
+            return self.loss(denoiser, x, frozen)  # (B, L)
         at = free_tokens(x, frozen)  # (B, L)
         t, weight = self.draw_times(at)  # (B, 1|L) each
         nats = self.integrand(denoiser, x, t, weight, at, frozen)  # (N,)
@@ -274,8 +216,7 @@ class Embedding(Method):
     def cross_entropies(self, denoiser, x, t, frozen=None, fed_back=None):
         """-log p(x_l | z_t) at times t (B, 1|L), of a network of words. -> (B, L) nats"""
         at = free_tokens(x, frozen)  # (B, L)
-        _, z, t = self.noisy(x, t, frozen)  # (B, L, D), (B, 1|L)
-        log_p = self.predict(denoiser, z, t, at, fed_back).log_p  # (N, V)
+        log_p = self.denoise(denoiser, x, t, at, frozen, fed_back)[2].log_p  # (N, V)
         return scatter_nats(-log_p.gather(-1, x[at][:, None])[:, 0], at)  # (B, L)
 
     # ---- samples and the exact denoiser
@@ -293,9 +234,9 @@ class Embedding(Method):
     def likelihood(self, z, t):
         """exp of (13.2), 1 at most; one-hot at given tokens. z (B, L, D|2D) -> (B, L, V)"""
         space = self.process
-        z, table = z[..., :space.D].double(), space.rows().detach().double()  # (B, L, D), (V, D)
+        z = z[..., :space.D].double()  # (B, L, D)
         given = torch.nn.functional.one_hot(space.nearest(z), space.V)  # (B, L, V)
-        e = log_evidence(z, space.gamma(t.double().clamp(min=LEAST)), table)  # (B, L, V) nats
+        e = space.evidence(z, t.double().clamp(min=LEAST).expand(z.shape[:2]))  # (B, L, V) nats
         e = (e - e.amax(-1, keepdim=True)).exp()  # (B, L, V)
         return torch.where((t < LEAST / 2)[..., None], given, e)  # (B, L, V)
 

@@ -23,9 +23,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from diffusion import stratified
-from flags import flag
+from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Embedding, Linear, free_tokens, scatter_nats
+from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.gammas import Linear
 
 SHARE = 8  # one text in so many is for the decoder's term
 
@@ -65,6 +66,12 @@ class Plaid(Embedding):
     """--method plaid. `bound` trains on (13.7), table and schedule included."""
     weighting: str = flag("simple", "train on cross-entropies, or on the bound itself",
                           ["simple", "bound"], fixed=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weighting == "bound" and not self.bounded:
+            raise UserError(f"--weighting bound: --clock {self.clock} has none, since "
+                            f"{self.unbounded_reason}")
 
     def space(self):
         learned = self.weighting == "bound"

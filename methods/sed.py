@@ -17,7 +17,8 @@ import torch
 
 from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Alpha2, Embedding, free_tokens, scatter_nats
+from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.gammas import Alpha2
 from methods.glyphs import PIXELS, draw_glyph
 
 PLAIN = 16  # --dim where it is not given
@@ -43,6 +44,7 @@ class SED(Embedding):
 
     def on_data(self, data):
         """Draws the characters, which a checkpoint keeps with the weights."""
+        super().on_data(data)
         if self.table == "glyphs":
             glyphs = [draw_glyph(data.encoding, id) for id in range(self.n_tokens)]  # V of (D,)
             self.process.table.data = torch.stack(glyphs)  # (V, D)
@@ -51,8 +53,7 @@ class SED(Embedding):
         """Squared errors and cross-entropies, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
         t, _ = self.draw_times(at)  # (B, 1|L)
-        e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
-        found = self.predict(denoiser, z, t, at, fed_back)
+        e, _, found = self.denoise(denoiser, x, t, at, frozen, fed_back)  # (N, D)
         ce = -found.log_p.gather(-1, x[at][:, None])[:, 0]  # (N,)
-        return scatter_nats((e[at] - found.x_hat).square().sum(-1) + ce, at)  # (B, L)
+        return scatter_nats((e - found.x_hat).square().sum(-1) + ce, at)  # (B, L)

@@ -1,8 +1,8 @@
 """
 Chapter 22. Policy gradients of a masked sampler: the law of its steps, and what stands in for it.
 
-A sampler writes x in steps. In step k it sees z_k and draws the words of the masks A_k, its actions.
-Which masks these are does not depend on theta, or only by ties and jumps of measure 0. So
+A sampler writes x in steps. In step k it sees z_k and draws the words of the masks A_k, its
+actions. Which masks these are does not depend on theta, or only by jumps of measure 0. So
 
     grad E r = E[ (r - b) sum_k sum_{l in A_k} grad log x_theta_l(x_l | z_k) ]                (22.1)
 
@@ -31,8 +31,8 @@ Others do without the trajectory, and put another log-probability of the text in
              U = sum_l (1/beta) log E[ (n/k) [z_l = m] x_theta_l(x_l | z)^beta ]              (22.7)
              (SPG, 2510.09541; of M draws, as released: the mean over tokens that were hidden, times
              n). For a denoiser that is exact, (22.6) is log p(x) in the mean, and U is above it
-    agrpo    (22.1) for K steps drawn for each text, a ratio for each token (AGRPO, 2510.04019, after
-             its abstract)
+    agrpo    (22.1) for K steps drawn for each text, a ratio for each token (AGRPO, 2510.04019,
+             after its abstract)
 
 Their expected gradients are compared with (22.1) in experiments/policy_gradients.py.
 """
@@ -43,6 +43,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import Wrapper, categorical, probabilities
+from flags import flag
 from methods.base import to_float32
 from methods.mdlm import any_order, complement
 from samplers.generate import trajectory
@@ -127,7 +128,7 @@ def watch(method, denoiser, given, frozen, steps, sampler, temperature=1.0):
     return z, Calls(before, torch.stack(t), at, words)
 
 
-def log_probs(denoiser, calls, n_tokens, temperature=1.0):
+def action_log_probs(denoiser, calls, n_tokens, temperature=1.0):
     """log x_theta(words) where `at`, by the distribution that was drawn from, else 0. -> (P, B, L)
     """
     log_p = calls.ask(denoiser, n_tokens, temperature)  # (N, n_tokens)
@@ -164,6 +165,17 @@ def clipped_loss(new, old, advantage, clip):
 
 
 # ---- estimators
+
+@dataclass
+class EstimatorFlags:
+    """Estimator (runtime/policy.py)."""
+    subset: int = flag(0, "ddpo, agrpo: steps of a trajectory that count in an update; 0: all",
+                       least=0)
+    prompt_mask: float = flag(0.15, "d1: share of the question that is masked", least=0, most=1)
+    draws: int = flag(2, "elbo, spg: masks that are drawn", least=1)
+    beta: float = flag(1.5, "spg: the power in the upper bound", least=0.01, most=100)
+    mix: float = flag(0.5, "spg: share of the upper bound where it counts", least=0, most=1)
+
 
 @dataclass
 class Trajectory:
@@ -305,3 +317,15 @@ def make_estimator(name, **options):
     cls = ESTIMATORS[name]
     own = [f.name for f in fields(cls)] if is_dataclass(cls) else []
     return cls(**{key: options[key] for key in own if key in options})
+
+
+def pack_rollouts(rollouts):
+    """Answers as plain tensors, for a checkpoint. rollouts: [(advantage, tokens, [(Calls, old)])]
+    """
+    return [(a, free, [({**vars(calls)}, old) for calls, old in updates])
+            for a, free, updates in rollouts]
+
+
+def unpack_rollouts(packed):
+    return [(a, free, [(Calls(**calls), old) for calls, old in updates])
+            for a, free, updates in packed]

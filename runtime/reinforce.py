@@ -13,7 +13,7 @@ from evaluation.errors import mean_error, with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
 from flags import UserError, flag, flags_of, load_row, restored
 from runtime import distributed
-from runtime.policy import writes_masks
+from runtime.policy import kl_along, writes_masks
 from runtime.progress import run_facts
 from runtime.rewards import event_kl, make_reward
 from runtime.start import refuse_changes, timed
@@ -34,9 +34,8 @@ class PolicyFlags:
     max_iters: int = flag(0, "optimizer steps; 0: as many as fit in --minutes", least=0)
     batch_size: int = flag(64, "answers per micro-batch, a multiple of --group", least=1)
     gradient_accumulation_steps: int = flag(1, "micro-batches per step", least=1)
-    optimizer: str = flag("adamw", "muon steps as far in directions that are noise", ["muon", "adamw"])
     learning_rate: float = flag(0.0005, "of adamw", least=0)
-    muon_lr: float = flag(0.0005, "of muon", least=0)
+    muon_lr: float = flag(0.0005, "of muon, where the start was trained with it", least=0)
     warmup_iters: int = flag(10, "steps of linear warm-up; constant from there", least=0)
     ema: float = flag(0.95, "decay of the averaged weights, which are the result", least=0, most=1)
     eval_interval: int = flag(50, "steps between evaluations and checkpoints", least=1)
@@ -142,7 +141,8 @@ def rate_policy(trainer):
     for given, frozen in zip(x.split(n), frozen.split(n)):
         with torch.no_grad(), trainer.autocast():
             x, path = policy.write(trainer.gathered, given, frozen)
-            costs.append(policy.distance(trainer.gathered, path))  # (b,)
+            costs.append(kl_along(trainer.gathered, policy.start, path, policy.method.n_tokens,
+                                  policy.settings.temperature))  # (b,)
         rewards.append(policy.reward(x))  # (b,)
     return torch.cat(rewards), torch.cat(costs)  # (n,) each
 

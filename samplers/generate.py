@@ -132,7 +132,7 @@ def writer_of(config, model, denoiser, frozen, classifier=None, window=0, stride
     if config.compile and sampler.uses_cache:
         raise UserError("--compile is for networks that read whole texts: leave out --cache")
     guided = bool(config.label or config.guidance != 1)
-    denoiser = cache_source(model.denoiser, denoiser, frozen, guided)
+    denoiser = cache_source(denoiser, frozen, guided)
     writer = Writer(method, denoiser, sampler, to_probs_of(config), config.steps)
     if method.left_to_right:
         writer.window, writer.end = window or L, end_of_text(model.encoding)

@@ -63,12 +63,12 @@ class CachedSource(Wrapper):
         return self.denoiser(z[:, S:], t, at=at[:, S:], cache=self.cache, **layout)  # (N, V)
 
 
-def cache_source(network, denoiser, frozen, guided):
-    """The denoiser, with a cache if the network is one by sides and the source is given.
+def cache_source(denoiser, frozen, guided):
+    """The denoiser, with a cache if its network is one by sides and the source is given.
 
     frozen (L,): given tokens; guided: the network is called with labels, or without the source
     """
-    source = supports(network, "source")
+    source = supports(denoiser, "source")
     if source and not guided and supports(denoiser, "supports_cache") and frozen[:source].all():
         return CachedSource(denoiser, source)
     return denoiser

@@ -58,13 +58,13 @@ def test_answers_belong_to_the_question_that_was_asked(folder, capsys, monkeypat
     rows = {what: pair for what, *pair in found["samples"]}
     assert found["num_samples"] == 6
     for what in ("solved", "exact match with the reference", "slots right",
-                 "MBR-3 by match: exact match with the reference"):
+                 "MBR-3 by equality: exact match with the reference"):
         assert rows[what] == [1, 0], what
 
 
 def test_a_run_by_sides_writes_the_same_with_and_without_its_cache(folder, capsys, monkeypatch):
     texts = []
-    for cache_source in (generate.cache_source, lambda network, denoiser, *more: denoiser):
+    for cache_source in (generate.cache_source, lambda denoiser, *more: denoiser):
         monkeypatch.setattr(generate, "cache_source", cache_source)
         config = configure(sample.Config, out_dir=str(folder), num_samples=3, steps=4, json=True,
                            prompt="name alto food thai", device="cpu")

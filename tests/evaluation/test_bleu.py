@@ -17,7 +17,7 @@ from evaluation.answers import (
     bleu,
     bleu_of_set,
     choose,
-    match,
+    equality,
     shared_ngrams,
 )
 from evaluation.sample_quality import distinct_ngrams
@@ -66,13 +66,18 @@ def test_bleu_by_hand():
     assert bleu_of_set([("a b".split(), "b a".split())]) == 0
 
 
+def any_utility(y, other):
+    """One in which texts differ in how far they agree with themselves."""
+    return (31 * sum(map(ord, y)) + 17 * sum(map(ord, other))) % 13
+
+
 def test_the_choice_by_brute_force():
     """Of every candidate, the mean over all others with their places, and the first of equals."""
     rng = random.Random(0)
     for _ in range(60):
         texts = [tuple(rng.choices("abc", k=rng.randint(1, 6))) for _ in range(6)]
         texts[rng.randrange(6)] = texts[0]
-        for utility in (bleu, match, lambda y, other: len({*y} & {*other})):
+        for utility in (bleu, equality, any_utility):
             means = [sum(utility(y, texts[j]) for j in range(6) if j != i) / 5
                      for i, y in enumerate(texts)]
             best = max(means)
@@ -85,9 +90,9 @@ def test_the_choice_by_brute_force():
 def test_the_candidate_is_the_answer_and_the_others_are_references():
     texts = [tuple("abcdab"), tuple("abcd"), tuple("abcdcd"), tuple("abcddd")]
     assert choose(texts) == 1 and choose(texts, lambda y, other: bleu(other, y)) == 2
-    assert choose([("a",), ("b",), ("b",)], match) == 1 and choose([("a",), ("b",)], match) == 0
+    assert choose([("a",), ("b",), ("b",)], equality) == 1 and choose([("a",), ("b",)], equality) == 0
     alone = [("a", "b"), ("x",), ("x",), ("a", "c")]
-    assert choose(alone, match) == 1  # itself does not count: x twice agrees with one other
+    assert choose(alone, equality) == 1  # itself does not count: x twice agrees with one other
 
 
 # ---- rows of a task
@@ -130,7 +135,7 @@ def test_several_answers_are_chosen_from():
         three.insert(i % 3, wrong[i])
         answers.append(torch.stack(three))  # (3, L)
     rows = rows_of(torch.stack(answers), x)
-    assert rows["any of 3: solved"][0] == rows["MBR-3 by match: solved"][0] == 1
+    assert rows["any of 3: solved"][0] == rows["MBR-3 by equality: solved"][0] == 1
     assert rows["MBR-3 by bleu: exact match with the reference"][0] == 1
     assert rows["mean of 3: solved"][0] == pytest.approx(2 / 3)
     assert rows["exact match with the reference"][0] == pytest.approx(2 / 3)  # of the first

@@ -9,12 +9,16 @@ from bounds import close, mean_of_batches
 from references import Figures
 
 import world
+from flags import UserError
+from gaussian import log_evidence, step_law, word_evidence
 from methods import make_method
-from methods.clocks import CLOCKS, Arc, Line, when
+from methods.clocks import CLOCKS, Arc, Line, refit, when
 from samplers import make_sampler
 from world import TEXTS, L, N, P
 
 figure = Figures("embedding")
+BY_PLACE = [name for name, make in CLOCKS.items() if not make(1.0).by_word]
+BY_WORD = ["key_first", "easy_first"]
 
 
 def test_a_line_is_that_of_another_program():
@@ -41,7 +45,7 @@ def test_the_arc_is_that_of_another_program_and_of_the_public_code():
     assert ((t * T).round().clamp(max=T - 1) - rows).abs().max() <= 1  # it ends at T - 1
 
 
-@pytest.mark.parametrize("name", CLOCKS)
+@pytest.mark.parametrize("name", BY_PLACE)
 def test_clocks_rise_from_text_to_noise_and_their_speed_is_their_slope(name):
     """Also around given tokens, which have no place on them."""
     clock = CLOCKS[name](1.3)
@@ -74,12 +78,15 @@ def test_the_clock_at_which_a_token_has_a_time_is_found():
     close(clock.times(u, *plan)[0][chosen], t[:, 0], 1e-9)
 
 
-@pytest.mark.parametrize("name, spread", [("line", 2.0), ("any", 0.5), ("any", 8.0), ("arc", 0.7)])
+@pytest.mark.parametrize("name, spread", [("line", 2.0), ("any", 0.5), ("any", 8.0), ("arc", 0.7),
+                                          ("adaptive", 1.0)])
 def test_the_bound_does_not_depend_on_the_clock(name, spread):
     """(13.10) by the draws of `nelbo`: the entropy of the world, within 4.5 standard errors."""
     method = make_method("plaid", N, dim=4, self_condition=0.0, clock=name, spread=spread)
     exact = method.oracle(world.LANGUAGE)
     torch.manual_seed(0)
+    if name == "adaptive":
+        observed(method).on_step(200)
 
     def draw():
         of = torch.multinomial(P, 1500, replacement=True)  # (n,)
@@ -110,3 +117,130 @@ def test_the_last_jump_of_the_public_sampler_takes_all_tokens_at_once():
     t = torch.cat([clock.times(a.view(1, 1), *plan)[0] for a in u])  # (57, 6)
     assert (t[:-1] - t[1:]).max() < 7 / 49
     assert ((t[:, 0] == 0) & (t[:, -1] > 0)).any()
+
+
+# ---- a clock that is fitted
+
+def test_a_refit_is_that_of_another_program():
+    """Times at equal steps of the error, between its ends."""
+    found = refit(figure("refit/gamma"), figure("refit/loss"), 10)
+    close(found, figure("refit/REF_gamma"), 1e-6)
+
+
+def observed(method, n=400):
+    """What the clock sees of errors that rise at t = 0.2 at place 0, and at 0.7 at the others."""
+    clock, torch_t = method.process.clock, torch.rand(n, 4)
+    rises = torch.tensor([0.2, 0.7, 0.7, 0.7])
+    at = torch.ones(n, 4, dtype=torch.bool)
+    clock.observe(torch_t.flatten(), torch.sigmoid((torch_t - rises) / 0.02).flatten(), at)
+    return clock
+
+
+def test_an_adaptive_clock_spends_u_where_the_error_of_a_place_rises():
+    method = make_method("plaid", 7, dim=4, clock="adaptive")
+    clock, free = observed(method), torch.ones(1, 6, dtype=torch.bool)
+    clock.on_step(clock.REFIT - 1)
+    assert clock.knots is None
+    clock.on_step(clock.REFIT)
+    u = torch.tensor([[0.5]]).double()
+    t, speed = clock.times(u, *clock.plan(free))  # (1, 6) each
+    close(t[0, :4], torch.tensor([0.2, 0.7, 0.7, 0.7]).double(), 0.06)
+    close(t[0, 4:], torch.tensor([0.5, 0.5]).double())  # places that were never seen
+    assert (speed[0, :4] < 0.5).all() and clock.seen.sum() == 0
+
+
+def test_a_checkpoint_keeps_a_fitted_clock_and_what_it_has_seen():
+    method, other = (make_method("plaid", 7, dim=4, clock="adaptive") for _ in range(2))
+    observed(method).on_step(200)
+    observed(method)
+    other.load_extra_state(method.extra_state())
+    for clock in (method.process.clock, other.process.clock):
+        clock.on_step(400)
+    assert torch.equal(method.process.clock.knots, other.process.clock.knots)
+
+
+def test_training_observes_and_evaluation_does_not():
+    method = make_method("plaid", 7, dim=4, clock="adaptive")
+    network, x = method.network(7, 1, 2, 16, cond_dim=8), torch.randint(7, (8, 6))
+    with torch.no_grad():
+        method.nelbo(network, x)
+    assert method.process.clock.error is None
+    method.loss(network, x)
+    assert method.process.clock.seen.sum() == 48
+
+
+# ---- noise that depends on the word
+
+def ranked(name="key_first", **flags):
+    """Plaid in the world, whose three words are ranked 0, 1/2 and 1."""
+    method = make_method("plaid", N, dim=4, self_condition=0.0, clock=name, spread=2.0, **flags)
+    method.use_counts(torch.tensor([5, 1, 3]))
+    return method
+
+
+def test_ranks_are_those_of_another_program():
+    clock = CLOCKS["key_first"](1.5)
+    clock.use_counts(figure("path/counts"))
+    close(clock.rank, figure("path/REF_key_rank"))
+    easy = CLOCKS["easy_first"](1.5)
+    easy.use_counts(figure("path/counts"))
+    close(easy.rank, 1 - clock.rank)
+
+
+def test_evidence_of_words_with_noise_of_their_own_is_the_density():
+    z, gamma = torch.randn(5, 2).double(), torch.randn(5, N).double()
+    table = torch.randn(N, 2).double()
+    alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()  # (5, N) each
+    law = torch.distributions.Normal(alpha[..., None] * table, sigma[..., None])
+    density = law.log_prob(z[:, None]).sum(-1)  # (5, N)
+    close(word_evidence(z, gamma, table).softmax(-1), density.softmax(-1))
+    same = gamma[:, :1].expand(-1, N)  # with one noise for all words it is (13.2)
+    close(word_evidence(z, same, table).softmax(-1),
+          log_evidence(z, gamma[:, 0], table).softmax(-1))
+
+
+def test_steps_of_drawn_words_are_exact_and_those_of_a_guess_are_not():
+    far = {}
+    for sampler in ("word-steps", "ddpm"):
+        method = ranked()
+        torch.manual_seed(0)
+        nothing = torch.zeros(700, L, dtype=torch.bool)
+        *_, x = method.sample(method.oracle(world.LANGUAGE), method.prior((700, L)), nothing, 64,
+                              make_sampler(sampler, method))
+        far[sampler], error = world.distance(world.numbers(x, N), P)
+    assert far["word-steps"] < 4 * error + 0.03 and far["ddpm"] > far["word-steps"] + 10 * error
+
+
+def test_noise_that_depends_on_the_word_has_no_bound_and_says_why():
+    for name in CLOCKS:
+        assert make_method("plaid", N, clock=name).bounded == (name not in BY_WORD)
+    method = ranked()
+    assert "so it tells the word; --clock common has a bound" in method.unbounded_reason
+    with pytest.raises(UserError, match="--weighting bound: --clock key_first has none, since"):
+        make_method("plaid", N, clock="key_first", weighting="bound")
+    torch.manual_seed(0)
+    loss = method.loss(method.oracle(world.LANGUAGE), TEXTS)
+    torch.manual_seed(0)
+    assert torch.equal(method.nelbo(method.oracle(world.LANGUAGE), TEXTS), loss)
+
+
+def test_a_plug_in_gaussian_costs_without_limit_as_steps_get_shorter():
+    """The KL of steps with the noise of another word, over a walk: it doubles with their number."""
+    def walk(T):
+        u = torch.linspace(1, 0, T + 1, dtype=torch.float64)  # (T + 1,)
+        of = {w: -4 + 10 * (u + 2 * (u - 1 + d)).clamp(0, 1) for w, d in (("x", 0.4), ("w", 0.6))}
+        laws = {w: step_law(torch.ones(T, 1).double(), torch.ones(1).double(), g[1:], g[:-1])
+                for w, g in of.items()}
+        (m, v), (mean, variance) = laws["x"], laws["w"]  # of the word, of the guess
+        inside = [(g > -4) & (g < 6) for g in of.values()]  # (T + 1,) each
+        both = torch.stack([a[1:] & a[:-1] for a in inside]).all(0)  # (T,) both move
+        kl = ((variance / v).log() + (v + (m - mean)[:, 0] ** 2) / variance - 1) / 2  # (T,)
+        return kl[both].sum().item()
+    nats = [walk(T) for T in (50, 100, 200, 400)]
+    assert nats[0] > 1 and all(1.8 < b / a < 2.2 for a, b in zip(nats, nats[1:])), nats
+
+
+def test_the_network_is_told_the_clock_of_the_text_and_not_the_noise_of_the_word():
+    method, told = ranked(), []
+    method.loss(lambda z, t, at: (told.append(t), torch.zeros(int(at.sum()), N))[1], TEXTS)
+    assert all((t == t[:, :1]).all() for t in told)

@@ -10,10 +10,10 @@ import torch
 from bounds import close
 from references import Figures
 
-from gaussian import VectorSpace, add_noise
+from gaussian import add_noise
 from methods import make_method
 from methods.difformer import anchor_nats
-from methods.embedding import Alpha2, Linear
+from methods.gammas import Alpha2, Linear
 
 figure = Figures("embedding")
 ABAR = figure("sched/sqrt_T50_alphas_cumprod").float()  # (50,)
@@ -69,7 +69,7 @@ def test_a_bound_over_shifted_times_is_the_same_bound():
     nats, x = [], torch.randint(7, (50, 6))
     for schedule in (Linear(-4.0, 6.0), Alpha2("sqrt", -4.0 - 2.0, 6.0 - 2.0, 2.0)):
         method = make_method("difformer", 7, dim=5, self_condition=0.0)
-        method.process = VectorSpace(method.random_table(), "layer norm", schedule)
+        method.process.schedule = schedule
         torch.manual_seed(0)
         shrink = lambda z, t, at: (z * torch.sigmoid(-method.process.gamma(t))[..., None])[at]
         nats.append(method.nelbo(shrink, x))

@@ -13,7 +13,7 @@ from references import Figures
 from gaussian import VectorSpace, ddim, large_variance, prior_nats, step_law, step_nats
 from methods import make_method
 from methods.diffusion_lm import rounding_nats
-from methods.embedding import Linear
+from methods.gammas import Linear
 
 figure = Figures("embedding")
 GAMMA = -torch.logit(figure("sched/sqrt_T50_alphas_cumprod"))  # (50,)

@@ -19,7 +19,7 @@ from diffusion import Labeled, stratified
 from flags import UserError, configure
 from gaussian import EmbeddingSpace, VectorSpace, log_evidence, own_evidence
 from methods import make_method
-from methods.embedding import Linear
+from methods.gammas import Linear
 from methods.plaid import LearnedLine, Monotone, Plaid
 from runtime.optim import make_optimizers
 from train import Config

@@ -11,9 +11,13 @@ from methods import make_method
 from methods.glyphs import FONT, PIXELS, draw_glyph
 
 
+def data_of(encoding):
+    return type("Data", (), {"encoding": encoding, "ids": lambda self, split: [0, 1]})()
+
+
 def glyph_method(letters="abcdefg"):
     method = make_method("sed", len(letters), table="glyphs")
-    method.on_data(type("Data", (), {"encoding": chars(letters)}))
+    method.on_data(data_of(chars(letters)))
     return method
 
 
@@ -58,7 +62,7 @@ def test_the_table_is_fixed_and_is_kept_with_the_weights():
 def test_tokens_that_are_no_characters_are_refused_in_one_line():
     method = make_method("sed", 2, table="glyphs")
     with pytest.raises(UserError, match="one printable character a token, and ' the' is none"):
-        method.on_data(type("Data", (), {"encoding": words(["the", "dog"])}))
+        method.on_data(data_of(words(["the", "dog"])))
     with pytest.raises(UserError, match="5 x 7 pixels: leave --dim out"):
         make_method("sed", 2, table="glyphs", dim=20)
 

@@ -18,15 +18,14 @@ CORE = [
      "fed = None", "test_plaid", "a walk feeds nothing back"),
     ("gaussian.py", "return self.rows().detach().square().mean()", "return 1.0 / self.D",
      "test_plaid", "rows of any norm are scaled as if theirs were 1"),
-    ("gaussian.py", "if self.clamp:", "if not self.clamp:",
+    ("gaussian.py", "[words] if self.clamp else x_hat", "[process.nearest(x_hat)]",
      "test_gaussian", "x_hat is clamped by default"),
-    ("samplers/ddim.py", "gamma_t), gamma_s, gamma_t)  # (N, D)",
-     "gamma_t), gamma_t, gamma_t)  # (N, D)",
+    ("samplers/ddim.py", "found, s, t))  # (N, D)", "found, t, t))  # (N, D)",
      "test_gaussian", "DDIM stays where it is"),
     ("samplers/ddim.py", "return mean + variance.sqrt()[:, None] * eps", "return mean",
      "test_gaussian", "steps of words without noise"),
-    ("methods/embedding.py", "space.schedule.time(gamma).float(), weight.float()",
-     "space.schedule.time(gamma).float(), torch.ones_like(weight).float()",
+    ("methods/embedding.py", "return t.float(), weight.float()  # (B, 1) each",
+     "return t.float(), torch.ones_like(weight).float()  # (B, 1) each",
      "test_methods", "gammas of a density without its weight"),
     ("methods/embedding.py", "first = at if fed_back is None else at & fed_back[:, None]",
      "first = at", "test_plaid", "all texts of a batch have a first call"),
@@ -70,4 +69,22 @@ METHODS = [
      "test_sed", "squared errors alone"),
 ]
 
-EMBEDDING = [*CORE, *METHODS]
+CLOCKS = [
+    ("methods/clocks.py", "t = u + w * (u - 1 + d)", "t = u + w * (u - d)",
+     "test_clocks", "the last token is clean first on a line"),
+    ("methods/clocks.py", "(1 - place / (2 * n)) / T", "(1 - place / (2 * n))",
+     "test_clocks", "the speed of an arc in levels"),
+    ("methods/embedding.py", "rate = space.schedule.slope(t) * speed", "rate = speed",
+     "test_clocks", "the slope of gamma is forgotten on a clock"),
+    ("methods/embedding.py", "(rate / mean.clamp(min=1e-300))", "(0 * rate + 1 / mean)",
+     "test_clocks", "tokens that do not move count in the bound"),
+    ("gaussian.py", "z.shape[-1] * sigma2.log()", "0 * sigma2.log()",
+     "test_clocks", "how noisy a word is tells nothing of it"),
+    ("samplers/ddim.py", "own = words if process.by_word else None",
+     "own = process.nearest(found.x_hat) if process.by_word else None",
+     "test_clocks", "a word that is drawn takes a step of another's noise"),
+    ("methods/embedding.py", "self.bounded = not self.process.by_word", "pass",
+     "test_clocks", "a bound is printed for noise that depends on the word"),
+]
+
+EMBEDDING = [*CORE, *METHODS, *CLOCKS]

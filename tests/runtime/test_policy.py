@@ -37,7 +37,7 @@ from runtime.policy import (
     advantages,
     clipped_loss,
     kl_along,
-    log_probs,
+    action_log_probs,
     make_estimator,
     watch,
     writes_masks,
@@ -129,7 +129,7 @@ def test_the_upper_bound_is_above_and_the_lower_below_for_an_exact_denoiser(beta
     for consistent in (True, False):
         logits, _ = random_world(2, consistent=consistent)
         calls = every_mask(SPG(beta=beta), TEXTS, NOTHING)
-        log_p = log_probs(tabular(logits), calls, N)  # (7, 27, L)
+        log_p = action_log_probs(tabular(logits), calls, N)  # (7, 27, L)
         share = chances(any_mask())[:, None, None]  # (7, 1, 1)
         upper = SPG(beta=beta).upper(log_p, calls, share)  # (27,)
         lower = (share * calls.weight * log_p).sum((0, 2))  # (27,)
@@ -206,7 +206,8 @@ def test_every_estimator_is_finite_at_tokens_of_probability_zero():
     for name in ESTIMATORS:
         made = make_estimator(name)
         calls = made.calls(PROCESS, x, frozen, path)
-        units = made.units(log_probs(tabular(logits), calls, N), calls, torch.ones(len(x)) - 2)
+        log_p = action_log_probs(tabular(logits), calls, N)  # (P, B, L)
+        units = made.units(log_p, calls, -torch.ones(len(x)))  # (B, U)
         gradient, = torch.autograd.grad(units.sum(), logits)
         assert gradient.isfinite().all(), name
 
@@ -237,7 +238,7 @@ def test_all_draws_of_a_step_are_its_actions(sampler, monkeypatch):
     decide which ones are: without them the gradient is another one."""
     logits, reward = random_world(3)
     x, calls, share = prescribed(make_sampler(sampler, MDLM), 2, logits, monkeypatch)
-    log_p = log_probs(tabular(logits), calls, N)  # (P, 729, L)
+    log_p = action_log_probs(tabular(logits), calls, N)  # (P, 729, L)
     q = share * log_p.sum((0, 2)).exp()  # (729,) of a path, by all that it drew
     assert abs(q.sum() - 1) < 1e-12
     r = reward[(x * torch.tensor([9, 3, 1])).sum(-1)]  # (729,)
@@ -283,7 +284,7 @@ def test_actions_are_what_the_sampler_drew(sampler):
     opens = (calls.z == 9) & (torch.cat([calls.z[1:], x[None]]) != 9)  # (P, B, L)
     assert (opens.sum(0) == ~frozen).all() and (calls.at | ~opens).all()
     assert (calls.words == x)[opens].all()
-    log_p = log_probs(net, calls, 9, 0.5)  # (P, B, L)
+    log_p = action_log_probs(net, calls, 9, 0.5)  # (P, B, L)
     p = probabilities(net(calls.z[0], calls.t[0])[..., :9], 0.5)  # (B, L, 9)
     due = p.gather(-1, calls.words[0].clamp(max=8)[..., None])[..., 0].log().float()  # (B, L)
     torch.testing.assert_close(log_p[0][calls.at[0]], due[calls.at[0]])
@@ -297,7 +298,7 @@ def test_a_sampler_that_is_watched_writes_the_same_law(sampler, monkeypatch):
     made = make_sampler(sampler, MDLM)
     with monkeypatch.context() as patch:
         x, calls, share = prescribed(made, 2, logits, patch)
-    q = share * log_probs(tabular(logits.detach()), calls, N).sum((0, 2)).exp()  # (729,)
+    q = share * action_log_probs(tabular(logits.detach()), calls, N).sum((0, 2)).exp()  # (729,)
     law = torch.zeros(27, dtype=torch.float64).index_add(0, number(x), q)  # (27,)
     torch.manual_seed(0)
     z = torch.zeros(6000, L, dtype=torch.long)  # (B, L)
@@ -306,13 +307,14 @@ def test_a_sampler_that_is_watched_writes_the_same_law(sampler, monkeypatch):
 
 
 def test_the_actions_of_ar_are_its_tokens():
-    ar, net = make_method("ar", 9), random_net(vocab_size=10, mask_mod=make_method("ar", 9).mask_mod)
+    ar = make_method("ar", 9)
+    net = random_net(vocab_size=10, mask_mod=ar.mask_mod)
     given = torch.ones(4, 6, dtype=torch.long)  # (B, L)
     frozen = torch.arange(6).expand_as(given) < 2  # (B, L)
     x, calls = watch(ar, net, given, frozen, 6, None)
     assert (x[:, :2] == 1).all() and (x < 9).all()
     with torch.no_grad():
-        torch.testing.assert_close(log_probs(net, calls, 9)[0], -ar.nelbo(net, x, frozen))
+        torch.testing.assert_close(action_log_probs(net, calls, 9)[0], -ar.nelbo(net, x, frozen))
 
 
 def test_kl_along_a_trajectory_is_that_of_trajectories():
@@ -331,5 +333,5 @@ def test_kl_along_a_trajectory_is_that_of_trajectories():
 def test_a_trajectory_at_another_temperature_has_another_probability():
     logits, _ = random_world(4)
     x, calls = trajectories(2)
-    sharp = log_probs(tabular(logits), calls, N, temperature=0.5)  # (2, B, L)
-    same(sharp, log_probs(tabular(2 * logits), calls, N))
+    sharp = action_log_probs(tabular(logits), calls, N, temperature=0.5)  # (2, B, L)
+    same(sharp, action_log_probs(tabular(2 * logits), calls, N))

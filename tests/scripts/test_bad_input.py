@@ -91,7 +91,8 @@ def test_a_bad_checkpoint_is_refused_in_one_line_and_its_code_never_runs(module,
                                                                          short_runs, capsys):
     damage(kind, short_runs("mdlm"))
     words = {train: ["--out_dir", "out", "--init_from=resume", "--max_iters=30"],
-             distill: ["--teacher", "out"], rl: ["--start", "out"]}.get(module, ["--out_dir", "out"])
+             distill: ["--teacher", "out"],
+             rl: ["--start", "out"]}.get(module, ["--out_dir", "out"])
     error = complaint(module, *words, capsys=capsys)
     assert says in error and "out" in error
     assert not Path("exploded").exists()

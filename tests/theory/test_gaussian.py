@@ -30,7 +30,7 @@ from gaussian import (
     step_law,
     step_nats,
 )
-from methods.embedding import Alpha2, Linear, Logistic
+from methods.gammas import Alpha2, Linear, Logistic
 from methods.plaid import Plaid
 from samplers import make_sampler
 from samplers.generate import generate
