@@ -43,14 +43,14 @@ def supports(denoiser, what):
 
 class Wrapper:
     """A denoiser that calls another one, and declares the abilities of that one.
-
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
-    fixed_shapes         is called at the same number of positions every time"""
+    fixed_shapes         is called at the same number of positions every time
+    reads_frozen         takes `frozen` (B, L): what is given. source: see samplers/sides.py"""
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
-        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes"):
+        for ability in "supports_cache supports_fused_head fixed_shapes source reads_frozen".split():
             setattr(self, ability, supports(denoiser, ability))
 
     def __call__(self, z, t, at=None, **layout):

@@ -34,8 +34,8 @@ import torch
 import train
 from diffusion import corrupt, reverse_step, stratified
 from flags import flag
-from gaussian import GaussianUniform
 from methods.base import to_float32
+from methods.uniform_gaussian import GaussianUniform
 from runtime.run import Run
 from runtime.streak import Streak
 from runtime.teacher import (Student, StudentFlags, batch_mean, make_student, plan_rounds,

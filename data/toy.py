@@ -27,7 +27,7 @@ learns this leave-one-out posterior, not p(x_l | z); under masks the two are the
 words, V vocabulary, K topics, Q places. All is float64 on the CPU, since Apple's GPUs have no
 float64. The noise is in diffusion.py; nothing here is learned.
 """
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch.special import entr  # -p log p
@@ -241,6 +241,12 @@ class Toy:
         return likelihood / top  # (n, L, V)
 
 
+@cache
+def toy_language():
+    """The language, whose tables never change: made once."""
+    return Toy()
+
+
 class ToyCorpus(Dataset):
     """The toy language as a data set. It has no end, so no text is ever seen twice."""
     name = "toy"
@@ -251,7 +257,7 @@ class ToyCorpus(Dataset):
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
 
     def __init__(self, block_size=32):
-        self.block_size, self.language, self.classes = block_size, Toy(), tuple(TOPICS)
+        self.block_size, self.language, self.classes = block_size, toy_language(), tuple(TOPICS)
         self.encoding = words(self.language.words)
         self.about = f"toy: a small English of {self.language.V} words and {len(TOPICS)} topics, " \
                      f"fresh texts of {block_size} words without end, entropy known"

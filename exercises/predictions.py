@@ -85,3 +85,16 @@ def cosine_of_a_mean_field(length):
     # exercise 23: one line
     return sum(1 / math.comb(length - 1, k) for k in range(length)) ** -0.5
     # end
+
+
+def solved_stars(arms, steps, hops):
+    """24: a star of `arms` ways of `steps` steps (data/planning.py), 3 or more of each. A network
+    follows at most `hops` edges in one call, forwards or backwards, from the start, the goal and
+    the letters of the way that it sees. If it finds several letters for a place, they are equally
+    likely; if it finds none, all letters are. Which share of stars does it solve from left to
+    right, and which share if it opens the surest mask first?
+
+    -> two numbers"""
+    # exercise 24: one line
+    return 1.0 if hops >= steps - 1 else 1 / arms, 1.0
+    # end

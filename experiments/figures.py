@@ -40,8 +40,8 @@ from experiments.sudoku_figure import draw_sudoku, measure_sudoku
 from experiments.timing import hardware
 from experiments.training import language_models, method_names, run_to_end
 from flags import UserError, configure, flag
-from gaussian import GaussianUniform
 from methods import make_method
+from methods.uniform_gaussian import GaussianUniform
 from oracle import exact
 from samplers import make_sampler
 from samplers.generate import trajectory

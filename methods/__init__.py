@@ -15,6 +15,7 @@ METHODS = {
     "rdm": "methods.rdm:RDM",  # masks, with weights over steps and pairs of times
     "radd": "methods.radd:RADD",  # masks: four forms of one bound
     "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
+    "dot": "methods.dot:DoT",  # masks in one thought after the other
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
     "blockgen": "methods.blockgen:BlockGen",  # the same in blocks of several sizes
@@ -28,6 +29,12 @@ METHODS = {
     "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
+
+    "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
+    "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned
+    "diffusion_lm": "methods.diffusion_lm:DiffusionLM",  # the same: vectors, rounded to words
+    "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
+    "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps

@@ -1,10 +1,11 @@
 """
 Chapter 7. Duo (arXiv:2506.10892): uniform noise, learned from relaxed inputs at first.
 
-Under uniform noise, z is the largest coordinate of a noisy one-hot vector w: (7.1), gaussian.py. In
-the first part of training, the curriculum, the network gets softmax(w / tau) in place of z. Where
-two coordinates nearly tie it sees both words, so hard cases are easier, and gradients vary less.
-The loss is the bound of methods/udlm.py for z. At tau = 0 the network gets z itself.
+Under uniform noise, z is the largest coordinate of a noisy one-hot vector w: (7.1) of
+methods/uniform_gaussian.py. In the first part of training, the curriculum, the network gets
+softmax(w / tau) in place of z. Where two coordinates nearly tie it sees both words, so hard cases
+are easier, and gradients vary less. The loss is the bound of methods/udlm.py for z. At tau = 0 the
+network gets z itself.
 
 softmax(w / tau) over V words takes V Gaussians per token. At small tau only the largest few count,
 and these can be drawn without the rest (arXiv:2602.21185): the largest of n independent uniforms is
@@ -18,8 +19,8 @@ import torch.nn.functional as F
 
 from diffusion import stratified
 from flags import UserError, flag
-from gaussian import GaussianUniform
 from methods.udlm import UDLM, jump_weight, weighted_bound
+from methods.uniform_gaussian import GaussianUniform
 
 
 def dense_relaxation(process, x, t, tau):

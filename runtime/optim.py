@@ -101,8 +101,9 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model, config):
     """Muon for the matrices inside blocks, AdamW for all other weights, as Muon's authors advise.
 
-    Embeddings, the head, norms and conditioning layers are other weights. Each group keeps its full
-    learning rate as "full_lr".
+    Embeddings, the head, norms and conditioning layers are other weights. Vectors do not decay, nor
+    does a table that noise is added to ("space"): its norm decides how much noise that is. Each
+    group keeps its full learning rate as "full_lr".
     """
     inside = "blocks", "swap", "decoder"
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -110,7 +111,9 @@ def make_optimizers(model, config):
             if config.optimizer == "muon" and p.ndim == 2
             and name.startswith(inside) and "adaln" not in name]
     others = [p for p in trained.values() if not any(p is q for q in muon)]
-    matrices, vectors = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
+    free = [p for name, p in trained.items() if p.ndim < 2 or name.startswith("space.")]
+    matrices, vectors = ([p for p in others if any(p is q for q in free) == is_free]
+                         for is_free in (False, True))
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate,

@@ -25,6 +25,7 @@ SAMPLERS = {
     "klass": "samplers.orders:Klass",                        # predictions that have settled
     "confidence": "samplers.unmasking:Confidence",           # the most confident ones
     "semi-ar": "samplers.semi_ar:SemiAR",                    # the same, block after block
+    "thoughts": "samplers.thoughts:Thoughts",                # thought after thought
     "remdm-conf": "samplers.remasking:ReMDMConf",            # doubtful words are masked again
     "top-k": "samplers.remasking:TopK",                      # the most confident words stay
     "p2": "samplers.planners:P2",                            # those that the others call right
@@ -34,6 +35,10 @@ SAMPLERS = {
 
     "analytic": "samplers.euler:Analytic",                   # steps of (6.4): (0.3) in ratios
     "euler": "samplers.euler:Euler",                         # steps of (6.5)
+
+    "ddpm": "gaussian:DDPM",                                 # steps of (13.4), for embeddings
+    "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
+    "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers

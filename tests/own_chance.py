@@ -57,6 +57,11 @@ class OwnChance:
         u = self.uniform(like.shape, torch.float64)  # (B, L)
         return (low + u * (high - low)).long()  # (B, L)
 
+    def normal(self, shape, device=None):
+        """In place of torch.randn. -> shape (B, L, D)"""
+        u = torch.stack([self.uniform(shape[:2], torch.float64) for _ in range(shape[2])], -1)
+        return torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9)).float()  # (B, L, D)
+
     def exponential(self, a):
         """In place of Tensor.exponential_."""
         return a.copy_(-torch.log1p(-self.uniform(a.shape, torch.float64)))  # (B, L)
@@ -64,6 +69,7 @@ class OwnChance:
     def __enter__(self):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(torch, "rand", self.uniform)
+        self.patch.setattr(torch, "randn", self.normal)
         self.patch.setattr(torch, "rand_like", lambda a: self.uniform(a.shape, a.dtype))
         self.patch.setattr(torch, "randint_like", self.integers)
         self.patch.setattr(torch.Tensor, "exponential_", lambda a: self.exponential(a))
@@ -83,6 +89,7 @@ def knows_its_own_text(z, t, at=None, **layout):
     """A denoiser of 5 symbols, of the network's shape for any method, that depends on all it is
     given for a text, and on no other text."""
     place = torch.arange(z.shape[1])  # (L,)
+    z = z.sum(-1) if z.is_floating_point() else z  # (B, L) of rows of embeddings
     time = 0 if t is None else 3 * t.double()
     seen = 1.3 * z + 0.7 * z.roll(1, -1) + 2 * place + time  # (B, L)
     logits = 3 * torch.sin(seen[..., None].double() + 1.7 * torch.arange(6))  # (B, L, 6)

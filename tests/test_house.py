@@ -253,6 +253,7 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             "guidance",
             "sliding_window",
             "reply",
+            "sides",
             "correctors",
             "unmasking",
             "orders",

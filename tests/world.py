@@ -8,6 +8,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+from data.tokenizer import chars
 from diffusion import Absorbing, Hybrid, Uniform, likelihood, posterior_x0, reverse
 from methods import make_method
 
@@ -43,6 +44,19 @@ def q(process, z, t):
     return evidence(process, z, t).prod(-1)
 
 
+def posterior_of_all(likelihood, leave_one_out=True):
+    """Language.posterior without a topic: a product of matrices for each token. -> (B, n, N)"""
+    n, rows = likelihood.shape[1], []
+    p = P.view(N ** n, -1).sum(-1).view((N,) * n)  # (N, .., N)
+    for l in range(n):
+        q = p.movedim(l, -1).expand(len(likelihood), *p.shape)  # (B, N, .., N) x_l last
+        for k in (k for k in range(n) if k != l):
+            q = torch.einsum("bv,bv...->b...", likelihood[:, k], q)  # (B, ..)
+        rows.append(q if leave_one_out else q * likelihood[:, l])  # (B, N)
+    p = torch.stack(rows, 1)  # (B, n, N)
+    return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
+
+
 class Language:
     """The world as a language (see data/toy.py): what Method.oracle needs to know of one."""
     V, n_topics = N, len(JOINT) - 1
@@ -50,8 +64,10 @@ class Language:
     def posterior(self, likelihood, leave_one_out=True, topic=None):
         """p(x_l | all other evidence), or all evidence. likelihood (B, n, N) -> (B, n, N)"""
         n = likelihood.shape[1]  # of the first n tokens, as bd3lm asks
+        if topic is None:
+            return posterior_of_all(likelihood, leave_one_out)  # (B, n, N)
         seen = likelihood[:, torch.arange(n), TEXTS[:, :n]]  # (B, 27, n)
-        weight, rows = P if topic is None else JOINT[topic], []  # (27,)|(B, 27)
+        weight, rows = JOINT[topic], []  # (27,)|(B, 27)
         for l in range(n):
             kept = [k for k in range(n) if k != l or not leave_one_out]
             joint = seen[:, :, kept].prod(-1) * weight  # (B, 27)
@@ -82,6 +98,8 @@ LANGUAGE = Language()
 
 class Corpus:
     """The world as a data set: what Method.on_data reads of one, 1,000 texts by their numbers."""
+    encoding = chars("abcdefgh")  # at least as many symbols as tests have
+    thoughts = (1, 2)  # the last three words
 
     def ids(self, split):
         return TEXTS.repeat_interleave((1000 * P).round().long(), 0).flatten().numpy()  # (m,)
@@ -98,6 +116,7 @@ def by_state(denoiser):
     """The same denoiser, called once for equal texts: many draws are in few states."""
     def call(z, t, at=None, label=None, **layout):
         own = layout.get("mask_mod") and not getattr(layout["mask_mod"], "cacheable", False)
+        own = own or z.is_floating_point()  # or no two texts are alike
         own = own or layout.get("positions", z[0]).dim() > 1  # a layout for each text
         if own or t is not None and len(t.unique()) > 1:
             return denoiser(z, t, at=at, label=label, **layout)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from diffusion import Absorbing, Hybrid, Uniform, ancestral, bound, probabilities
 from distill import coupled, divergence
 from exercises import predictions
-from gaussian import GaussianUniform
 from graders import DOUBLE, check, check_close, check_detects, check_equal, check_shape, hint
 from methods.bd3lm import block_diffusion_mask
 from methods.md4 import Scheduled
 from methods.pgm import group_weights
 from methods.udlm import mixture_bound
+from methods.uniform_gaussian import GaussianUniform
 from samplers.guidance import mix_logits
 from samplers.unmasking import Confidence
 

@@ -1,5 +1,5 @@
 """Duo: both ways to draw a relaxed input, and the curriculum. Draws are judged by standard errors.
-The operator T is in tests/theory/test_gaussian.py."""
+The operator T is in tests/methods/test_uniform_gaussian.py."""
 import math
 import signal
 
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 import world
 from diffusion import Uniform
-from gaussian import GaussianUniform
 from methods.duo import Duo, dense_relaxation, distinct, sparse_relaxation
 from methods.udlm import mixture_bound, text_logits
+from methods.uniform_gaussian import GaussianUniform
 from runs import assert_same, cache, elsewhere, fit, interrupt  # noqa: F401
 from world import surprise
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from references import Figures
 
 from diffusion import Sampler, Uniform, corrupt, posterior_x0, probabilities, reverse
-from gaussian import Operator
 from methods import duo
 from methods.duo import dense_relaxation, sparse_relaxation, top_weights
 from methods.udlm import mixture_bound
+from methods.uniform_gaussian import Operator
 from samplers.correctors import Greedy
 from samplers.psi import kappa_of
 from world import psi_law

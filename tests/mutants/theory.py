@@ -1,4 +1,4 @@
-"""Mutants of the theory: diffusion.py, gaussian.py, methods/, distill.py."""
+"""Mutants of the theory: diffusion.py, methods/, distill.py."""
 
 CORE = [
     ("diffusion.py", "device=x.device) < process.alpha(t)", "device=x.device) > process.alpha(t)",
@@ -151,10 +151,10 @@ WORDS = [
      "the clean word wins if it is among k (public code)"),
     ("methods/duo.py", "noise = 1 - self.gaussian.alpha(t)", "noise = t",
      "test_duo test_duo_reference", "the network reads t in place of 1 - alpha"),
-    ("gaussian.py", "dp * -mu[..., 0] / 2", "dp * -mu[..., 0]",
-     "test_gaussian test_duo", "half, or twice, the derivative of alpha"),
-    ("gaussian.py", "self.V / (self.V - 1) * dp", "dp",
-     "test_gaussian test_duo", "V / (V - 1) is forgotten"),
+    ("methods/uniform_gaussian.py", "dp * -mu[..., 0] / 2", "dp * -mu[..., 0]",
+     "test_uniform_gaussian test_duo", "half, or twice, the derivative of alpha"),
+    ("methods/uniform_gaussian.py", "self.V / (self.V - 1) * dp", "dp",
+     "test_uniform_gaussian test_duo", "V / (V - 1) is forgotten"),
     ("methods/ar.py", "return F.pad(x, (1, 0), value=self.start)[:, :-1]", "return x",
      "test_ar test_oracle test_cache", "ar sees the token that it predicts"),
 ]

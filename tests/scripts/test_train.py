@@ -51,6 +51,7 @@ BESIDE = dict(
     embedding=dict(transition="nearest", diffusion_steps=6),
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
+    coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
     slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.

@@ -10,9 +10,9 @@ import world
 from diffusion import Absorbing, corrupt, stratified
 from distill import DCD, SDTT, coupled, divergence, sdtt_targets
 from flags import configure
-from gaussian import GaussianUniform
 from methods import make_method
 from methods.duo import dense_relaxation
+from methods.uniform_gaussian import GaussianUniform
 from runs import ROOT
 from train import loss_per_token
 from world import N
