@@ -1,4 +1,4 @@
-"""The grader of exercise 24: why a model that writes in order stops at 1/a (exercises/README.md)."""
+"""The grader of exercise 24: why a model that writes in order stops at 1/a."""
 from functools import lru_cache
 
 import torch
@@ -71,8 +71,8 @@ def test_exercise_24_from_left_to_right_the_first_step_is_a_guess():
                 1 / (arms * steps + 1),
             "every letter were a guess: of what comes after the first one there is one letter":
                 arms ** -float(steps),
-            f"it saw the goal from the first letter: that is {steps - 1} edges away, and it follows "
-            f"{hops}": 1.0, "it guessed also where the goal is in reach": 1 / arms,
+            f"it saw the goal from the first letter: that is {steps - 1} edges away, and it "
+            f"follows {hops}": 1.0, "it guessed also where the goal is in reach": 1 / arms,
             "a step were as likely as a way": 1 / steps})
         check_close(case + "the surest first", first, exact[1], 0.03, {
             "it began at the start: it is sure of the letter before the goal": 1 / arms})

@@ -35,10 +35,16 @@ def quick(monkeypatch):
 
 
 def test_puzzles_are_solved_along_a_run_and_in_all_ways_at_its_end(quick, monkeypatch):
-    data, steps = load_data("sudoku4-in-place", 0), []
+    data, steps, seen, solve = load_data("sudoku4-in-place", 0), [], [], reasoning.solved_by
+
+    def solved_by(*given):
+        seen.append(len(steps))
+        return solve(*given)
     monkeypatch.setattr(reasoning, "train_step", lambda trainer, step: steps.append(step))
+    monkeypatch.setattr(reasoning, "solved_by", solved_by)
     points, weights = run_of(quick, "sudoku4-in-place", data, "mgdm", "1x16", seed=1)
     assert steps == list(range(8)) and 0 < weights < 0.01
+    assert seen == [1, 2, 4, 8, 8, 8, 8]
     assert [len(points[way]) for way in points] == [4, 1, 1, 1]
     minutes = [minute for minute, _ in points["easy first"]]
     assert minutes == sorted(minutes) and points["1 call"][0][0] == minutes[-1]

