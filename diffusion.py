@@ -50,8 +50,8 @@ class Wrapper:
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
-        for ability in "supports_cache supports_fused_head fixed_shapes source reads_frozen".split():
-            setattr(self, ability, supports(denoiser, ability))
+        for what in "supports_cache supports_fused_head fixed_shapes source reads_frozen".split():
+            setattr(self, what, supports(denoiser, what))
 
     def __call__(self, z, t, at=None, **layout):
         return self.denoiser(z, t, at=at, **layout)

@@ -25,7 +25,7 @@ def build_network(config, method, n_classes=0):
         cond_dim=config.cond_dim if conditioned else 0, n_classes=n_classes,
         dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
         time_input=config.time_input, norm_bias=config.norm_bias,
-        places=config.learned_places and config.block_size + 1)  # one more for a start symbol
+        places=vars(config).get("learned_places", False) and config.block_size + 1)  # and a start
     if vars(config).get("sides") != "encoder":
         return network
     return divide(network, method, load_row(DATASETS, config.data).source)

@@ -128,8 +128,8 @@ def time_sides(config):
         found = time_in_turns({"joined": (lambda: write(joined), 1000 / 64),
                                "encoder": (lambda: write(cached), 1000 / 64)}, 9, x.device)
         cells = "".join(f"{statistics.median(times):>9.2f}" for times in found.values())
-        print(f"{name:<14}{task.source:>7}{task.target:>7}{cells}{format_ratio(*found.values()):>26}",
-              flush=True)
+        print(f"{name:<14}{task.source:>7}{task.target:>7}{cells}"
+              f"{format_ratio(*found.values()):>26}", flush=True)
 
 
 def main(config, given=()):

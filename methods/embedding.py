@@ -56,8 +56,8 @@ class Embedding(Method):
     self_condition: float = flag(0.5, "share of texts that are trained on the network's own first "
                                       "x_hat; 0: the network has no such input", least=0, most=1,
                                  fixed=True)
-    clock: str = flag("common", "when noise leaves a token: all at once, or one after the other in "
-                      "some order; methods/clocks.py", [*CLOCKS], later=True)
+    token_clock: str = flag("common", "when noise leaves a token: all at once, or one after the "
+                            "other in some order; methods/clocks.py", [*CLOCKS], later=True)
     spread: float = flag(2.0, "how many times the time in which one token is noisy lie between the "
                          "first and the last; for other clocks than common", least=0.01, most=1000,
                          later=True)
@@ -65,12 +65,12 @@ class Embedding(Method):
     samplers, classifier_process = ("ddpm", "ddim", "word-steps"), None
     first_choice = "ddpm"
     predicts = "each token from a noisy embedding"
-    unbounded_reason = ("the amount of noise depends on the word, so it tells the word; --clock "
-                        "common has a bound")
+    unbounded_reason = ("the amount of noise depends on the word, so it tells the word; "
+                        "--token_clock common has a bound")
 
     def __post_init__(self):
         self.vocab_size, self.process = self.n_tokens, self.space().learn(False)
-        self.process.clock = CLOCKS[self.clock](self.spread)
+        self.process.clock = CLOCKS[self.token_clock](self.spread)
         self.bounded = not self.process.by_word
         self.use_counts(torch.ones(self.n_tokens))  # all as often, until there is a text
 

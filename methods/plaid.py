@@ -70,7 +70,7 @@ class Plaid(Embedding):
     def __post_init__(self):
         super().__post_init__()
         if self.weighting == "bound" and not self.bounded:
-            raise UserError(f"--weighting bound: --clock {self.clock} has none, since "
+            raise UserError(f"--weighting bound: --token_clock {self.token_clock} has none, since "
                             f"{self.unbounded_reason}")
 
     def space(self):

@@ -76,6 +76,7 @@ def policy_flags(settings, given, script):
         raise UserError(f"--batch_size {settings.batch_size} must be a multiple of --group "
                         f"{settings.group}")
     start = state or read_state(settings.start)
+    assemble(start, settings.start or settings.out_dir)  # UserError if its parts do not fit
     if not start["config"]["data"]:
         raise UserError(f"{settings.start} is a published model, which has no text of its own: "
                         "first fine-tune it with train.py, and start from that run")
@@ -109,11 +110,12 @@ def make_policy(cls, settings, state, method, config, data, device):
         raise UserError(f"{settings.start} is conditioned on classes: start from another model")
     start = build_network(config, method).to(device).eval().requires_grad_(False)
     start.load_state_dict(state["ema"])
-    reward = make_reward(settings.reward, data, assemble(state, settings.start, device))
-    return cls(method, start, settings, reward, choose_policy_sampler(settings, method))
+    model = assemble(state, settings.start, device)
+    reward = make_reward(settings.reward, data, model)
+    return cls(method, start, settings, reward, choose_policy_sampler(settings, method, model))
 
 
-def choose_policy_sampler(settings, method):
+def choose_policy_sampler(settings, method, model):
     """The sampler of the flags; UserError if (22.1) is not its gradient. None for exact methods,
     which write in order."""
     if method.exact and method.left_to_right:
@@ -126,6 +128,7 @@ def choose_policy_sampler(settings, method):
     sampler = make_sampler(name, method, **options)
     if reason := writes_masks(method, sampler):
         raise UserError(f"--sampler {name} has no policy gradient here: {reason}")
+    sampler.prepare(model)
     return sampler
 
 

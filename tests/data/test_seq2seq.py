@@ -156,14 +156,14 @@ def test_the_answers_of_every_question_fit_and_have_probabilities_that_sum_to_on
 def test_answers_are_drawn_with_the_probabilities_that_are_stated(name):
     """Both by `redraw` and by `examples`, whose answers are those of the entropy (19.1)."""
     task = TASKS[name]
-    x = task.windows("val", 1).expand(1500, -1)  # (n, L)
+    x = task.windows("val", 1).expand(800, -1)  # (n, L)
     answers = task.right_answers(task.source_of(x[0].tolist()))
     number = {text: i for i, text in enumerate(answers)}
     draws = torch.tensor([number[task.target_of(row)] for row in task.redraw(x, 1).tolist()])
     p = torch.tensor([*answers.values()], dtype=torch.float64)  # (answers,)
     assert len(p) > 1 and world.surprise(draws, p) < 4
-    shown = task.examples("val", 800, torch.Generator().manual_seed(1))[0]  # (n, L)
-    zero_in_the_mean(task.answer_nats(shown) - task.answer_entropy(shown), 0.03)
+    shown = task.examples("val", 500, torch.Generator().manual_seed(1))[0]  # (n, L)
+    zero_in_the_mean(task.answer_nats(shown) - task.answer_entropy(shown), 0.05)
 
 
 def test_the_entropy_of_paraphrases_by_enumeration():
@@ -276,10 +276,10 @@ def test_the_bound_of_an_exact_denoiser_is_the_entropy_and_its_answers_are_right
     nats, scored = nats_of(ar, exact_denoiser(task, x, True), x, 1, frozen=frozen)  # (n,) each
     assert torch.allclose(nats, exact, atol=1e-9) and (scored == task.target).all()
     denoiser = exact_denoiser(task, x)
-    draws = 120 if task.counts_slots else 2
+    draws = 70 if task.counts_slots else 2
     many, given = task.redraw(x.repeat(draws, 1), 1), frozen.repeat(draws, 1)  # (n draws, L) each
     nats, _ = nats_of(mdlm, denoiser, many, 1, 4 * n, given)  # (n draws,)
-    zero_in_the_mean(nats - task.answer_nats(many), 0.12) if task.counts_slots else None
+    zero_in_the_mean(nats - task.answer_nats(many), 0.15) if task.counts_slots else None
     assert task.counts_slots or (nats.abs() < 1e-9).all()
     wrong = lambda z, t, at=None: torch.log(0.9 * denoiser(z, t, at).exp() + 0.1 / task.end)
     worse, _ = nats_of(mdlm, wrong, many, 1, 4 * n, given)  # (n draws,)
@@ -293,17 +293,17 @@ def test_the_bound_of_an_exact_denoiser_is_the_entropy_and_its_answers_are_right
 def test_texts_of_one_question_that_are_written_follow_the_law():
     """Token by token in the order of least entropy, draws are those of the language."""
     task = TASKS["summary"]
-    x, frozen, _ = (a if a is None else a[:1].expand(900, -1)
+    x, frozen, _ = (a if a is None else a[:1].expand(500, -1)
                     for a in task.example_windows("val", 2))
     mdlm = make_method("mdlm", task.encoding.n_vocab)
     torch.manual_seed(0)
-    found = generate(mdlm, world.by_state(exact_denoiser(task, x)), 900, task.length, task.target,
+    found = generate(mdlm, world.by_state(exact_denoiser(task, x)), 500, task.length, task.target,
                      make_sampler("entropy", mdlm), given=x, frozen=frozen)  # (n, L)
     counts = Counter(map(task.target_of, found.tolist()))
     answers = task.right_answers(task.source_of(x[0].tolist()))
     assert {*counts} <= {*answers}
-    off = sum(abs(counts[text] / 900 - p) for text, p in answers.items()) / 2
-    assert off < 4 * 0.5 * math.sqrt(len(answers) / 900)
+    off = sum(abs(counts[text] / 500 - p) for text, p in answers.items()) / 2
+    assert off < 4 * 0.5 * math.sqrt(len(answers) / 500)
 
 
 def test_what_a_perfect_model_reaches_as_the_page_has_it():

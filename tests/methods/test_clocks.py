@@ -82,7 +82,7 @@ def test_the_clock_at_which_a_token_has_a_time_is_found():
                                           ("adaptive", 1.0)])
 def test_the_bound_does_not_depend_on_the_clock(name, spread):
     """(13.10) by the draws of `nelbo`: the entropy of the world, within 4.5 standard errors."""
-    method = make_method("plaid", N, dim=4, self_condition=0.0, clock=name, spread=spread)
+    method = make_method("plaid", N, dim=4, self_condition=0.0, token_clock=name, spread=spread)
     exact = method.oracle(world.LANGUAGE)
     torch.manual_seed(0)
     if name == "adaptive":
@@ -96,7 +96,7 @@ def test_the_bound_does_not_depend_on_the_clock(name, spread):
 
 
 def test_a_walk_along_a_clock_draws_from_the_language_and_tells_its_largest_jump():
-    method = make_method("plaid", N, dim=4, self_condition=0.0, clock="line", spread=1.0)
+    method = make_method("plaid", N, dim=4, self_condition=0.0, token_clock="line", spread=1.0)
     walk = make_sampler("ddpm", method)
     torch.manual_seed(0)
     nothing = torch.zeros(1000, L, dtype=torch.bool)
@@ -137,7 +137,7 @@ def observed(method, n=400):
 
 
 def test_an_adaptive_clock_spends_u_where_the_error_of_a_place_rises():
-    method = make_method("plaid", 7, dim=4, clock="adaptive")
+    method = make_method("plaid", 7, dim=4, token_clock="adaptive")
     clock, free = observed(method), torch.ones(1, 6, dtype=torch.bool)
     clock.on_step(clock.REFIT - 1)
     assert clock.knots is None
@@ -150,7 +150,7 @@ def test_an_adaptive_clock_spends_u_where_the_error_of_a_place_rises():
 
 
 def test_a_checkpoint_keeps_a_fitted_clock_and_what_it_has_seen():
-    method, other = (make_method("plaid", 7, dim=4, clock="adaptive") for _ in range(2))
+    method, other = (make_method("plaid", 7, dim=4, token_clock="adaptive") for _ in range(2))
     observed(method).on_step(200)
     observed(method)
     other.load_extra_state(method.extra_state())
@@ -160,7 +160,7 @@ def test_a_checkpoint_keeps_a_fitted_clock_and_what_it_has_seen():
 
 
 def test_training_observes_and_evaluation_does_not():
-    method = make_method("plaid", 7, dim=4, clock="adaptive")
+    method = make_method("plaid", 7, dim=4, token_clock="adaptive")
     network, x = method.network(7, 1, 2, 16, cond_dim=8), torch.randint(7, (8, 6))
     with torch.no_grad():
         method.nelbo(network, x)
@@ -173,7 +173,8 @@ def test_training_observes_and_evaluation_does_not():
 
 def ranked(name="key_first", **flags):
     """Plaid in the world, whose three words are ranked 0, 1/2 and 1."""
-    method = make_method("plaid", N, dim=4, self_condition=0.0, clock=name, spread=2.0, **flags)
+    flags = dict(dim=4, self_condition=0.0, token_clock=name, spread=2.0, **flags)
+    method = make_method("plaid", N, **flags)
     method.use_counts(torch.tensor([5, 1, 3]))
     return method
 
@@ -213,11 +214,11 @@ def test_steps_of_drawn_words_are_exact_and_those_of_a_guess_are_not():
 
 def test_noise_that_depends_on_the_word_has_no_bound_and_says_why():
     for name in CLOCKS:
-        assert make_method("plaid", N, clock=name).bounded == (name not in BY_WORD)
+        assert make_method("plaid", N, token_clock=name).bounded == (name not in BY_WORD)
     method = ranked()
-    assert "so it tells the word; --clock common has a bound" in method.unbounded_reason
-    with pytest.raises(UserError, match="--weighting bound: --clock key_first has none, since"):
-        make_method("plaid", N, clock="key_first", weighting="bound")
+    assert "so it tells the word; --token_clock common has a bound" in method.unbounded_reason
+    with pytest.raises(UserError, match="--weighting bound: --token_clock key_first has none"):
+        make_method("plaid", N, token_clock="key_first", weighting="bound")
     torch.manual_seed(0)
     loss = method.loss(method.oracle(world.LANGUAGE), TEXTS)
     torch.manual_seed(0)

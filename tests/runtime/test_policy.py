@@ -262,7 +262,7 @@ PAIRS = [(name, sampler) for name in METHODS for method in [make_method(name, 9)
 
 def test_masked_methods_and_samplers_that_fit():
     assert {name for name, _ in PAIRS} >= {"mdlm", "md4", "radd", "mgdm", "rdm", "diffugpt"}
-    assert {sampler for _, sampler in PAIRS} == {
+    assert {sampler for _, sampler in PAIRS} >= {
         "ancestral", "first-hitting", "spread", "entropy", "margin", "entropy-budget", "klass",
         "confidence", "semi-ar"}
     assert "more than the words" in writes_masks(MDLM, make_sampler("remdm-conf", MDLM))

@@ -33,7 +33,7 @@ TYPED = {
 VALUES = [(train, "method", "masked mdlm|absorbing mdlm|uniform udlm|d3pm-uniform d3pm|"
                             "autoregressive ar|gpt ar|block bd3lm|mdml mdlm"),
           (train, "optimizer", "adam adamw"), (train, "dtype", "bf16 bfloat16"),
-          (sample, "sampler", "remdm remdm-conf|ddpm ancestral|maskgit confidence|gibs"),
+          (sample, "sampler", "remdm remdm-conf|maskgit confidence|gibs"),
           (sample, "oracle", "masked mdlm|udml udlm")]
 NOTHING = {train: "temperature foo num_samples config evaluation", distill: "n_layer foo",
            sample: "lr max_iters epochs foo bar topk methode", chat: "lr foo sampling"}

@@ -40,7 +40,7 @@ VALUES = dict(
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
     ar=["", "an-ar"], masked=["", "one"], noise_of=list(noises()), levels=[1, 50],
     mask_rate=[0.0, 0.5], positions=[0, 16], spindle=[0.0, 0.2], block_sizes=["", "2,4"],
-    size_weights=["1,0,0", "0,0,1"])
+    size_weights=["1,0,0", "0,0,1"], dim=[2, 5], bins=[2, 5])
 
 # Other flags that must be given, so that a flag has an effect.
 BESIDE = dict(
@@ -52,7 +52,8 @@ BESIDE = dict(
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
     coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
-    slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
+    table=dict(data="poem.txt"), spread=dict(token_clock="line"), slope=dict(times="path"),
+    path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
