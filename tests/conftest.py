@@ -17,3 +17,7 @@ torch.set_num_threads(1)  # what is tiny gains nothing from a second one
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start pytest with it ignored
 for folder in (Path(__file__).parent, Path(__file__).parent.parent):
     sys.path.insert(0, str(folder))
+
+from runtime.device import keep_memory  # noqa: E402  as scripts do
+
+keep_memory()
