@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusion import stratified
 from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.embedding import TRAINED, Embedding, free_tokens, scatter_nats
 from methods.gammas import Linear
 
 SHARE = 8  # one text in so many is for the decoder's term
@@ -84,7 +84,7 @@ class Plaid(Embedding):
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         if self.weighting == "bound":
             return self.split_bound(denoiser, x, frozen, fed_back)  # (B, L)
-        t, _ = self.draw_times(free_tokens(x, frozen))  # (B, 1|L)
+        t, _ = self.draw_times(free_tokens(x, frozen), *TRAINED)  # (B, 1|L)
         return self.cross_entropies(denoiser, x, t, frozen, fed_back)  # (B, L)
 
     def split_bound(self, denoiser, x, frozen, fed_back):
