@@ -111,7 +111,8 @@ def test_every_kind_of_noise_is_sampled_and_evaluated(method, flags, capsys):
     random_checkpoint("other")
     beside = STATEFUL[method] if flags.get("transition") == "nearest" else {}
     if flags.get("table") == "glyphs":  # of characters
-        beside = dict(data="names", tokenizer="chars")
+        Path("all.txt").write_text("the quick brown fox jumps over the lazy dog . " * 100)
+        beside = dict(data="all.txt", tokenizer="chars")
     fit("out", method=method, max_iters=1, **{**beside, **flags})
     ways = [dict(), dict(temperature=0.0, steps=50)]
     if "euler" in (load_row(METHODS, method).samplers or ()):
