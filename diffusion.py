@@ -43,15 +43,15 @@ def supports(denoiser, what):
 
 class Wrapper:
     """A denoiser that calls another one, and declares the abilities of that one.
-
     supports_cache       takes a Cache; a number n > 1: each text has n rows in it
     supports_fused_head  takes `head`, a function of the last hidden states
-    fixed_shapes         is called at the same number of positions every time"""
+    fixed_shapes         is called at the same number of positions every time
+    reads_frozen         takes `frozen` (B, L): what is given. source: see samplers/sides.py"""
 
     def __init__(self, denoiser):
         self.denoiser = denoiser
-        for ability in ("supports_cache", "supports_fused_head", "fixed_shapes"):
-            setattr(self, ability, supports(denoiser, ability))
+        for what in "supports_cache supports_fused_head fixed_shapes source reads_frozen".split():
+            setattr(self, what, supports(denoiser, what))
 
     def __call__(self, z, t, at=None, **layout):
         return self.denoiser(z, t, at=at, **layout)
@@ -310,7 +310,7 @@ class Sampler:
     draws_from_model = True  # in many steps, texts follow the model's own distribution
     chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
     words_per_step, also_called = None, ()  # None: without --steps, 128; names known elsewhere
-    rewrites, uses_cache = False, False  # it may change what it wrote; it keeps keys and values
+    rewrites = uses_cache = draws_decide = False  # changes text; has a KV cache; all draws decide
     write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z
     costs = None  # (whole) -> {what a batch or all texts took besides network calls: number}
     follows = None  # (flags) -> whose law texts have if not the model's, or None; a sentence

@@ -9,17 +9,16 @@ How good is a model? The bound on held-out text with its standard error, and its
     python evaluate.py --zero_shot ptb,wikitext-2      perplexity on text it was not trained on
     python evaluate.py --lambada test.jsonl --choices quiz.jsonl     last words, multiple choice
     python evaluate.py --oracle udlm --steps 8         exact denoiser: errors of the sampler only
-    python evaluate.py --oracle mdlm --label sea --guidance 3        guided samples of one class
+    python evaluate.py --permutations 1000             Zipf, Heaps, repetition, with p-values
     python evaluate.py --out_dir out/toy-classifier    a classifier, at several levels of noise
     python evaluate.py --chat                          how many held-out questions it answers right
+    python evaluate.py --answers 8                     questions: the best of eight answers to each
     python evaluate.py --init_from s-sahoo/duo --data my.txt         a published model, by its name
 
-A bound is a mean over texts and noise, with --draws draws of noise for each text. Its standard
-error is that of the mean over texts, which covers both (evaluation/errors.py). Nats per token
-compare methods on the same tokens, bits per byte on any tokens. Samples have two figures: their
-negative log-likelihood (exact on the toy language, else by the judge), and the entropy of the
-tokens within a text. A sampler that repeats itself lowers both. The figures are in evaluation/, the
-conventions in docs/evaluation.md. All results are saved in evaluation.json, beside the checkpoint.
+A bound is a mean over texts and noise (--draws draws for each text), and so is its standard error.
+Nats per token compare methods on the same tokens, bits per byte on any tokens. Samples have -log p
+(exact on the toy language, else by the judge) and the entropy of the tokens within a text, which
+repetition lowers. Conventions: docs/evaluation.md. All is saved beside the checkpoint.
 """
 import sys
 from dataclasses import dataclass, replace
@@ -29,13 +28,14 @@ import torch
 from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data.tokenizer import end_of_text
+from evaluation.answers import answer_figures
 from evaluation.chat import score_answers
 from evaluation.comparison import check_comparable, load_rival
 from evaluation.downstream import last_words, multiple_choice, read_passages, read_questions
 from evaluation.held_out import bound_figures, classifier_rows, data_of, texts_of, zero_shot_figures
 from evaluation.judges import load_judge
 from evaluation.report import Report, check_evaluation, print_by_noise, save_evaluation
-from evaluation.sample_quality import draw_samples, sample_figures
+from evaluation.sample_quality import check_samples, draw_samples
 from flags import UserError, flag
 from runtime.compile import compile_for_sampling
 from runtime.device import start_device
@@ -56,11 +56,13 @@ class Config(SamplingFlags):
     max_texts: int = flag(2000, "held-out texts at most, evenly spread", least=2)
     batch_size: int = flag(64, "texts at once; 0: as many as half the free memory holds", least=0)
     num_samples: int = flag(64, "samples, or questions of a chat; 0 for none", least=0, chat=1000)
+    answers: int = flag(1, "answers to each question, of which the best is chosen", least=1)
     against: str = flag("", "another checkpoint, or ngram: the difference on the same texts")
     judge: str = flag("", "rates samples: an ar checkpoint, or the name of a transformers model")
     mauve: bool = flag(False, "MAUVE of samples and held-out text, by a --judge of transformers")
-    zero_shot: str = flag("", "perplexity on other data, with commas between: ptb,lm1b,my.txt",
-                          each=str)
+    permutations: int = flag(0, "of texts, for p-values of Zipf, Heaps, repetition and more",
+                             least=0, needs=["num_samples"], idle=["chat"])
+    zero_shot: str = flag("", "perplexity on other data: ptb,lm1b,my.txt", each=str)
     lambada: str = flag("", 'a .jsonl file: {"text"}, for its last word', once="name one file")
     choices: str = flag("", 'a .jsonl file: {"prompt", "choices", "answer"}', once="name one file")
     ends: bool = flag(False, "lambada, choices: put an end of text on both sides",
@@ -73,10 +75,6 @@ def adapt_flags(config, model, device):
     if config.oracle and config.data not in ("", model.config.data):
         raise UserError(f"--oracle {config.oracle} knows {model.config.data} only: leave out "
                         f"--data {config.data}")
-    if config.num_samples == 1:
-        raise UserError("--num_samples 1 has no standard error: give 0, or at least 2")
-    if config.judge and config.num_samples == 0:
-        raise UserError("--judge rates samples: leave it out, or --num_samples 0")
     if config.batch_size == 0:
         size = 64 if config.oracle else batch_size_that_fits(
             bytes_per_text(model.denoiser, model.config.block_size), device)
@@ -104,27 +102,24 @@ def main(config, given=()):
     config = adapt_flags(check_comparable(config, model.method), model, device)
     if model.method.classifies:
         return evaluate_classifier(config, model, device)
-
     passages = read_passages(config.lambada, model, config.ends) if config.lambada else []
     questions = read_questions(config.choices, model, config.ends) if config.choices else []
     denoiser = CallCounter(compile_for_sampling(config, model))
     classifier = (load_classifier(config.classifier, model, device)
                   if config.classifier and config.label else None)
     data = data_of(model, config.data)
+    check_samples(config, data)
     held = texts_of(model, data, config, device)
     given = held.frozen.all(0) if data.prompted else torch.zeros_like(held.x[0]).bool()  # (L,)
     writer = writer_of(config, model, denoiser, given, classifier)
     rival = load_rival(config.against, model, data, device)
-    if config.judge and data.answers:
-        raise UserError("--judge rates samples, and answers to chats are compared: leave it out")
     judge = load_judge(config.judge, model, device, config.mauve)
 
     report = Report(config, model, data)
     with report.part("bound"):
         report.add(**bound_figures(model, data, held, config, rival, writer.sampler))
     chosen = choose_sampler(config, model, given)
-    steps = min(chosen.steps, model.method.max_steps or chosen.steps)
-    how = {"sampler": chosen.sampler, "steps": steps}
+    how = dict(sampler=chosen.sampler, steps=min(chosen.steps, model.method.max_steps or 10**9))
     if config.num_samples and data.answers:
         with report.part("answers"):
             report.add(answers=score_answers(model, denoiser, data, config, device),
@@ -132,7 +127,8 @@ def main(config, given=()):
     elif config.num_samples:
         with report.part("samples"):
             samples = draw_samples(writer, data.block_size, config, device, data.prompted and held)
-            report.add(**sample_figures(samples, held.x, data, judge, held.label, config), **how)
+            report.add(**answer_figures(samples, held.x, data, judge, held.label, config), **how,
+                       calls_per_text=denoiser.texts / len(samples))
     for name in dict.fromkeys(filter(None, map(str.strip, config.zero_shot.split(",")))):
         with report.part(name):
             report.add(zero_shot={name: zero_shot_figures(model, name, config, device)})

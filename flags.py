@@ -22,7 +22,7 @@ import os
 import sys
 from fnmatch import fnmatchcase
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from functools import partial
+from functools import cache, partial
 
 from suggest import suggest
 
@@ -113,16 +113,21 @@ def extend(cls, values, more=None):
         if key not in known and key not in added:
             groups.setdefault("Method of the trained model", []).append(key)
             added[key], defaults[key] = f, value
-    rows = [(key, f.type, field(default=defaults.get(key, f.default), metadata=f.metadata))
-            for key, f in {**known, **added}.items() if key in added or key in defaults]
-    own = {"script": cls, "__module__": cls.__module__, "more": more}
-    made = make_dataclass(cls.__name__, rows, bases=(cls,), namespace=own)
-    return made, groups
+    rows = tuple((key, f, defaults.get(key, f.default)) for key, f in {**known, **added}.items()
+                 if key in added or key in defaults)
+    return subclass(cls, rows, tuple(more.items())), groups
+
+
+@cache
+def subclass(cls, rows, more):
+    """The dataclass `cls` with more flags, or other defaults: rows of (name, field, default)."""
+    made = [(key, f.type, field(default=default, metadata=f.metadata)) for key, f, default in rows]
+    own = {"script": cls, "__module__": cls.__module__, "more": dict(more)}
+    return make_dataclass(cls.__name__, made, bases=(cls,), namespace=own)
 
 
 def configure(cls, **given):
-    """The flags of a script as code gives them; all others have their defaults. -> an instance of
-    `cls`, extended"""
+    """The flags of a script as code gives them, or their defaults. -> a `cls`, extended"""
     cls = getattr(cls, "script", cls)
     given = {OLD_FLAGS.get(name, name): value for name, value in given.items()}
     made, _ = extend(cls, {**tables_by_default(cls, given), **given})
@@ -135,8 +140,7 @@ def tables_by_default(cls, given):
 
 
 def change(config, **values):
-    """`config` with other values; where a value names another row, the flags of that row have their
-    defaults."""
+    """`config` with other values; flags of another row that a value names have their defaults."""
     made, _ = extend(config.script, {**vars(config), **values}, config.more)
     known = flags_of(made)
     values = {**vars(config), **values}
@@ -144,8 +148,7 @@ def change(config, **values):
 
 
 def restored(cls, saved, **values):
-    """The flags in a checkpoint, a dict, as an instance of `cls`; those that it lacks have their
-    defaults."""
+    """The flags in a checkpoint, a dict, as an instance of `cls`; missing ones have defaults."""
     saved = {OLD_FLAGS.get(name, name): value for name, value in saved.items()} | values
     made, _ = extend(cls, {**tables_by_default(cls, saved), **saved})
     known = flags_of(made)
@@ -227,8 +230,7 @@ def parser_of(cls, groups=None, **options):
 
 
 def section_of(cls, name):
-    """The title of the group of a flag: that of the class which defines it, the first line of its
-    docstring."""
+    """The title of a flag's group: the first line of the docstring of the class that defines it."""
     script = getattr(cls, "script", cls)
     for owner in script.__mro__[1:]:
         if name in owner.__dict__.get("__annotations__", {}):
@@ -241,12 +243,10 @@ def parse(cls, argv=None):
 
     A mistake ends the script with one line and exit code 2. A script may have cls.implied(given)
     -> the rows of tables that follow from other flags, such as those of a run to resume. Where a
-    flag is given that the script lacks, the function in the row "flags" of cls.later, if there is
-    one, is called with the values of all flags -> those of the model that they name, as `extend`
-    takes them.
+    flag is given that the script lacks, the row "flags" of cls.later, if it is there, is called
+    with the values of all flags -> those of the model that they name, as `extend` takes them.
     """
-    if argv is None:
-        argv = sys.argv[1:]
+    argv = sys.argv[1:] if argv is None else argv
     words = [underscored(word) for word in argv]
     asked = [word for word in words if word not in ("-h", "--help")]
     first, _ = parser_of(cls, add_help=False).parse_known_args(asked)

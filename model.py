@@ -11,8 +11,6 @@ where shift, scale, gate = linear(c), all zero at first (arXiv:2310.16834, 2212.
 
 Shapes: B texts, L positions, V symbols, D = n_embd, H heads of size hd = D / H, C = cond_dim.
 An attention pattern is a predicate: mask_mod(batch, head, query, key) -> query may look at key.
-A Cache holds keys and values, so that only new tokens go through the network.
-No loss is here (methods/) and no sampling (diffusion.py, samplers/).
 """
 import math
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange
 
-from flags import flag
+from flags import UserError, flag
 
 try:
     import kernels
@@ -50,10 +48,7 @@ def block_causal(block, reach):
 
 
 def rotary_angles(positions, head_size):
-    """Rotary positions (arXiv:2104.09864): pair i turns by position / 10000^(2i/hd).
-
-    positions (.., L) -> cos, sin, (.., L, hd/2) each
-    """
+    """Pair i turns by position / 10000^(2i/hd) (2104.09864). (.., L) -> cos, sin (.., L, hd/2)"""
     exponent = torch.arange(0, head_size, 2, device=positions.device) / head_size  # (hd/2,)
     angle = positions.float()[..., None] * 10000.0 ** -exponent  # (.., L, hd/2)
     return angle.cos(), angle.sin()
@@ -63,6 +58,13 @@ def rotate(x, cos, sin):
     """Turn the pairs (x1, x2) of x = [x1 ; x2], in halves, not interleaved. -> (B, H, L, hd)"""
     x1, x2 = x.chunk(2, -1)  # (B, H, L, hd/2) each
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).to(x.dtype)  # (B, H, L, hd)
+
+
+def vectors_at(table, positions):
+    """Rows of a table (n, D); the sum for queries and keys of their own. -> (L, D) or (B, L, D)"""
+    if not positions.is_cuda and positions.max() >= len(table):  # a GPU would wait
+        raise UserError(f"--learned_places has learned {len(table) - 1}, and this text is longer")
+    return table[positions] if positions.dim() == 1 else table[positions].sum(1)
 
 
 def uses_medium_precision():
@@ -76,7 +78,6 @@ uses_medium_precision._dynamo_marked_constant = True
 @kernels.dispatch_attention(causal, rotate) if kernels else lambda plain: plain
 def attention(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
     """softmax(q k' / sqrt(hd)) v where mask_mod allows it. (B, H, Lq, hd) -> (B, H, Lq, hd)
-
     first: the place of the first query among the keys, after what a cache holds
     rotary: cos, sin of the queries, and cos, sin of the keys, if these are not rotated yet
     """
@@ -91,8 +92,7 @@ def attention(q, k, v, mask_mod=None, dropout=0.0, first=0, rotary=None):
             score.masked_fill_(~dense_mask(mask_mod, q, k, first), -math.inf)
         return F.dropout(score.softmax(-1), dropout) @ v  # (B, H, Lq, hd)
     if mask_mod is None or mask_mod is causal and q.shape == k.shape:  # no mask in memory: faster
-        is_causal = mask_mod is causal
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, mask_mod is causal)
     return F.scaled_dot_product_attention(q, k, v, dense_mask(mask_mod, q, k, first), dropout)
 
 
@@ -135,9 +135,8 @@ class Cache:
     The next call overwrites them, unless the caller says keep(n), which moves `start` behind them.
     A call sees the last `reach` tokens before `start` and its own. If `length` is further on, it
     also sees what an earlier call wrote from there up to `length` (the dual cache of semi-ar).
-
-    Memory is `capacity` tokens, however long the text. When it is full, the last `reach` move to
-    the front, and their keys rotate back by that distance: rotary positions are relative.
+    Memory is `capacity` tokens. When it is full, the last `reach` move to the front, and their keys
+    rotate back by that distance: rotary positions are relative.
     """
 
     def __init__(self, capacity, reach=None):
@@ -147,7 +146,7 @@ class Cache:
         self.k, self.v, self.copies = {}, {}, 1  # layer -> (B, H, capacity, hd); two rows if guided
 
     def write(self, layer, k, v):
-        """Rotated keys and values of this call (B, H, L, hd) -> what it sees (B, H, Lk, hd)"""
+        """Keys and values of this call (B, H, L, hd) -> all that it sees (B, H, Lk, hd)"""
         if layer not in self.k:
             empty = lambda a: a.new_empty(*a.shape[:2], self.capacity, a.shape[3])
             self.k[layer], self.v[layer] = empty(k), empty(v)  # (B, H, capacity, hd) each
@@ -191,12 +190,12 @@ class NetworkFlags:
     n_layer: int = flag(2, "blocks", least=1, most=10_000, fixed=True)
     n_head: int = flag(4, "attention heads", least=1, fixed=True)
     n_embd: int = flag(128, "width", least=2, fixed=True)
-    cond_dim: int = flag(128, "width of the condition, for methods that need the time", least=1,
-                         fixed=True)
-    qk_norm: bool = flag(True, "normalize queries and keys; the published networks do not",
-                         fixed=True)
-    norm_bias: bool = flag(False, "biases in the layer norms, as in the published networks of radd",
-                           fixed=True)
+    cond_dim: int = flag(128, "width of the condition, if there is one", least=1, fixed=True)
+    qk_norm: bool = flag(True, "normalize queries and keys; published ones are not", fixed=True)
+    norm_bias: bool = flag(False, "biases in the layer norms, as published in radd", fixed=True)
+    sides: str = flag("joined", "encoder: a given source sees itself only, so it is read once; "
+                      "joined: it sees the target, too", ["joined", "encoder"], fixed=True)
+    learned_places: bool = flag(False, "learned vectors of places, beside rotary ones", fixed=True)
     time_input: str = flag("auto", "what the network reads of the time: auto t itself where the "
                            "method needs it; published networks -log alpha, or always 0",
                            [*TIME_INPUTS], fixed=True)
@@ -215,16 +214,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(wide, nn.GELU("tanh"), nn.Linear(4 * n_embd, n_embd))
         self.adaln = nn.Linear(cond_dim, 6 * n_embd) if cond_dim else None
         for layer in [self.adaln] if cond_dim else [self.out, self.mlp[2]]:
-            nn.init.zeros_(layer.weight)  # every block starts as the identity
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            for p in layer.parameters():
+                nn.init.zeros_(p)  # every block starts as the identity
 
     def drop(self, y):
         return F.dropout(y, self.dropout, self.training)
 
     def attend(self, h, rotary, mask_mod, remember):
-        qkv = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.n_head)
-        q, k, v = qkv  # (B, H, L, hd) each
+        q, k, v = rearrange(self.qkv(h), "b l (n h d)->n b h l d", n=3, h=self.n_head)  # (B,H,L,hd)
         if self.qk_norm:  # scores are bounded, which makes large learning rates safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])  # (B, H, L, hd) each
         angles = (*rotary, *rotary)[:4]  # of queries and of keys
@@ -252,7 +249,6 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """model(z, t, at) -> logits: the denoiser that every method calls. The toy oracle is another.
-
     vocab_size   symbols that can go in and come out, special ones included
     cond_dim     width of the condition; 0 removes it and the adaptive norms (RADD: masks need no t)
     n_classes    > 0 adds class labels; the label n_classes stands for "no class"
@@ -260,13 +256,14 @@ class Transformer(nn.Module):
     mask_mod     the attention pattern; None: all tokens see all
     time_input   what a network with a condition reads of the time: a row of TIME_INPUTS
     norm_bias    adds biases to the layer norms; the published networks of RADD have them
+    places       so many places have a learned vector, besides rotary positions
     """
-
     supports_cache = supports_fused_head = True
-    fixed_shapes = False  # see diffusion.Wrapper
+    fixed_shapes, source = False, 0  # see diffusion.Wrapper, samplers/sides.py
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0,
-                 dropout=0.0, mask_mod=None, qk_norm=False, time_input="auto", norm_bias=False):
+                 dropout=0.0, mask_mod=None, qk_norm=False, time_input="auto", norm_bias=False,
+                 places=0):
         super().__init__()
         if n_embd % n_head or (n_embd // n_head) % 2:
             raise ValueError(f"n_embd={n_embd} must be n_head={n_head} times an even number")
@@ -274,23 +271,23 @@ class Transformer(nn.Module):
             raise ValueError("labels are part of the condition: n_classes > 0 needs cond_dim > 0")
         self.vocab_size, self.head_size, self.mask_mod = vocab_size, n_embd // n_head, mask_mod
         self.time_input = TIME_INPUTS[time_input]
-        self.embed = nn.Parameter(torch.empty(vocab_size, n_embd))
-        nn.init.kaiming_uniform_(self.embed, a=math.sqrt(5))
+        self.embed = nn.Parameter(
+            nn.init.kaiming_uniform_(torch.empty(vocab_size, n_embd), a=math.sqrt(5)))
         self.noise_mlp = self.label_embed = self.adaln = None
+        self.place_embed = nn.Parameter(0.02 * torch.randn(places, n_embd)) if places else None
         if cond_dim:
             layers = nn.Linear(256, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
             self.noise_mlp = nn.Sequential(*layers)
             self.adaln = nn.Linear(cond_dim, 2 * n_embd)
-            nn.init.zeros_(self.adaln.weight)
-            nn.init.zeros_(self.adaln.bias)
         if n_classes:
             self.label_embed = nn.Embedding(n_classes + 1, cond_dim)
         shape = n_embd, n_head, cond_dim, dropout, qk_norm, norm_bias
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd, bias=norm_bias)
         self.head = nn.Linear(n_embd, vocab_size)
-        nn.init.zeros_(self.head.weight)  # uniform at first, so the first loss is log V
-        nn.init.zeros_(self.head.bias)
+        for layer in (self.head, self.adaln) if cond_dim else (self.head,):
+            for p in layer.parameters():
+                nn.init.zeros_(p)  # uniform at first, so the first loss is log V
 
     def embedding(self, z):
         """ids (B, L), weights (B, L, V), or a sparse pair (ids, weights) (B, L, k). -> (B, L, D)"""
@@ -305,10 +302,8 @@ class Transformer(nn.Module):
         """What the network conditions on besides z: (B, 1, C), or (B, L, C) for times per token"""
         if self.noise_mlp is None:
             return None
-        if noise is None:  # networks of the published layout that need no time always get 0
-            noise = torch.zeros(len(h), 1, device=h.device)  # (B, 1)
-        features = noise_features(self.time_input(noise)).to(h.dtype)  # (B, 1|L, 256)
-        c = F.silu(self.noise_mlp(features))  # (B, 1|L, C)
+        noise = torch.zeros(len(h), 1, device=h.device) if noise is None else noise  # (B, 1|L)
+        c = F.silu(self.noise_mlp(noise_features(self.time_input(noise)).to(h)))  # (B, 1|L, C)
         if self.label_embed is None:
             return c
         if label is None:  # the last row is "no class"
@@ -320,7 +315,7 @@ class Transformer(nn.Module):
         """Logits (B, L, V), or (N, V) at the positions `at`: a boolean (B, L), in reading order, or
         indices (N,) of all B L positions.
 
-        noise (B, 1) or (B, L): the time; the network reads a row of TIME_INPUTS of it
+        noise (B, 1) or (B, L): the time
         positions (L,), or for each text (B, 1, L), if not consecutive from 0, or from the cache's
         start; (B, 2, L): of queries and of keys. mask_mod: of this call, if not the network's own
         head: called as head(h, weight, bias) with the last hidden states (N, D), in place of logits
@@ -328,11 +323,16 @@ class Transformer(nn.Module):
         if at is not None and at.dtype == torch.bool and cache is None and torch.is_tensor(z):
             z, noise, at, label = texts_with(at, z, noise, at, label)
         h = self.embedding(z)  # (B, L, D)
-        c = self.condition(h, noise, label)  # (B, 1|L, C)
         if cache:
             cache.make_room(h.shape[1])
         if positions is None:
             positions = torch.arange(h.shape[1], device=h.device) + (cache.start if cache else 0)
+        if self.source and noise is not None:  # the source is given, so its time is 0
+            noise = noise * (positions >= self.source)  # (B, L)
+        if self.place_embed is not None:
+            gone = cache.read - cache.start if cache else 0  # tokens that have left the cache
+            h = h + vectors_at(self.place_embed, positions + gone)  # (B, L, D)
+        c = self.condition(h, noise, label)  # (B, 1|L, C)
         sides = (positions[:, :1], positions[:, -1:]) if positions.dim() > 1 else [positions]
         rotary = sum((rotary_angles(a, self.head_size) for a in sides), ())  # 2 x (L, hd/2), or 4
         mask_mod = mask_mod or self.mask_mod

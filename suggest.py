@@ -19,6 +19,7 @@ block_size: seq_len seq_length sequence_length context_length context ctx max_le
 num_samples: n num count samples n_samples num_texts; temperature: temp; seed: random_seed
 guidance: cfg cfg_scale guidance_scale w; label: class y topic category; prompt: question text
 teacher: model checkpoint ckpt init_from; init_from: resume pretrained load weights finetune
+start: model checkpoint ckpt
 data: dataset dataset_name text input corpus file train_file path; tokenizer: tok tokeniser
 method: model algo loss; out_dir: method model checkpoint ckpt output output_dir save_dir outdir out
 dtype: precision fp16 bf16 amp half; device: gpu cuda cpu; optimizer: opt optim; vocab_size: vocab

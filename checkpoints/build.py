@@ -1,7 +1,10 @@
 """
 From flags to the method and the network that they describe.
 """
+from data import DATASETS
+from flags import load_row
 from methods import make_method
+from samplers.sides import divide
 
 
 def build_method(config, encoding, state=None):
@@ -17,8 +20,12 @@ def build_method(config, encoding, state=None):
 def build_network(config, method, n_classes=0):
     """The network that the flags describe, with fresh weights."""
     conditioned = method.uses_time or n_classes or config.time_input != "auto"
-    return method.network(
+    network = method.network(
         method.vocab_size, config.n_layer, config.n_head, config.n_embd,
         cond_dim=config.cond_dim if conditioned else 0, n_classes=n_classes,
         dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
-        time_input=config.time_input, norm_bias=config.norm_bias)
+        time_input=config.time_input, norm_bias=config.norm_bias,
+        places=vars(config).get("learned_places", False) and config.block_size + 1)  # and a start
+    if vars(config).get("sides") != "encoder":
+        return network
+    return divide(network, method, load_row(DATASETS, config.data).source)

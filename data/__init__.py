@@ -5,7 +5,9 @@ A row is "module:Class" and is imported when it is chosen. A name with * is a pa
 
     toy, toy_grammar           a small English whose entropy is known exactly
     digits                     images of 8 x 8 pixels, which are tokens too
-    puzzles, sudoku, countdown, planning      questions with a checker of answers
+    puzzles, sudoku, countdown, planning, sat      questions with a checker of answers
+    multiplication, boolean    the same, with or without the thoughts that lead to an answer
+    seq2seq, rewriting, wording               a source and a target, whose entropy is known
     chat, synthetic_chats      questions and answers: made up, or from your own file
     texts, docstrings, corpus  text that is small enough to be tokenized in one go
     corpora                    the corpora of the papers' tables: sources, splits, conventions
@@ -37,6 +39,25 @@ DATASETS = {
     "countdown5": "data.countdown:Countdown5",
     "planning2": "data.planning:Planning2",  # the way through a star graph with two arms
     "planning5": "data.planning:Planning5",
+    "sat5": "data.sat:Sat5",  # values that make a formula true
+    "sat5-unique": "data.sat:Sat5Unique",
+    "sat7": "data.sat:Sat7",
+    "sat9": "data.sat:Sat9",
+    "boolean": "data.boolean:BooleanAnswer",  # the value of a formula
+    "boolean-thoughts": "data.boolean:BooleanThoughts",  # and of each bracket
+    "multiplication": "data.multiplication:MultiplicationAnswer",  # 2 digits times 2 digits
+    "multiplication-thoughts": "data.multiplication:MultiplicationThoughts",
+
+    # sequence to sequence: a source that is given, a target with a checker
+    "reverse": "data.rewriting:Reverse",  # letters in the other order
+    "sort": "data.rewriting:Sort",  # digits, the smallest first
+    "date": "data.rewriting:Dates",  # a day in one form
+    "translit": "data.rewriting:Translit",  # words as they sound
+    "add": "data.rewriting:Add",  # sums
+    "add-reversed": "data.rewriting:AddReversed",  # the last digit first
+    "paraphrase": "data.wording:Paraphrase",  # a sentence in other words
+    "summary": "data.wording:Summary",  # who and what is most frequent
+    "describe": "data.wording:Describe",  # all that a table has
 
     # downloaded: the corpora of the papers' tables
     "text8": "data.corpora:PublishedCorpus",

@@ -42,6 +42,8 @@ class Dataset:
     image_size = None  # tokens per image, where texts are images, which `render` draws
     box = 0  # texts are square grids of boxes, box x box cells each, which the page draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
+    source = 0  # tokens of the question, where all texts begin with as many: see data/seq2seq.py
+    thoughts = ()  # tokens of each thought at the end of a text, and last of the answer; (): none
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
     independent_texts = False  # drawn one by one; windows of a stream resemble their neighbors
@@ -115,6 +117,10 @@ class Dataset:
         """UTF-8 bytes per id of `ids`, for n-grams."""
         return self.bytes_per_token
 
+    def answer_of(self, x):
+        """What is equal if two texts have the same answer to one question. (n, L) -> (n, a)"""
+        return x[:, -self.thoughts[-1]:] if self.thoughts else x  # (n, a)
+
     def score(self, x, label=None):
         """Measures of samples x (n, L) that only this data set has. -> [(what it is, values
         (n,))]"""
@@ -124,6 +130,21 @@ class Dataset:
     def faults(cls, x):
         """Of grids: where texts x (n, L), complete or not, break a rule. -> (n, L) bool"""
         raise NotImplementedError
+
+    # ---- questions with several right answers, where their probabilities are known
+
+    def answer_nats(self, x):
+        """-log p(answer | question) of texts x (n, L), exact. -> (n,), or None: it is not known"""
+        return None
+
+    def redraw(self, x, seed=0):
+        """Other answers to the questions of x, from their exact distribution. -> (n, L), or None"""
+        return None
+
+    @classmethod
+    def complete_prompt(cls, ids):
+        """The ids of a user's question as the beginning of a text."""
+        return ids
 
     # ---- images
 

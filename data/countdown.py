@@ -68,7 +68,7 @@ class Countdown(Puzzle):
         cls.name = f"countdown{cls.k}"
         cls.what = f"{cls.k} numbers from 1 to {cls.top}, and a target"
         cls.defaults = dict(recipe_iters=6000, n_layer=3, n_head=4, n_embd=64, batch_size=64,
-                            block_size=cls.length)
+                            learned_places=True, block_size=cls.length)
 
     def draw(self, n, side, generator):
         def below(high):

@@ -44,6 +44,9 @@ def encode_prompt(prompt, gap, encoding, length, block_size, data="", number=0):
         part = encode(encoding, part).tolist()
         ids += [0] * (i > 0) + part
         frozen += [False] * (i > 0) + [True] * len(part)
+    if data and prompt:
+        ids = load_row(DATASETS, data).complete_prompt(ids)
+        frozen += [True] * (len(ids) - len(frozen))
     length = length or (len(ids) if gap in prompt else block_size)
     if len(ids) > length:
         raise UserError(f"the prompt has {len(ids)} tokens, more than the text's {length}: "

@@ -1,7 +1,12 @@
 """
 Chapter 20. Puzzles as texts: a question that is given, an answer that a checker accepts or not.
 
-    sudoku     4 x 4 and 9 x 9, one solution                                       data/sudoku.py
+    sudoku          4 x 4 and 9 x 9, one solution                       data/sudoku.py
+    countdown       equations that lead from numbers to another one     data/countdown.py
+    planning        the way through a star graph                        data/planning.py
+    sat             values that make all clauses of a formula true      data/sat.py
+    boolean         the value of a formula, bracket by bracket          data/boolean.py
+    multiplication  of two numbers, step by step                        data/multiplication.py
 
 Puzzles are made as training needs them, so no puzzle is seen twice on purpose, and nothing is
 downloaded. A token is one symbol. A checker reads the question and the answer, and no stored
@@ -13,6 +18,9 @@ A hash of the puzzle decides, so a puzzle is on the same side in every run.
 Two formats. *In front*: the question, then the answer, which any method can learn. *In place*
 (names that end in -in-place): one grid, whose clues are given where they stand. A method that
 writes from left to right does not see the clues to the right then, so compare it in front.
+
+With thoughts (names that end in -thoughts): the steps between the question and the answer are part
+of the text, each as many tokens as `thoughts` says (docs/20-thoughts.md).
 """
 import torch
 
@@ -38,11 +46,19 @@ def side_of(code):
     return torch.where(hash_codes(code) < SHARE, HELD_OUT, TRAIN)  # (n,)
 
 
+def thought_at(length, lengths):
+    """The number of the thought of each token, in texts that end in thoughts of these lengths. What
+    stands before the first belongs to it. -> (length,)"""
+    begins = length - torch.tensor([sum(lengths[i:]) for i in range(1, len(lengths))])  # (m - 1,)
+    return (torch.arange(length)[:, None] >= begins).sum(-1)  # (length,)
+
+
 class Puzzle(Dataset):
     """What all puzzles share. A subclass has symbols, name, length and
 
         draw(n, side, generator)   x (m, L), frozen (m, L): some puzzles of that side, solved
-        solved(x)                  (m,) bool, whether the answers of texts are right
+        solved(x)                  (m,) bool, whether the answers of texts are right; or
+        right(x)                   (m, parts) bool, whether each thought is, and last the answer
     """
     splits = ("train", "val", "test")
     symbols = ""  # a character for each token
@@ -55,10 +71,13 @@ class Puzzle(Dataset):
         if block_size not in (0, self.length):
             raise UserError(f"{self.name} has texts of {self.length} tokens: leave out "
                             f"--block_size {block_size}")
-        self.block_size = self.length
-        self.encoding = (grid(self.symbols, self.line) if self.line else make_encoding(
-            "chars", ONE_CHARACTER, [symbol.encode() for symbol in self.symbols]))
+        self.block_size, self.encoding = self.length, self.make_tokens()
         self.about = f"{self.name}: {self.what}"
+
+    def make_tokens(self):
+        """The encoding."""
+        return grid(self.symbols, self.line) if self.line else make_encoding(
+            "chars", ONE_CHARACTER, [symbol.encode() for symbol in self.symbols])
 
     @classmethod
     def load(cls, data, block_size=0, tokenizer="auto", vocab_size=1024, cache=None):
@@ -98,5 +117,13 @@ class Puzzle(Dataset):
 
     fingerprint = None  # its code makes it
 
+    def solved(self, x):
+        """The answer counts, whatever the thoughts were."""
+        return self.right(x)[:, -1]  # (m,)
+
     def score(self, x, label=None):
-        return [("solved", self.solved(x.cpu()).double())]
+        rows = [("solved", self.solved(x.cpu()).double())]
+        if self.thoughts:
+            right = self.right(x.cpu())[:, :-1].double()  # (n, thoughts)
+            rows.append(("thoughts that are right", right.mean(-1)))
+        return rows

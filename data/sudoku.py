@@ -176,7 +176,7 @@ class Sudoku(Puzzle):
         cls.cells = cls.side**2
         cls.length = cls.cells if cls.in_place else 2 * cls.cells
         cls.symbols, cls.line = "_123456789"[:cls.side + 1], cls.side
-        cls.defaults = dict(cls.defaults, block_size=cls.length)
+        cls.defaults = dict(cls.defaults, learned_places=True, block_size=cls.length)
 
     def as_text(self, clues, solution):
         """-> x, frozen (n, L)"""
@@ -235,8 +235,7 @@ class Sudoku9(Sudoku):
     """9 x 9, clues in front."""
     name, what = "sudoku9", "9 x 9, about 44 clues, solved by naked singles"
     box, clue_counts = 3, (36, 45)
-    defaults = dict(recipe_iters=20000, minutes=10.0, n_layer=4, n_head=4, n_embd=96,
-                    batch_size=32)
+    defaults = dict(recipe_iters=1000, minutes=10.0, n_layer=3, n_head=4, n_embd=64, batch_size=32)
 
     def draw(self, n, side, generator):
         held = int(SHARE * GRIDS)

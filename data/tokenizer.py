@@ -52,13 +52,14 @@ TIKTOKEN_FILES = {  # those not called encodings/NAME.tiktoken
 }
 
 
-def make_encoding(name, pattern, tokens):
-    """An Encoding in which the i-th of `tokens` (bytes) has id i, without special tokens."""
+def make_encoding(name, pattern, tokens, special=()):
+    """An Encoding in which the i-th of `tokens` (bytes) has id i; then come the special ones."""
     if not tokens:
         raise UserError("the text is empty, so it has no tokens: give a text that is not empty")
     ranks = {token: i for i, token in enumerate(tokens)}
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={},
-                             explicit_n_vocab=len(ranks))
+    marks = {mark: len(ranks) + i for i, mark in enumerate(special)}
+    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=marks,
+                             explicit_n_vocab=len(ranks) + len(marks))
 
 
 def chars(text):
@@ -215,19 +216,29 @@ def unknown_symbols(encoding, text):
 def decode(encoding, ids, gap="_"):
     """The text of a sequence of ids. An id that is not a token (a mask) becomes `gap`, and broken
     UTF-8 becomes U+FFFD."""
-    return "".join(pieces(encoding, ids, gap))
+    if width_of(encoding):
+        return "".join(pieces(encoding, ids, gap))
+    parts, space = spell_ids(encoding, ids, gap)
+    return b"".join(parts).decode("utf-8", "replace").removeprefix(space)  # at once: much faster
+
+
+def spell_ids(encoding, ids, gap="_"):
+    """The bytes of each id, and what stands before a word. -> [bytes], str"""
+    space = " " if encoding.name in ("words", wordpiece.NAME) else ""
+    ids, known = list(map(int, ids)), {}
+    for i in set(ids):
+        try:
+            known[i] = encoding.decode_single_token_bytes(i)
+        except (KeyError, OverflowError):  # not a token: a mask, or a gap in gpt4's ids
+            known[i] = (space + gap).encode()
+    return [known[i] for i in ids], space
 
 
 def pieces(encoding, ids, gap="_"):
     """The text that each id adds. A character of several tokens is added by the last of them."""
-    space = " " if encoding.name in ("words", wordpiece.NAME) else ""
-    utf8, texts = codecs.getincrementaldecoder("utf-8")("replace"), []
-    for i in ids:
-        try:
-            part = encoding.decode_single_token_bytes(int(i))
-        except (KeyError, OverflowError):  # not a token: a mask, or a gap in gpt4's ids
-            part = (space + gap).encode()
-        texts.append(utf8.decode(part))
+    parts, space = spell_ids(encoding, ids, gap)
+    utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    texts = [utf8.decode(part) for part in parts]
     if texts:
         texts[0] = texts[0].removeprefix(space)
         texts[-1] += utf8.decode(b"", final=True)

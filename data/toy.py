@@ -27,7 +27,7 @@ learns this leave-one-out posterior, not p(x_l | z); under masks the two are the
 words, V vocabulary, K topics, Q places. All is float64 on the CPU, since Apple's GPUs have no
 float64. The noise is in diffusion.py; nothing here is learned.
 """
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch.special import entr  # -p log p
@@ -152,14 +152,16 @@ class Toy:
         g, rows = torch.ones_like(self.by_word[:1]), []  # (1, K, Q) no evidence after the last word
         for (f, _), e in zip(reversed(forward), reversed(evidence)):
             q = f * g  # (n, K, Q)
-            q = q / q.sum(-1, keepdim=True)  # (n, K, Q)
-            log_others = log_all - (q * e).sum(-1).log()  # (n, K) without the word's own evidence
+            q /= q.sum(-1, keepdim=True)  # (n, K, Q) in place: new memory costs more than division
+            own = torch.linalg.vecdot(q, e)  # (n, K) the word's own evidence
+            log_others = log_all - own.log()  # (n, K)
             w = (log_prior + log_others).softmax(-1)  # (n, K)
             rows.append(self.mix_words(w, q))  # (n, V)
             g = (g * e) @ self.transition.T  # (n, K, Q) the backward sweep
-            g = g / g.amax(-1, keepdim=True)  # (n, K, Q) its scale does not matter
+            g /= g.amax(-1, keepdim=True)  # (n, K, Q) its scale does not matter
         return torch.stack(rows[::-1], 1)  # (n, L, V)
 
+    @cache
     def entropy(self, length, n=4096):
         """Entropy of `length` words, (1.5) -> nats per token, its standard error
 
@@ -198,7 +200,7 @@ class Toy:
             yield f, log_past
             f = f * e  # (n, K, Q)
             norm = f.sum(-1, keepdim=True)  # (n, K, 1) p(e_l | k, past)
-            f = (f / norm) @ self.transition  # (n, K, Q)
+            f = f.div_(norm) @ self.transition  # (n, K, Q)
             log_past = log_past + norm[..., 0].log()  # (n, K)
         yield f, log_past
 
@@ -241,6 +243,12 @@ class Toy:
         return likelihood / top  # (n, L, V)
 
 
+@cache
+def toy_language():
+    """The language, whose tables never change: made once."""
+    return Toy()
+
+
 class ToyCorpus(Dataset):
     """The toy language as a data set. It has no end, so no text is ever seen twice."""
     name = "toy"
@@ -251,7 +259,7 @@ class ToyCorpus(Dataset):
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
 
     def __init__(self, block_size=32):
-        self.block_size, self.language, self.classes = block_size, Toy(), tuple(TOPICS)
+        self.block_size, self.language, self.classes = block_size, toy_language(), tuple(TOPICS)
         self.encoding = words(self.language.words)
         self.about = f"toy: a small English of {self.language.V} words and {len(TOPICS)} topics, " \
                      f"fresh texts of {block_size} words without end, entropy known"

@@ -62,7 +62,8 @@ def fill_greedily(model, x, frozen):
         raise UserError(f"--lambada fills in words greedily, which {model.config.method} does "
                         "under masks only: use --choices, where bounds decide")
     redraw = dict(corrector="gibbs", rounds=4 * int((~frozen).sum()))
-    sampler = make_sampler("ancestral", method, **(redraw if method.revises_text else {}))
+    sampler = make_sampler("ancestral" if method.takes_steps else method.first_choice, method,
+                           **(redraw if method.revises_text else {}))
     z = torch.where(frozen, x, method.prior(x.shape, x.device))  # (1, L)
     *_, z = method.sample(model.denoiser, z, frozen, 1, sampler,
                           partial(probabilities, temperature=0.0))  # (1, L)

@@ -65,6 +65,8 @@ def print_results(r, data, config, exact):
         print_answers(r, config)
     if "samples" in r:
         print_samples(r)
+    if "votes" in r:
+        print_votes(r)
     for name, row in r.get("zero_shot", {}).items():
         line = f"perplexity {bound}{pair(row, 'perplexity', 2)}"
         if "bits_per_byte" in row:
@@ -131,11 +133,34 @@ def print_samples(r):
     print(f"\n{head:<58}{'samples':>19}{'held-out text':>21}")
     for (what, mean, error), (_, other, other_error) in zip(r["samples"], r["held_out"]):
         print(f"{what:<58}  {with_error(mean, error):>17}  {with_error(other, other_error):>19}")
+    if "calls_per_text" in r:
+        print(f"{r['calls_per_text']:.1f} network calls for each text")
     if "mauve" in r:
         what = f"MAUVE, of {r['mauve_texts']} texts"
         print(f"{what:<58}{with_error(r['mauve'], r['mauve_error']):>19}")
     if "no_words" in r:
         print(r["no_words"])
+    if "statistics" in r:
+        print_statistics(r)
+
+
+def print_statistics(r):
+    """The rows of evaluation/statistics.py: compare_statistics."""
+    head = f"{r['statistics_texts']} texts of each, {r['permutations']:,} permutations"
+    print(f"\n{head:<44}{'samples':>17}{'held-out text':>18}{'distance':>11}{'p':>9}")
+    for what, mean, error, other, other_error, distance, p in r["statistics"]:
+        cells = ["" if value is None else f"{value:.3f}" if error is None else
+                 with_error(value, error) for value, error in ((mean, error), (other, other_error))]
+        print(f"{what:<44}{cells[0]:>17}{cells[1]:>18}{distance:>11.3f}{p:>9.4f}")
+
+
+def print_votes(r):
+    """The rows of votes.vote_figures."""
+    head = "the most frequent of n answers"
+    print(f"\n{head:<58}{r['votes']['what']:>19}{'calls for each text':>21}")
+    for n, right, error in r["votes"]["rows"]:
+        calls = n * r["calls_per_text"]
+        print(f"{f'n = {n}':<58}  {with_error(right, error):>17}{calls:>21,.0f}")
 
 
 def print_by_noise(rows):

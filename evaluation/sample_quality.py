@@ -28,6 +28,7 @@ import torch
 
 from evaluation.errors import mean_error, pooled_rate
 from evaluation.likelihood import perplexity_of
+from flags import UserError
 from samplers.generate import generate
 
 WHOLE_WORD = re.compile(r"(?<=[\W\d_])[^\W\d_]{3,}(?=[\W\d_])")  # letters of any script
@@ -36,14 +37,37 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, B
 LONG = 20  # characters between spaces, on average: English has 6, German 7, proteins hundreds
 
 
+def questions_asked(x, n):
+    """The numbers of n of the texts x, evenly spread. -> (n,)"""
+    return torch.linspace(0, len(x) - 1, n).round().long().to(x.device)  # (n,)
+
+
+def check_samples(config, data):
+    """UserError where there are no samples to rate, or no answers to compare."""
+    if config.num_samples == 1:
+        raise UserError("--num_samples 1 has no standard error: give 0, or at least 2")
+    if config.judge and config.num_samples == 0:
+        raise UserError("--judge rates samples: leave it out, or --num_samples 0")
+    if (config.judge or config.permutations) and data.answers:
+        raise UserError("--judge rates samples, as --permutations does, not answers: leave it out")
+    if config.answers == 1:
+        return
+    if not data.prompted or not config.num_samples:
+        raise UserError(f"--answers compares answers to questions, and here are none: leave it "
+                        f"out, or give {'--num_samples' if data.prompted else '--data'} for some")
+    if config.temperature == 0:
+        raise UserError("--answers compares answers that differ, and at temperature 0 they are "
+                        "the same: give --temperature 0.5 or so")
+
+
 def draw_samples(writer, length, config, device, held=None):
-    """--num_samples texts of `length` tokens, --batch_size at a time, from nothing, or the answers
-    to as many held-out questions, evenly spread. -> (n, length)"""
+    """--num_samples texts of `length` tokens, --batch_size at a time, from nothing, or --answers
+    to each of as many held-out questions, evenly spread. -> (n, length)"""
     torch.manual_seed(config.seed)
     n, given, frozen = config.num_samples, None, None
     if held:
-        rows = torch.linspace(0, len(held.x) - 1, n).round().long().to(device)  # (n,)
-        given, frozen = held.x[rows], held.frozen[rows]  # (n, length) each
+        rows = questions_asked(held.x, n).repeat_interleave(config.answers)  # (n k,)
+        given, frozen, n = held.x[rows], held.frozen[rows], len(rows)  # (n k, length) each
     texts = []
     for lo in range(0, n, config.batch_size):
         part = slice(lo, min(lo + config.batch_size, n))
@@ -181,13 +205,22 @@ def self_bleu(texts, longest=4):
     return logs.exp()  # (n,)
 
 
+def words_in_texts(x, data):
+    """The words of texts x (n, L), or their characters where no spaces stand between words; of
+    images their tokens. -> lists of strings, and what they are as the end of a name"""
+    if not data.is_text:
+        return [[*map(str, row)] for row in x.tolist()], " of tokens"
+    texts = [data.text(row).split() for row in x.tolist()]
+    if has_words(data):
+        return texts, ""
+    return [[*"".join(words)] for words in texts], " of characters"
+
+
 def rate_diversity(x, data):
     """Rows (what, value, standard error) of the set x (n, L); none for images or a single text."""
     if not data.is_text or len(x) < 2:
         return []
-    texts, of = [data.text(row).split() for row in x.tolist()], ""
-    if not has_words(data):
-        texts, of = [[*"".join(words)] for words in texts], " of characters"
+    texts, of = words_in_texts(x, data)
     rows = [(f"distinct-{n}{of}, of {len(x)} texts",
              *jackknife(partial(distinct_ngrams, n=n), texts)) for n in (1, 2, 3)]
     groups = 20 if len(texts) <= 1000 else 5  # of many texts self-BLEU takes long

@@ -73,3 +73,28 @@ def report_of_carry_over(ar_nats, masked_nats):
     # exercise 22: one line
     return sum(ar_nats)
     # end
+
+
+def cosine_of_a_mean_field(length):
+    """23: a text has `length` words of two symbols, and all logits of the network are 0. A sampler
+    opens one mask after the other, in random order. The reward is 1 for a single text, else 0.
+    diffu-GRPO takes for the log-probability of a text the sum over its words of what the network
+    predicts from masks alone, (22.4). What is the cosine of its expected gradient with the policy
+    gradient, if each state of the text (which masks are open, with which words) has logits of its
+    own?"""
+    # exercise 23: one line
+    return sum(1 / math.comb(length - 1, k) for k in range(length)) ** -0.5
+    # end
+
+
+def solved_stars(arms, steps, hops):
+    """24: a star of `arms` ways of `steps` steps (data/planning.py), 3 or more of each. A network
+    follows at most `hops` edges in one call, forwards or backwards, from the start, the goal and
+    the letters of the way that it sees. If it finds several letters for a place, they are equally
+    likely; if it finds none, all letters are. Which share of stars does it solve from left to
+    right, and which share if it opens the surest mask first?
+
+    -> two numbers"""
+    # exercise 24: one line
+    return 1.0 if hops >= steps - 1 else 1 / arms, 1.0
+    # end

@@ -96,7 +96,7 @@ def compare_topics(config):
         rater.texts = 0
         step = partial(classifier_step, classifier=partial(count_texts, rater), label=label,
                        gamma=1.0, order=order)
-        few = n if order == "first" else min(n, 24)  # a classifier call for each word and mask
+        few = n if order == "first" else min(n, 8)  # a classifier call for each word and mask
         x, read, _ = write(model, guided_ancestral(ancestral, step), few, STEPS)
         line(f"guided, {order} order", x, read, rater.texts / few)
     for name, sampler, flags in searches():

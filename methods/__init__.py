@@ -15,6 +15,7 @@ METHODS = {
     "rdm": "methods.rdm:RDM",  # masks, with weights over steps and pairs of times
     "radd": "methods.radd:RADD",  # masks: four forms of one bound
     "mgdm": "methods.mgdm:MGDM",  # masks, with weights on what is hard: puzzles
+    "dot": "methods.dot:DoT",  # masks in one thought after the other
     "pgm": "methods.pgm:PGM",  # no masks: two groups of tokens predict each other
     "bd3lm": "methods.bd3lm:BD3LM",  # masks inside blocks, autoregression across them
     "blockgen": "methods.blockgen:BlockGen",  # the same in blocks of several sizes

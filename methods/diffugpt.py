@@ -106,6 +106,9 @@ class DiffuGPT(MDLM):
             self.network = partial(GPT2Transformer, positions=self.positions)
 
     def check(self, config):
+        if self.positions and config.learned_places:
+            raise UserError("--positions is a network with learned places: give "
+                            "--no_learned_places")
         if 0 < self.positions <= config.block_size:
             raise UserError(f"--positions {self.positions} must be more than --block_size "
                             f"{config.block_size}, since start is a token, too")

@@ -13,7 +13,14 @@ words are written first, as in InfoDiffusion (2310.11976) and semantic-aware noi
 m_v rises from 0 to 1 if |k_v| <= 1, that is |lambda c_v| <= 1/pi; beyond that it is no process.
 
 Its bound is (16.7), exact if x_theta counts the pattern of masks as evidence. So is that of a
-schedule by place (`--rank_by place`): c_l = 1/2 - (l + 1/2)/L at place l of L, the left first.
+schedule by place (`--rank_by place`): c_l = 1/2 - (l + 1/2)/L at place l of L, the left first. And
+so is that of a schedule by the given tokens, of a prompt or a text to summarize (`--rank_by
+source`):
+
+    source     c_v = 1/2 - [v is among the given tokens]                                     (16.10)
+
+since a sampler knows them from the start: with lambda < 0 words of the source are written first.
+Without given tokens all words have one schedule, and the law is that of mdlm.
 
 The public code subtracts the mean of f over the *text*, and semantic-aware noising ranks the words
 of a text (`--rank_by text`). Then the schedule of a token changes with the other tokens, which the
@@ -49,9 +56,9 @@ class DiffusionBERT(SymbolSchedules):
     """--method diffusionbert: masks come in the order of how frequent words are."""
     spindle: float = flag(0.3, "lambda: above 0 frequent words are written first, below 0 rare "
                           "ones; 0 is mdlm", least=-10, most=10, fixed=True)
-    rank_by: str = flag("word", "what decides when a token is masked: its word, its place, or its "
-                        "word among those of its text, as published (no bound)",
-                        ["word", "place", "text"], fixed=True)
+    rank_by: str = flag("word", "what decides when a token is masked: its word, its place, whether "
+                        "its word is in the prompt (source), or its word among those of its text, "
+                        "as published (no bound)", ["word", "place", "source", "text"], fixed=True)
     unbounded_reason = "the schedule of a token depends on the other words of its text, which a " \
                        "sampler does not know"
 
@@ -79,7 +86,8 @@ class DiffusionBERT(SymbolSchedules):
     def check_schedule(self):
         """UserError if (16.6) is no process."""
         spread = (self.c.max() - self.c.min())[None]  # (1,) the most that f differs from its mean
-        far = {"word": self.c.abs(), "place": torch.tensor([0.5]), "text": spread}  # (N,)|(1,)
+        half = torch.tensor([0.5])  # (1,)
+        far = {"word": self.c.abs(), "place": half, "source": half, "text": spread}  # (N,)|(1,)
         far, size = far[self.rank_by], abs(self.spindle)  # (N,)|(1,)
         if size * far.max() * math.pi > LARGEST:
             words = (size * far * math.pi > LARGEST).nonzero()[:, 0].tolist()
@@ -91,27 +99,38 @@ class DiffusionBERT(SymbolSchedules):
 
     # ---- the schedule
 
-    def k(self, t, v, place):
+    def known(self, z, frozen=None):
+        """c of (16.10) under --rank_by source. -> (B, N), else (L,)"""
+        if self.rank_by != "source":
+            return super().known(z, frozen)  # (L,)
+        given = torch.zeros_like(z) if frozen is None else frozen.to(z.dtype)  # (B, L)
+        counts = z.new_zeros(len(z), self.n_tokens + 1).scatter_add_(1, z, given)  # (B, V)
+        return 0.5 - (counts[:, :-1] > 0).double()  # (B, N)
+
+    def k(self, t, v, known):
         """k of (16.6) for symbols v, which are whole texts (B, L) under --rank_by text."""
         if self.rank_by == "place":
-            return math.pi * self.spindle * (0.5 - place)
+            return math.pi * self.spindle * (0.5 - known)
+        if self.rank_by == "source":  # known is (B, 1, N) or (M, N) where v are all symbols (N,)
+            c = known if v.ndim == 1 else known.gather(-1, v)
+            return math.pi * self.spindle * c.to(t.dtype)
         c = self.c.to(t.device, t.dtype)[v]
         return math.pi * self.spindle * (c - c.mean(-1, keepdim=True) if not self.bounded else c)
 
-    def masked(self, t, v, place):
+    def masked(self, t, v, known):
         """(16.6)"""
-        return t * (1 - self.k(t, v, place) * torch.sinc(t))
+        return t * (1 - self.k(t, v, known) * torch.sinc(t))
 
-    def rate(self, t, v, place):
-        slope = 1 - self.k(t, v, place) * torch.cos(math.pi * t)
-        return slope / self.masked(t, v, place)
+    def rate(self, t, v, known):
+        slope = 1 - self.k(t, v, known) * torch.cos(math.pi * t)
+        return slope / self.masked(t, v, known)
 
     # ---- losses and samples
 
-    def bound(self, denoiser, x, z, t):
+    def bound(self, denoiser, x, z, t, frozen=None):
         """(16.7); (16.9), which is no bound, under --rank_by text. -> (B, L) nats"""
         if self.bounded:
-            return super().bound(denoiser, x, z, t)  # (B, L)
+            return super().bound(denoiser, x, z, t, frozen)  # (B, L)
         at, w = z == self.mask, self.rate(t, x, None)  # (B, L) each
         return w * loss_at(denoiser, z, t, at, cross_entropy, (x,), self.n_tokens)  # (B, L)
 

@@ -49,13 +49,13 @@ class GenMD4(SymbolSchedules):
     def w(self, device):
         return F.softplus(self.w_raw.to(device))  # (N,)
 
-    def masked(self, t, v, place):
+    def masked(self, t, v, known):
         return t ** self.w(t.device).to(t.dtype)[v]
 
-    def rate(self, t, v, place):
+    def rate(self, t, v, known):
         return self.w(t.device)[v] / t
 
-    def time_of(self, u, x):
+    def time_of(self, u, x, known):
         return u ** (1 / self.w(x.device)[x].double())  # (B, L)
 
     def log_q(self, z, x, t):
@@ -78,7 +78,7 @@ class GenMD4(SymbolSchedules):
         t, dt = self.times(x)  # (B, 1) each
         with torch.no_grad():
             z1, z2 = self.corrupt(x, t, frozen), self.corrupt(x, t, frozen)  # (B, L) each
-        l1, l2 = (dt * self.bound(denoiser, x, z, t) for z in (z1, z2))  # (B, L) each
+        l1, l2 = (dt * self.bound(denoiser, x, z, t, frozen) for z in (z1, z2))  # (B, L) each
         log_q = zero_frozen(self.log_q(z1, x, t) - self.log_q(z2, x, t), frozen)  # (B, L)
         total = lambda a: a.sum(-1, keepdim=True)
         push = total(l1 - l2).detach() * total(log_q) / 2 / x.shape[1]  # (B, 1)

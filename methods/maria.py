@@ -61,6 +61,9 @@ SIZES = "n_layer", "n_head", "n_embd", "cond_dim", "n_classes", "qk_norm", "norm
 def sizes_of(model):
     """What describes the network of an expert: SIZES, and the length of its texts. -> (9,)"""
     network, config = model.denoiser, model.config
+    if vars(config).get("learned_places"):
+        raise UserError("the experts of maria have rotary positions only: train them with "
+                        "--no_learned_places")
     cond_dim = 0 if network.adaln is None else network.adaln.in_features
     numbers = {**vars(config), "cond_dim": cond_dim, "n_classes": len(model.classes),
                "time_input": [*TIME_INPUTS].index(config.time_input)}

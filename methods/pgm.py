@@ -236,6 +236,8 @@ class PGM(MDLM):
         self.network = partial(Partition, decoder_share=self.decoder_share, n_start=self.n_start)
 
     def check(self, config):
+        if config.learned_places:
+            raise UserError("pgm reads rotary positions only: give --no_learned_places")
         if config.time_input == "sigma":
             raise UserError("--time_input sigma is -log(1 - t), and 1 - t is not the share of text "
                             "that pgm sees: leave it out, since no mask needs the time")

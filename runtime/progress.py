@@ -97,6 +97,9 @@ def print_summary(trainer):
         entropy, _ = entropy_of(data, bool(trainer.classes))
         what = "exact entropy" + " given the class" * bool(trainer.classes)
         rows.append((what, entropy, bits(entropy)))
+    if (exact := data.answer_nats(x)) is not None:
+        known = (exact / scored.cpu()).mean().item()
+        rows.append(("exact -log p of the answers", known, bits(known)))
     less = compare_with_ngrams(data, x, nats / scored)
     print(f"\nheld-out text, {SUMMARY_DRAWS} noise draws: {format_nats(mean, error, size)}")
     print(f"{'':<32}{'nats/token':>12}" + f"{'bits/byte':>12}" * bool(size)

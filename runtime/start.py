@@ -92,10 +92,11 @@ def resume_flags(config, given):
                         f"continue: start from it with {spell({'init_from': config.out_dir})} and "
                         "another --out_dir")
     assemble(state, config.out_dir)  # UserError if its parts do not fit each other
-    if "distilled" in state:
-        resume = spell({"init_from": "resume", "out_dir": config.out_dir})
-        raise UserError(f"{config.out_dir} is a run of distill.py: continue with distill.py "
-                        f"{resume}")
+    for name, script in {"distilled": "distill.py", "rewarded": "rl.py"}.items():
+        if name in state:
+            resume = spell({"init_from": "resume", "out_dir": config.out_dir})
+            raise UserError(f"{config.out_dir} is a run of {script}: continue with {script} "
+                            f"{resume}")
     old = restored(config.script, state["config"])
     if "minutes" in given:
         raise UserError(f"--minutes plans a new run, and this one has {old.max_iters:,} steps: "

@@ -25,6 +25,7 @@ SAMPLERS = {
     "klass": "samplers.orders:Klass",                        # predictions that have settled
     "confidence": "samplers.unmasking:Confidence",           # the most confident ones
     "semi-ar": "samplers.semi_ar:SemiAR",                    # the same, block after block
+    "thoughts": "samplers.thoughts:Thoughts",                # thought after thought
     "remdm-conf": "samplers.remasking:ReMDMConf",            # doubtful words are masked again
     "top-k": "samplers.remasking:TopK",                      # the most confident words stay
     "p2": "samplers.planners:P2",                            # those that the others call right

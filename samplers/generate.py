@@ -19,6 +19,7 @@ from diffusion import Wrapper, ancestral, probabilities
 from flags import UserError
 from samplers import choose_sampler, sampler_of, to_probs_of
 from samplers.guidance import guide, guide_by_prompt
+from samplers.sides import cache_source
 from samplers.sliding_window import count_windows, slide_window, stride_of
 
 
@@ -131,6 +132,8 @@ def writer_of(config, model, denoiser, frozen, classifier=None, window=0, stride
     sampler = sampler_of(config, model)
     if config.compile and sampler.uses_cache:
         raise UserError("--compile is for networks that read whole texts: leave out --cache")
+    guided = bool(config.label or config.guidance != 1)
+    denoiser = cache_source(denoiser, frozen, guided)
     writer = Writer(method, denoiser, sampler, to_probs_of(config), config.steps)
     if method.left_to_right:
         writer.window, writer.end = window or L, end_of_text(model.encoding)

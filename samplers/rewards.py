@@ -60,7 +60,7 @@ def grammatical(model, _):
     return lambda x: parses(table.to(x.device), x).double()  # (n,)
 
 
-def match(model, pattern):
+def contains(model, pattern):
     try:
         found = re.compile(pattern).search
     except re.error as error:
@@ -85,7 +85,7 @@ def of_class(model, _):
 
 
 # name: (model, what stands after the colon) -> score(x (n, L)) -> (n,)
-REWARDS = {"class": of_class, "solved": solved, "grammatical": grammatical, "match": match,
+REWARDS = {"class": of_class, "solved": solved, "grammatical": grammatical, "match": contains,
            "log_p": log_p}
 TAKES = {"match": "a regular expression", "log_p": "a run of ar"}  # what stands after the colon
 

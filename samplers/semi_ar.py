@@ -88,7 +88,7 @@ class SemiAR(Sampler):
                          least=0)
     eos_last: bool = flag(False, "the end of a text opens when no other word is left to open")
     eos: int = None  # its id, from `prepare`
-    draws_from_model = False
+    draws_from_model, draws_decide = False, True
 
     def __post_init__(self):
         if self.threshold and self.factor:

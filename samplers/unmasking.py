@@ -51,7 +51,7 @@ class FirstHitting(MaskSampler):
 class Confidence(MaskSampler):
     """--sampler confidence: draws all masks and keeps the most confident draws."""
     also_called = ("maskgit", "low_confidence")
-    draws_from_model = False
+    draws_from_model, draws_decide = False, True
 
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):

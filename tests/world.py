@@ -99,6 +99,7 @@ LANGUAGE = Language()
 class Corpus:
     """The world as a data set: what Method.on_data reads of one, 1,000 texts by their numbers."""
     encoding = chars("abcdefgh")  # at least as many symbols as tests have
+    thoughts = (1, 2)  # the last three words
 
     def ids(self, split):
         return TEXTS.repeat_interleave((1000 * P).round().long(), 0).flatten().numpy()  # (m,)

@@ -33,16 +33,18 @@ def some(name, n=40, split="train", seed=0):
 
 @each_puzzle
 def test_answers_are_right_and_one_wrong_token_makes_most_of_them_wrong(name):
-    """Countdown has other answers: there a wrong number is one that does not follow."""
+    """Or a thought. Countdown and sat have other answers: there a wrong number is one that does not
+    follow, and a wrong value one that breaks a clause."""
     data, x, frozen = some(name)
-    assert data.solved(x).all() and data.score(x)[0][1].mean() == 1
+    all_right = lambda x: torch.stack([values for _, values in data.score(x)]).amin(0)  # (n,)
+    assert data.solved(x).all() and (all_right(x) == 1).all()
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         cell = torch.rand(x.shape, generator=generator).masked_fill(frozen, -1).argmax(-1)  # (n,)
         step = torch.randint(1, len(data.symbols), cell.shape, generator=generator)  # (n,)
         wrong = x.clone()  # (n, L)
         wrong[range(len(x)), cell] = (x[range(len(x)), cell] + step) % len(data.symbols)  # (n,)
-        assert data.solved(wrong).double().mean() < 0.05
+        assert (all_right(wrong) == 1).double().mean() < 0.05
     assert not data.solved(torch.where(frozen, x, data.encoding.n_vocab)).any()  # masks
 
 
@@ -208,22 +210,6 @@ def test_the_order_of_numbers_does_not_change_the_side_of_countdown():
     def keys(x):
         return {(*sorted((10 * row[:6:2] + row[1:6:2]).tolist()), *row[6:8].tolist()) for row in x}
     assert not keys(x) & keys(held)
-
-
-# ---- planning
-
-def test_a_way_is_made_of_edges_and_ends_at_the_goal():
-    data = load_data("planning2", 0)
-    graph = "abbcbdefcgeh"  # no star: a-b-c-g, b-d, e-f, e-h
-    for end, way, right in (("ag", "bcg", True), ("ag", "bdg", False), ("ad", "bcg", False),
-                            ("ag", "bcc", False), ("eg", "fcg", False), ("ag", "bch", False)):
-        text = torch.tensor([[ord(c) - ord("a") for c in graph + end + way]])  # (1, 17)
-        assert bool(data.solved(text)) == right, way
-    _, x, _ = some("planning5", 200)
-    first = [row[:30].view(15, 2) for row in x]  # (15, 2) edges
-    assert all((edges[:, 0] == row[30]).sum() == 5 for edges, row in zip(first, x))
-    ends = [int((edges[:, 0] == row[30]).nonzero()[0]) for edges, row in zip(first, x)]
-    assert len(set(ends)) > 8  # edges stand in any order
 
 
 def test_a_fifth_of_all_codes_is_held_out():

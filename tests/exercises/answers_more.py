@@ -1,4 +1,4 @@
-"""Answers to exercises 11 to 22: see answers.py."""
+"""Answers to exercises 11 to 23: see answers.py."""
 
 from answers import BLIND
 
@@ -103,6 +103,9 @@ z = torch.where(highest(score, k), z.masked_scatter(masked, drawn), z)""".replac
          "return math.log2(math.exp(record['nats_per_token'])) / size"],
     22: ["return math.fsum(ar_nats)", "return sum(ar_nats) + 0 * sum(masked_nats)",
          "import torch\nreturn torch.tensor(ar_nats).sum()"],
+    23: ["return 1 / math.sqrt(sum(1 / math.comb(length - 1, k) for k in range(length)))",
+         "import torch\nn = torch.tensor([math.comb(length - 1, k) for k in range(length)])\n"
+         "return (1 / n).sum() ** -0.5"],
 }
 
 WRONG = {
@@ -196,5 +199,10 @@ WRONG = {
          ("return sum(ar_nats) / 2", "did not make up for"),
          ("return sum(ar_nats) / len(ar_nats)", "nats per token"),
          ("return sum(ar_nats) + sum(masked_nats)", "both counted"),
+         ("pass", "is not a number")],
+    23: [("return 1.0", "the mean field were the sampler"),
+         ("return sum(1 / math.comb(length - 1, k) for k in range(length)) ** -1", "no root"),
+         ("return length ** -0.5", "one state for each number of open words"),
+         ("return 2 ** (-(length - 1) / 2)", "all sets of open words were as likely"),
          ("pass", "is not a number")],
 }

@@ -1,6 +1,7 @@
-"""The graders of exercises 21 and 22, about figures that others publish (exercises/README.md)."""
+"""The graders of exercises 21 to 23, about figures that others publish (exercises/README.md)."""
 import math
 from collections import Counter
+from itertools import permutations, product
 from types import SimpleNamespace
 
 import torch
@@ -68,3 +69,40 @@ def test_exercise_22_the_prediction_is_what_the_code_reports():
                 masked.sum(), "1/t did not make up for the tokens that are no masks": ar.sum() / 2,
             "it were nats per token": ar.mean(), "both counted": ar.sum() + masked.sum(),
             "both counted half": (ar.sum() + masked.sum()) / 2})
+
+
+# ---- 23: the bias of a policy gradient
+
+def gradients_of_both(length):
+    """The gradients of E r and of E r log q, q of masks alone, in the logits of every state.
+
+    -> (3^length length 2,) each
+    """
+    x = torch.tensor(list(product(range(2), repeat=length)))  # (n, L)
+    logits = torch.zeros(3 ** length, length, 2, dtype=DOUBLE, requires_grad=True)
+    base = 3 ** torch.arange(length)  # (L,)
+    orders = torch.tensor(list(permutations(range(length))))  # (m, L) when each word opens
+    log_q = torch.zeros(len(orders), len(x), dtype=DOUBLE)  # (m, n)
+    for step in range(length):
+        z = torch.where(orders[:, None] < step, x, 2)  # (m, n, L)
+        log_p = logits.log_softmax(-1)[(z * base).sum(-1)]  # (m, n, L, 2)
+        words = log_p.gather(-1, x.expand_as(z)[..., None])[..., 0]  # (m, n, L)
+        log_q = log_q + torch.where(orders[:, None] == step, words, 0.0).sum(-1)  # (m, n)
+    from_masks = logits[-1].log_softmax(-1).gather(-1, x.T)  # (L, n)
+    r = (x == 0).all(-1).double() - 0.5 ** length  # (n,) less its mean
+    values = (log_q.exp().mean(0) @ r, 0.5 ** length * from_masks.sum(0) @ r)  # () each
+    return [torch.autograd.grad(value, logits, retain_graph=True)[0].flatten() for value in values]
+
+
+def test_exercise_23_the_prediction_is_the_bias_of_the_code():
+    for length in (1, 2, 3, 4):
+        exact, mean_field = gradients_of_both(length)
+        cosine = torch.nn.functional.cosine_similarity(exact, mean_field, 0)  # ()
+        with hint("length is a whole number"):
+            ours = predictions.cosine_of_a_mean_field(length)
+        check_close(f"your prediction for {length} words", ours, cosine, 1e-6, {
+            "the mean field were the sampler: it is, in one step": 1.0,
+            "you took no root of the sum of squares": cosine ** 2,
+            "there were one state for each number of open words": length ** -0.5,
+            "all sets of open words were as likely, so that they need no weights":
+                2 ** (-(length - 1) / 2)})

@@ -9,13 +9,18 @@ from tests.mutants.embedding import EMBEDDING
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
+from tests.mutants.reasoning import REASONING
+from tests.mutants.rl import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.search import SEARCH
+from tests.mutants.seq2seq import SEQ2SEQ
+from tests.mutants.statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
 from tests.mutants.theory import THEORY
+from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *PROGRAM, *EMBEDDING]
-MUTANTS = [*THEORY, *HYBRIDS, *SAMPLING, *SEARCH, *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
+           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
 
 
 def find_tests(names):

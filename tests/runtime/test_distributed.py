@@ -26,7 +26,7 @@ LONG = dict(
     grad_clip=0.5,
     max_iters=4,
     log_interval=1,
-    eval_interval=1,
+    eval_interval=4,
     lr_schedule="constant",
     optimizer="adamw",
 )

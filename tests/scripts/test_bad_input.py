@@ -13,6 +13,7 @@ from models import random_checkpoint
 import chat
 import distill
 import evaluate
+import rl
 import sample
 import train
 from checkpoints.file import Folder
@@ -22,7 +23,7 @@ from flags import configure, flags_of, load_row
 from methods import METHODS
 from runs import TINY, cache, complaint, elsewhere, fit, tiny  # noqa: F401
 
-SCRIPTS = [train, sample, evaluate, distill, chat]
+SCRIPTS = [train, sample, evaluate, distill, rl, chat]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,8 @@ def test_a_bad_checkpoint_is_refused_in_one_line_and_its_code_never_runs(module,
                                                                          short_runs, capsys):
     damage(kind, short_runs("mdlm"))
     words = {train: ["--out_dir", "out", "--init_from=resume", "--max_iters=30"],
-             distill: ["--teacher", "out"]}.get(module, ["--out_dir", "out"])
+             distill: ["--teacher", "out"],
+             rl: ["--start", "out"]}.get(module, ["--out_dir", "out"])
     error = complaint(module, *words, capsys=capsys)
     assert says in error and "out" in error
     assert not Path("exploded").exists()

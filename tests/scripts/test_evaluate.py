@@ -197,7 +197,7 @@ def test_what_is_measured_stays_when_a_later_set_fails_and_the_rest_is_measured(
 def test_a_disk_that_fails_while_samples_are_drawn_costs_no_bound(monkeypatch, capsys):
     def fail(*args):
         raise OSError(5, "Input/output error")
-    monkeypatch.setattr(evaluate, "sample_figures", fail)
+    monkeypatch.setattr(evaluate, "answer_figures", fail)
     error = complaint(evaluate, "--out_dir", "rose-mdlm", *FEW[:4], "--num_samples", 2,
                       capsys=capsys)
     assert "samples: Input/output error" in error

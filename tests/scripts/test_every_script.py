@@ -11,6 +11,7 @@ import pytest
 import chat
 import distill
 import evaluate
+import rl
 import sample
 import train
 from data import DATASETS
@@ -52,7 +53,7 @@ def test_every_number_has_an_end(file):
             assert wrong(f, "-1") and not wrong(f, "8,32"), name
 
 
-@pytest.mark.parametrize("module", [train, sample, evaluate, distill, chat],
+@pytest.mark.parametrize("module", [train, sample, evaluate, distill, rl, chat],
                          ids=lambda module: module.__name__)
 @pytest.mark.parametrize("value", ["1" + "0" * 21, "1e400", "nan", "", "-1", "0x10", "9" * 5000])
 def test_a_number_without_an_end_is_one_line(module, value, capsys):

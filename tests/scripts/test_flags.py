@@ -9,6 +9,7 @@ import pytest
 import chat
 import distill
 import evaluate
+import rl
 import runs
 import sample
 import train
@@ -26,7 +27,7 @@ from flags import (
 from forks import forked
 from methods import METHODS
 
-SCRIPTS = [train, sample, evaluate, distill, chat]
+SCRIPTS = [train, sample, evaluate, distill, rl, chat]
 
 
 @dataclass
@@ -286,7 +287,7 @@ def test_a_tilde_that_the_shell_leaves_alone_is_the_home_folder_but_not_in_a_tex
     "script, name",
     [(train, "out_dir"), (train, "data"), (train, "init_from"), (sample, "html"), (sample, "png"),
      (sample, "classifier"), (evaluate, "judge"), (evaluate, "lambada"), (evaluate, "choices"),
-     (distill, "teacher"), (chat, "out_dir")],
+     (distill, "teacher"), (rl, "start"), (chat, "out_dir")],
     ids=str,
 )
 def test_every_path_of_a_script_may_begin_with_a_tilde(script, name, monkeypatch):

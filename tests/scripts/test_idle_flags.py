@@ -4,6 +4,7 @@ import pytest
 import chat
 import distill
 import evaluate
+import rl
 import sample
 import train
 from flags import parse
@@ -28,6 +29,7 @@ IDLE = [  # a command line, the flag of it that counts for nothing, and with or 
     (evaluate, "--ends", "ends", "without --lambada or --choices"),
     (train, "--minutes 3 --max_iters 5", "minutes", "with --max_iters"),
     (distill, "--teacher x --minutes 3 --iters_per_round 5", "minutes", "with --iters_per_round"),
+    (rl, "--start x --minutes 3 --max_iters 5", "minutes", "with --max_iters"),
 ]
 
 

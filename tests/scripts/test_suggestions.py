@@ -7,6 +7,7 @@ import pytest
 import chat
 import distill
 import evaluate
+import rl
 import sample
 import train
 from flags import UserError, flags_of, load_row, parse
@@ -25,6 +26,7 @@ TYPED = {
             "topp top_p|num_steps steps|cfg guidance|class label|max_new_tokens length|"
             "block_size length|question prompt",
     distill: "max_iters iters_per_round|epochs iters_per_round|lr learning_rate|model teacher",
+    rl: "model start|lr learning_rate|epochs max_iters|temp temperature",
     evaluate: "method out_dir|n num_samples|model out_dir|text data|temp temperature",
     chat: "model out_dir|question prompt|max_tokens length",
 }

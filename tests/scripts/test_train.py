@@ -51,6 +51,7 @@ BESIDE = dict(
     embedding=dict(transition="nearest", diffusion_steps=6),
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
+    coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
     table=dict(data="poem.txt", tokenizer="chars"), spread=dict(token_clock="line"),
     slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
 
@@ -78,6 +79,21 @@ def values(f):
     return [f.type(least), f.type(least + 1)]
 
 
+PLAIN = {}  # method: what `learn` returns where all flags have their defaults
+
+
+def learn(**flags):
+    """A short run, made once for the defaults. -> its flags, its steps, its weights (n,)"""
+    name, plain = flags["method"], {**SHORT, "method": flags["method"]}
+    if configure(train.Config, **flags) != configure(train.Config, **plain):
+        name = None
+    if name not in PLAIN:
+        state = fit("out", **flags)
+        weights = [a.double().flatten() for part in ("model", "ema") for a in state[part].values()]
+        PLAIN[name] = state["config"], state["step"], torch.cat(weights)  # (n,)
+    return PLAIN[name] if name else PLAIN.pop(name)
+
+
 def try_values(f, method):
     """Short runs, each with another value. -> what they learned, as bytes"""
     Path("poem.txt").write_text("".join(f"{n} green bottles on the wall.\n" for n in range(200)))
@@ -87,12 +103,10 @@ def try_values(f, method):
         random_checkpoint(name, **flags)
     beside = {name: value for name, value in BESIDE.get(f.name, {}).items() if name in known}
     for value in values(f):
-        state = fit("out", **{**SHORT, "method": method, **beside, f.name: value})
-        kept = state["config"][f.name]
+        config, step, weights = learn(**{**SHORT, "method": method, **beside, f.name: value})
+        kept = config[f.name]
         assert kept == value or value == "auto" and "dtype" in f.name, (value, kept)
-        assert state["step"] == state["config"]["max_iters"], value
-        weights = [a.double().flatten() for part in ("model", "ema") for a in state[part].values()]
-        weights = torch.cat(weights)  # (n,)
+        assert step == config["max_iters"], value
         assert weights.isfinite().all(), value
         yield weights.numpy().tobytes()
 

@@ -33,7 +33,7 @@ BATCH = {"gidd": 16_000, "udlm": 5000, "sedd": 5000, "d3pm": 5000, "ggm": 5000, 
 # second values of flags that have no choices, and where one more than the default will not do
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
               block_sizes="1,3", size_weights="4,3,2,1", mask_rate=0.15, positions=16,
-              self_condition=0.25,
+              self_condition=0.25, scheduled=0.5, coupled=0.5,
               ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
 WORDS, LENGTH = 7, 12
@@ -64,7 +64,7 @@ def test_what_is_not_given_bounds_the_conditional(name):
     method = world.make_world_method(name, N, **WORLD)
     likelihood = method.likelihood
 
-    def knows_the_first(z, t):
+    def knows_the_first(z, t, frozen=None):
         if z.is_floating_point():  # of embeddings: t says so
             return likelihood(z, t)
         clean = torch.nn.functional.one_hot(z[:, :1].clamp(max=N - 1), N)  # (n, 1, N)

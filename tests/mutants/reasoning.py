@@ -1,0 +1,25 @@
+"""Mutants of learned places, of puzzles that are easy to learn, and of accuracy against time."""
+
+REASONING = [
+    ("model.py", "table[positions].sum(1)", "table[positions][:, 0]", "test_places",
+     "a query's place alone, where it and its key have one each"),
+    ("model.py", "positions + gone)", "positions)", "test_places",
+     "places begin anew when a cache is full"),
+    ("model.py", "positions.max() >= len(table)", "positions.max() > len(table)", "test_places",
+     "a text that is one token too long is an error of Python"),
+    ("checkpoints/build.py", "config.block_size + 1)", "config.block_size)", "test_places",
+     "no place for a start symbol"),
+    ("data/planning.py", "if side == TRAIN:", "if side != TRAIN:", "test_planning",
+     "held-out stars have fewer ways"),
+    ("data/planning.py", "torch.randint(1, self.arms + 1", "torch.randint(1, self.arms",
+     "test_planning", "stars with all ways are never learned"),
+    ("data/planning.py", "& (way < self.nodes)", "", "test_planning", "a way to nowhere"),
+    ("experiments/reasoning.py", "return in_front or not", "return True or not", "test_reasoning",
+     "a method that writes in order does not see the clues"),
+    ("experiments/reasoning.py", "sum(minutes) / len(minutes)", "sum(minutes)", "test_reasoning",
+     "the time of all seeds for that of one"),
+    ("experiments/reasoning.py", "round(share * steps)", "round(share * share * steps)",
+     "test_reasoning", "points along a run that come too early"),
+    ("experiments/reasoning.py", '"random order": ("first-hitting", calls)',
+     '"random order": (first, calls)', "test_reasoning", "a random order that is none"),
+]
