@@ -210,10 +210,13 @@ class Embedding(Method):
         gamma_1 = self.process.gamma(torch.ones(1, device=x.device))  # (1,)
         return prior_nats(self.process.rows()[x[at]], gamma_1)  # (N,)
 
+    def what_is_trained(self, denoiser, x, frozen=None):
+        return self.loss(denoiser, x, frozen)  # (B, L)
+
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (13.7); the loss where there is no bound. -> (B, L) nats"""
         if not self.bounded:
-            return self.loss(denoiser, x, frozen)  # (B, L)
+            return self.what_is_trained(denoiser, x, frozen)  # (B, L)
         at = free_tokens(x, frozen)  # (B, L)
         t, weight = self.draw_times(at)  # (B, 1|L) each
         nats = self.integrand(denoiser, x, t, weight, at, frozen)  # (N,)
