@@ -70,11 +70,6 @@ def word_evidence(z, gamma, table):
     return -(far / sigma2 + z.shape[-1] * sigma2.log()) / 2  # (..., V)
 
 
-def own_evidence(log_c, z, gamma, table):
-    """log p of (13.3), from the log of the leave-one-out distribution. -> (..., V) nats"""
-    return (log_c + log_evidence(z, gamma, table)).log_softmax(-1)  # (..., V)
-
-
 # ---- reverse steps, gamma_s < gamma_t
 
 def step_law(z, x_hat, gamma_s, gamma_t):
@@ -145,9 +140,10 @@ class EmbeddingSpace(nn.Module):
     fixed: the table is not trained
     feeds_back: z has 2 D columns, and the last D are the last x_hat, or 0 (self-conditioning)
     """
-    text_stays, continuous, mask = False, True, None
+    text_stays, continuous, mask = True, True, None  # given text is right
     clock = None  # (13.10): of methods/clocks.py, set by the method; None: the common one
     vectors = False  # the network outputs x_hat (N, D), and not log c (N, V)
+    reads_words = False  # it also reads which words a row may be: (13.2) as probabilities
 
     def __init__(self, table, rule, schedule, warp=None, feeds_back=False, fixed=False):
         super().__init__()
@@ -197,11 +193,13 @@ class EmbeddingSpace(nn.Module):
     def scaled(self, z, t):
         """What a network reads: z of unit variance, and gamma, GIVEN less at given tokens.
 
-        z (B, L, D|2D), t (B, 1|L) -> (B, L, D|2D), (B, 1|L)
+        z (B, L, D|2D), t (B, 1|L) -> (B, L, D|2D, and V more if it reads words), (B, 1|L)
         """
         gamma, size = self.gamma(t), self.mean_square()  # (B, 1|L), ()
         scale = (torch.sigmoid(-gamma) * size + torch.sigmoid(gamma)).rsqrt()[..., None]
         parts = [z[..., :self.D] * scale, *([z[..., self.D:] / size.sqrt()] * self.feeds_back)]
+        if self.reads_words:
+            parts.append(self.evidence(z[..., :self.D], t.clamp(min=LEAST)).softmax(-1))
         return torch.cat(parts, -1), torch.where(t > 0, gamma, gamma + GIVEN)
 
     def noisy(self, e, t, frozen=None):

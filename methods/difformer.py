@@ -30,7 +30,7 @@ class Difformer(Embedding):
     noise_factor: float = flag(4.0, "F; 1 is the noise of Diffusion-LM", least=0.1,
                                most=100, fixed=True)
     smoothing: float = flag(0.1, "of labels in the anchor", least=0, most=0.9)
-    samplers = ("ddpm", "ddim")
+    samplers = ("ancestral", "ddpm", "ddim")
     predicts, scores_ratios = "the row of each token from a noisy embedding", True
 
     def space(self):

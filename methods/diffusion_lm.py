@@ -32,7 +32,7 @@ class DiffusionLM(Embedding):
     """--method diffusion_lm: trained on (13.12)."""
     rounding: bool = flag(True, "the second term of (13.12); without it the table collapses",
                           fixed=True)
-    samplers = ("ddpm", "ddim")
+    samplers = ("ancestral", "ddpm", "ddim")
     predicts, scores_ratios = "the row of each token from a noisy embedding", True
 
     def space(self):

@@ -26,6 +26,7 @@ from methods.gammas import Logistic
 from model import Transformer, select_rows
 
 SEED = 13  # of a table before it is trained
+TRAINED = 0.0, 1.5  # center and scale of gammas for cross-entropies: what context must tell
 
 
 class EmbeddingNetwork(Transformer):
@@ -36,7 +37,8 @@ class EmbeddingNetwork(Transformer):
     def __init__(self, space, vocab_size, n_layer, n_head, n_embd, **options):
         super().__init__(vocab_size, n_layer, n_head, n_embd, **options)
         self.space = space
-        self.embed = nn.Parameter(torch.empty(space.D * (1 + space.feeds_back), n_embd))
+        width = space.D * (1 + space.feeds_back) + space.V * space.reads_words
+        self.embed = nn.Parameter(torch.empty(width, n_embd))
         nn.init.kaiming_uniform_(self.embed, a=math.sqrt(5))
         if space.vectors:
             self.head = nn.Linear(n_embd, space.D)
@@ -56,20 +58,22 @@ class Embedding(Method):
     self_condition: float = flag(0.5, "share of texts that are trained on the network's own first "
                                       "x_hat; 0: the network has no such input", least=0, most=1,
                                  fixed=True)
+    reads: str = flag("rows", "what the network reads: noisy rows, or also the words that each may "
+                      "be (V more columns: for small vocabularies)", ["rows", "words"], fixed=True)
     token_clock: str = flag("common", "when noise leaves a token: all at once, or one after the "
                             "other in some order; methods/clocks.py", [*CLOCKS], later=True)
     spread: float = flag(2.0, "how many times the time in which one token is noisy lie between the "
                          "first and the last; for other clocks than common", least=0.01, most=1000,
                          later=True)
     uses_time, shardable, fixed_positions, takes_steps = True, False, False, False
-    samplers, classifier_process = ("ddpm", "ddim", "word-steps"), None
-    first_choice = "ddpm"
+    samplers, classifier_process = ("ancestral", "ddpm", "ddim", "word-steps"), None
     predicts = "each token from a noisy embedding"
     unbounded_reason = ("the amount of noise depends on the word, so it tells the word; "
                         "--token_clock common has a bound")
 
     def __post_init__(self):
         self.vocab_size, self.process = self.n_tokens, self.space().learn(False)
+        self.process.reads_words = self.reads == "words"
         self.process.clock = CLOCKS[self.token_clock](self.spread)
         self.bounded = not self.process.by_word
         self.use_counts(torch.ones(self.n_tokens))  # all as often, until there is a text
@@ -123,12 +127,15 @@ class Embedding(Method):
 
     # ---- times and noise
 
-    def draw_times(self, free):
-        """Times of tokens, and their weights in (13.7). free (B, L): not given -> (B, 1|L) each"""
+    def draw_times(self, free, center=-1.75, scale=1.0):
+        """Times of tokens, and their weights in (13.7). free (B, L): not given -> (B, 1|L) each
+
+        center, scale: of the logistic density of gamma, for rows of norm 1
+        """
         space, clock = self.process, self.process.clock
-        center = math.log(space.mean_square() * space.D) - 1.75
+        center = math.log(space.mean_square() * space.D) + center
         ends = [space.gamma(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0)]  # () each
-        logistic = Logistic(ends, center, 1.0)
+        logistic = Logistic(ends, center, scale)
         gamma, weight = logistic.draw(len(free), free.device)  # (B, 1) each
         t, plan = space.schedule.time(gamma), clock.plan(free)  # (B, 1)
         if not plan:
@@ -203,10 +210,13 @@ class Embedding(Method):
         gamma_1 = self.process.gamma(torch.ones(1, device=x.device))  # (1,)
         return prior_nats(self.process.rows()[x[at]], gamma_1)  # (N,)
 
+    def what_is_trained(self, denoiser, x, frozen=None):
+        return self.loss(denoiser, x, frozen)  # (B, L)
+
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (13.7); the loss where there is no bound. -> (B, L) nats"""
         if not self.bounded:
-            return self.loss(denoiser, x, frozen)  # (B, L)
+            return self.what_is_trained(denoiser, x, frozen)  # (B, L)
         at = free_tokens(x, frozen)  # (B, L)
         t, weight = self.draw_times(at)  # (B, 1|L) each
         nats = self.integrand(denoiser, x, t, weight, at, frozen)  # (N,)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusion import stratified
 from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.embedding import TRAINED, Embedding, free_tokens, scatter_nats
 from methods.gammas import Linear
 
 SHARE = 8  # one text in so many is for the decoder's term
@@ -66,6 +66,8 @@ class Plaid(Embedding):
     """--method plaid. `bound` trains on (13.7), table and schedule included."""
     weighting: str = flag("simple", "train on cross-entropies, or on the bound itself",
                           ["simple", "bound"], fixed=True)
+    gamma_0: float = flag(-4.0, "the least noise, where words are decoded; Plaid's is -3",
+                          least=-10, most=0, fixed=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,7 +77,7 @@ class Plaid(Embedding):
 
     def space(self):
         learned = self.weighting == "bound"
-        schedule = LearnedLine(-4.0, 6.0) if learned else Linear(-4.0, 6.0)
+        schedule = (LearnedLine if learned else Linear)(self.gamma_0, 6.0)
         return EmbeddingSpace(self.random_table(), "unit", schedule,
                               Monotone() if learned else None, self.self_condition > 0)
 
@@ -84,7 +86,7 @@ class Plaid(Embedding):
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         if self.weighting == "bound":
             return self.split_bound(denoiser, x, frozen, fed_back)  # (B, L)
-        t, _ = self.draw_times(free_tokens(x, frozen))  # (B, 1|L)
+        t, _ = self.draw_times(free_tokens(x, frozen), *TRAINED)  # (B, 1|L)
         return self.cross_entropies(denoiser, x, t, frozen, fed_back)  # (B, L)
 
     def split_bound(self, denoiser, x, frozen, fed_back):

@@ -17,7 +17,7 @@ import torch
 
 from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.embedding import TRAINED, Embedding, free_tokens, scatter_nats
 from methods.gammas import Alpha2
 from methods.glyphs import PIXELS, draw_glyph
 
@@ -52,7 +52,7 @@ class SED(Embedding):
     def loss(self, denoiser, x, frozen=None):
         """Squared errors and cross-entropies, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
-        t, _ = self.draw_times(at)  # (B, 1|L)
+        t, _ = self.draw_times(at, *TRAINED)  # (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         e, _, found = self.denoise(denoiser, x, t, at, frozen, fed_back)  # (N, D)
         ce = -found.log_p.gather(-1, x[at][:, None])[:, 0]  # (N,)

@@ -82,7 +82,8 @@ class CallCounter(Wrapper):
         counted = ", ".join([str(self), *(f"{name.replace('_', ' ')} {n}" for name, n in costs)])
         if process is None:
             return counted
-        what = "mask opens" if process.text_stays else "word changes"
+        masks = process.text_stays and process.mask is not None
+        what = "mask opens" if masks else "word changes"
         steps = f"{writer.steps} step{'s' * (writer.steps != 1)}"
         return f"{counted} ({length} tokens in {steps}; no call where no {what})"
 

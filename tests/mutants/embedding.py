@@ -30,7 +30,7 @@ CORE = [
     ("methods/embedding.py", "first = at if fed_back is None else at & fed_back[:, None]",
      "first = at", "test_plaid", "all texts of a batch have a first call"),
     ("methods/embedding.py", "nats + self.decoder_nats(denoiser, x, at, frozen) + self.noise_left",
-     "nats + self.noise_left", "test_methods", "a Gaussian bound without its decoder"),
+     "nats + self.noise_left", "test_plaid", "a Gaussian bound without its decoder"),
     ("methods/embedding.py", "leave_one_out=False, topic=label", "topic=label",
      "test_methods", "vectors of the leave-one-out distribution"),
     ("methods/embedding.py", "other.process = network.space", "pass",

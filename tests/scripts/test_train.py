@@ -52,8 +52,8 @@ BESIDE = dict(
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
     coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
-    table=dict(data="poem.txt"), spread=dict(token_clock="line"), slope=dict(times="path"),
-    path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
+    table=dict(data="poem.txt", tokenizer="chars"), spread=dict(token_clock="line"),
+    slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
