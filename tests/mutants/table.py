@@ -10,11 +10,11 @@ from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
 from tests.mutants.reasoning import REASONING
-from tests.mutants.rl import POLICY
+from tests.mutants.rewards import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.search import SEARCH
 from tests.mutants.seq2seq import SEQ2SEQ
-from tests.mutants.statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
+from tests.mutants.text_statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
 from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
 
