@@ -14,6 +14,7 @@ import copy
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn as nn
 
@@ -85,8 +86,8 @@ class Embedding(Method):
             self.process.clock.use_counts(self.counts)
 
     def on_data(self, data):
-        ids = torch.as_tensor(data.ids("train"), dtype=torch.long)  # (m,)
-        self.use_counts(torch.bincount(ids, minlength=self.n_tokens)[:self.n_tokens])
+        counts = np.bincount(data.ids("train"), minlength=self.n_tokens)[:self.n_tokens]  # (V,)
+        self.use_counts(torch.from_numpy(counts))
 
     def on_step(self, step, trainer):
         self.process.clock.on_step(step)
