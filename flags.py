@@ -297,7 +297,7 @@ def default_of(f, given):
     if any(name in given for name in f.metadata["unless"]):
         return f.default
     instead = f.metadata["instead"].items()
-    return [f.default, *(value for name, value in instead if given.get(name) is True)][-1]
+    return [f.default, *(value for name, value in instead if given.get(name))][-1]
 
 
 def describe(f):

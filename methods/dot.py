@@ -40,6 +40,8 @@ from methods.mdlm import MDLM, any_order, masked_weight
 class DoT(MDLM):
     """--method dot: `loss` is that of mdlm in one thought, scaled to the whole text; `nelbo` is
     (20.3)."""
+    weighting: str = flag("simple", "train on bounded weights or on the bound itself",
+                          ["simple", "bound"])
     passes: str = flag("multi", "thought by thought, or all thoughts at once", ["multi", "single"],
                        fixed=True)
     scheduled: float = flag(0.0, "share of texts whose noise is made of the network's own text, at "

@@ -90,6 +90,17 @@ REWARDS = {"class": of_class, "solved": solved, "grammatical": grammatical, "mat
 TAKES = {"match": "a regular expression", "log_p": "a run of ar"}  # what stands after the colon
 
 
+def default_reward(model):
+    """The reward that needs nothing but the data; UserError if there is none."""
+    data = data_of_model(model)
+    if data.prompted:
+        return "solved"
+    if data.automaton is not None:
+        return "grammatical"
+    raise UserError(f"say what to look for: {model.config.data} has no checker and no grammar, so "
+                    "give --reward match:PATTERN or log_p:MODEL, or --classifier and --label")
+
+
 def read_reward(text, model):
     """The reward that --reward names, for texts of a model; or UserError."""
     name, _, rest = text.partition(":")
@@ -106,8 +117,9 @@ def read_reward(text, model):
 class Search(MaskSampler):
     """A sampler that looks for texts of high reward. Without one, before `prepare`, all texts are
     alike, and it writes one by its walk."""
-    reward: str = flag("class", "what to look for: class, solved, grammatical, match:PATTERN, "
-                       "log_p:MODEL", text=True)
+    reward: str = flag("", "what to look for: class, solved, grammatical, match:PATTERN or "
+                       "log_p:MODEL; empty: what the data can check", text=True,
+                       classifier="class")
     score: object = None  # x (n, L) -> (n,)
     judge: object = None  # (z, t) -> log p(y | z) (n,), for --reward class
     spent: Counter = field(default_factory=Counter)  # by all texts
@@ -128,6 +140,7 @@ class Search(MaskSampler):
             return f"rates whole texts, and {method.name} does not write them at once"
 
     def prepare(self, model):
+        self.reward = self.reward or default_reward(model)
         self.score = read_reward(self.reward, model)
         self.judge = lambda z, t: self.score(z)  # (n,) says what is missing, until `aim`
 

@@ -15,7 +15,7 @@ from methods import make_method
 from oracle import exact
 from runs import cache, elsewhere  # noqa: F401
 from samplers import make_sampler
-from samplers.rewards import read_reward
+from samplers.rewards import default_reward, read_reward
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,11 @@ def toy():
     return model
 
 
-def model_of(data):
+def model_of(data, block_size=0):
     """What a reward sees of a model."""
-    return SimpleNamespace(config=SimpleNamespace(data=data, block_size=load_data(
-        data, 0).block_size), encoding=load_data(data, 0).encoding)
+    made = load_data(data, block_size)
+    return SimpleNamespace(config=SimpleNamespace(data=data, block_size=made.block_size),
+                           encoding=made.encoding)
 
 
 # ---- rewards
@@ -86,6 +87,13 @@ def test_a_reward_that_is_none_is_refused_in_one_line(reward, says, toy):
     assert "\n" not in str(refused.value)
 
 
+def test_where_none_is_given_the_data_check(toy):
+    assert default_reward(toy) == "grammatical"
+    assert default_reward(model_of("sudoku4")) == "solved"
+    with pytest.raises(UserError, match="say what to look for: digits has no checker and no"):
+        default_reward(model_of("digits", 64))
+
+
 def test_what_does_not_fit_is_refused_in_one_line(toy):
     with pytest.raises(UserError, match="rates whole texts, and bd3lm does not write them at once"):
         make_sampler("smc", make_method("bd3lm", 5))
@@ -114,10 +122,11 @@ def test_a_search_writes_by_the_class_of_a_classifier_and_counts_what_it_rates(n
 
 
 @pytest.mark.parametrize("words, says", [
-    ([], "--reward class is log p(class | text): give --classifier and --label, or another"),
+    (["--reward", "class"], "log p(class | text): give --classifier and --label, or another"),
     (["--classifier", "exact", "--label", "sea", "--guidance", "2"], "divide --lam by it"),
     (["--classifier", "exact"], "needs a --label"),
-    (["--corrector", "gibbs", "--value", "class"], "--reward class is log p(class | text)"),
+    (["--value", "class"], "--value class is for --reward class, not for grammatical"),
+    (["--corrector", "gibbs", "--reward", "class"], "--reward class is log p(class | text)"),
     (["--classifier", "exact", "--label", "sea", "--corrector", "gibbs"],
      "leave out --sampler and --corrector"),
     (["--reward", "match:sea", "--classifier", "exact", "--label", "sea"],

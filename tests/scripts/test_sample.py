@@ -102,6 +102,7 @@ ROWS = [(table, name, flag, choice)
         for table, rows in (("sampler", SAMPLERS), ("corrector", CORRECTORS))
         for name in rows for flag, choice in choices_of(load_row(rows, name))
         if (flag, choice) != ("eos_last", True)  # with chats alone: test_chat_runs.py
+        and (flag, choice) != ("value", "class")  # with a classifier alone: test_search_runs.py
         and flag != "draft_order"]  # with a draft that has masks: test_speculative.py
 ROWS += [("sampler", "psi", "eta", eta) for eta in (0.0, 0.3, 1.0)]
 

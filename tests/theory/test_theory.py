@@ -16,7 +16,7 @@ PROCESSES = {"mask": Absorbing(N), "mask, eps": Absorbing(N, eps=1e-3), "uniform
              "hybrid .1": Hybrid(N, 0.1), "hybrid .7": Hybrid(N, 0.7)}
 for _name in METHODS:  # the processes of the table that are not yet here
     _process = make_method(_name, N).process
-    if getattr(_process, "continuous", False):
+    if getattr(_process, "continuous", False) and hasattr(_process, "b"):  # not of vectors
         if not any(type(_process) is type(other) for other in PROCESSES.values()):
             PROCESSES[_name] = _process
 DIFFUSIONS = ["mdlm", "udlm", "gidd"]
