@@ -90,8 +90,8 @@ def test_a_reward_that_is_none_is_refused_in_one_line(reward, says, toy):
 def test_where_none_is_given_the_data_check(toy):
     assert default_reward(toy) == "grammatical"
     assert default_reward(model_of("sudoku4")) == "solved"
-    with pytest.raises(UserError, match="say what to look for: digits has no checker and no"):
-        default_reward(model_of("digits", 64))
+    with pytest.raises(UserError, match="say what to look for: chat has no checker and no"):
+        default_reward(model_of("chat", 64))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(toy):
