@@ -28,7 +28,7 @@ import torch
 from checkpoints.file import as_json
 from checkpoints.load import load_classifier, load_chosen
 from data.tokenizer import end_of_text
-from evaluation.answers import answer_figures
+from evaluation.chosen_answers import answer_figures
 from evaluation.chat import score_answers
 from evaluation.comparison import check_comparable, load_rival
 from evaluation.downstream import last_words, multiple_choice, read_passages, read_questions

@@ -38,7 +38,8 @@ PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
 # Flags that older checkpoints lack, with the values that they were trained with. `first` is not a
 # flag: it is the id that begins every text of some published networks.
 NEW_FLAGS = {"qk_norm": False, "norm_bias": False, "time_input": "auto", "sft": False,
-             "labels": False, "muon_dtype": "bfloat16", "first": None}
+             "labels": False, "muon_dtype": "bfloat16", "sides": "joined", "learned_places": False,
+             "first": None}
 
 
 PARTS_OF_A_RUN = "ckpt.pt", "metrics.jsonl", "evaluation.json", "tensorboard"

@@ -27,7 +27,7 @@ import torch
 
 from data import load_data
 from diffusion import probabilities
-from evaluation.answers import answer_rows
+from evaluation.chosen_answers import answer_rows
 from evaluation.errors import mean_error, with_error
 from evaluation.likelihood import nats_of
 from evaluation.sample_quality import questions_asked

@@ -13,8 +13,8 @@ import torch
 
 from data.chat import MARKS, ids_of
 from data.tokenizer import decode
-from flags import UserError, change, flags_of, load_row
-from samplers import SAMPLERS, SamplingFlags, first_sampler
+from flags import UserError, change, flags_of,
+from samplers import SamplingFlags, first_sampler, samplers_for
 
 
 def chat_template(messages, encoding, length):
@@ -67,6 +67,6 @@ def default_sampler(config, method):
     """The flags of a chat, with the default sampler of texts if that of chats does not fit."""
     sampler = flags_of(SamplingFlags)["sampler"]
     of_chats = sampler.metadata["instead"]["chat"]
-    if config.sampler == of_chats and load_row(SAMPLERS, of_chats)().fits(method):
+    if config.sampler == of_chats and of_chats not in samplers_for(method):
         return change(config, sampler=first_sampler(config, method))
     return config

@@ -11,7 +11,7 @@ import torch
 from references import Figures
 
 from data import load_data
-from evaluation.answers import (
+from evaluation.chosen_answers import (
     answer_figures,
     answer_rows,
     bleu,

@@ -105,7 +105,9 @@ z = torch.where(highest(score, k), z.masked_scatter(masked, drawn), z)""".replac
          "import torch\nreturn torch.tensor(ar_nats).sum()"],
     23: ["return 1 / math.sqrt(sum(1 / math.comb(length - 1, k) for k in range(length)))",
          "import torch\nn = torch.tensor([math.comb(length - 1, k) for k in range(length)])\n"
-         "return (1 / n).sum() ** -0.5"],
+         "return (1 / n).sum() ** -0.5",
+         "return sum(math.factorial(k) * math.factorial(length - 1 - k) for k in range(length)) "
+         "** -0.5 * math.factorial(length - 1) ** 0.5"],
 }
 
 WRONG = {

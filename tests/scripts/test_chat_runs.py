@@ -78,7 +78,8 @@ def answering(tmp_path_factory):
 def test_every_method_answers_by_a_sampler_that_fits_it(name, answering, monkeypatch, capsys):
     out, err = talk(monkeypatch, capsys, answering / name, typed="What is 3?\nAnd 4?\n")
     assert out.startswith("> What is 3?\n") and out.count("\n> And 4?\n") == 1
-    sampler = {"pgm": "spread", "ar2diff": "unroll"}.get(name, "ancestral")
+    own = {"pgm": "spread", "ar2diff": "unroll", "dot": "thoughts"}
+    sampler = own.get(name, "ancestral")
     masks = ("mdlm", "md4", "radd", "audm", "planner", "diffugpt", "diffusion_llm", "rdm", "mgdm")
     sampler = "semi-ar" if name in masks else sampler
     assert re.search(rf"2 answers, {name}, {sampler}: \d+ network calls", err)

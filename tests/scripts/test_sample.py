@@ -57,7 +57,8 @@ ENOUGH = enough(FITTING, {name: make_method(name, 8) for name in WRITERS})
 
 
 @pytest.mark.parametrize("name, sampler, corrector", [
-    case for case in ENOUGH if case[1] == "ancestral" or case[2] == "draw"])
+    case for case in ENOUGH if (case[1] == "ancestral" or case[2] == "draw")
+    and case[1] != "grammar"])  # which knows no text with "the cat" and "every red" at these places
 def test_every_sampler_writes_the_text_of_every_method_that_it_fits(name, sampler, corrector,
                                                                     random_runs, capsys):
     """Given tokens survive wherever they stand, from an exact denoiser and from a network."""
@@ -191,7 +192,8 @@ def test_end_of_text_is_that_of_encodings_that_have_one():
 
 # ---- long texts
 
-@pytest.mark.parametrize("name, sampler", [row[:2] for row in ENOUGH if row[2] == "draw"])
+@pytest.mark.parametrize("name, sampler", [row[:2] for row in ENOUGH if row[2] == "draw"
+                                           and row[1] != "grammar"])  # as above
 def test_texts_of_any_length_come_without_a_warning_and_with_the_prompt_in_them(
         name, sampler, random_runs, capsys, recwarn):
     found = texts(capsys, out_dir=str(random_runs(name)), length=40, prompt="the cat _ the",

@@ -52,6 +52,7 @@ BESIDE = dict(
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
     coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
+    sides=dict(data="add", block_size=13),
     table=dict(data="poem.txt", tokenizer="chars"), spread=dict(token_clock="line"),
     slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
 

@@ -162,6 +162,8 @@ KINDS = [("toy", "toy", {}), ("digits", "digits", dict(block_size=64)),
          ("sudoku4", "sudoku4-in-place", dict(block_size=16)),
          ("countdown3", "countdown3", dict(block_size=22)),
          ("planning2", "planning2", dict(block_size=18, learned_places=True)),
+         ("sat5", "sat5", dict(block_size=68)), ("boolean", "boolean", dict(block_size=31)),
+         ("multiplication", "multiplication-thoughts", dict(block_size=20)),
          ("add", "add", dict(block_size=13)), ("describe", "describe", dict(block_size=23)),
          ("*.jsonl", "mine.jsonl", dict(CHATS, sft=True))]
 
@@ -189,7 +191,7 @@ def test_these_are_all_kinds():
     of one kind."""
     published = {name for name, row in DATASETS.items() if row.endswith("PublishedCorpus")}
     kind = lambda name: (DATASETS[name].split(":")[0] if load_row(DATASETS, name).source
-                         else re.sub(r"\d+(-in-place)?$", "", name))
+                         else re.sub(r"\d*(-in-place|-unique|-thoughts)?$", "", name))
     of_any_size = lambda names: {*map(kind, names)}
     assert of_any_size({*DATASETS} - published) == of_any_size({row for row, _, _ in KINDS})
 
