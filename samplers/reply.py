@@ -13,7 +13,7 @@ import torch
 
 from data.chat import MARKS, ids_of
 from data.tokenizer import decode
-from flags import UserError, change, flags_of,
+from flags import UserError, change, flags_of
 from samplers import SamplingFlags, first_sampler, samplers_for
 
 
