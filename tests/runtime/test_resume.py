@@ -26,6 +26,14 @@ from runtime.trainer import Trainer
 from script import OutputLost, on_loss, one_line_errors
 
 
+@pytest.fixture(autouse=True)
+def a_terminal_that_closes_is_heard():
+    """Also if the tests themselves run under nohup, which all processes inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     "method, number, flags",
     [

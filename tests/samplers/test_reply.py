@@ -102,6 +102,7 @@ def test_a_chat_has_a_sampler_that_fits_every_method(name):
     config = configure(SamplingFlags, sampler="semi-ar")
     config = default_sampler(config, method)
     assert load_row(SAMPLERS, config.sampler)().fits(method) is None
-    assert (config.sampler == "semi-ar") == (method.opens_masks and method.bidirectional)
+    assert (config.sampler == "semi-ar") == (method.opens_masks and method.bidirectional
+                                             and method.samplers is None)
     explicit = configure(SamplingFlags, sampler="psi")
     assert default_sampler(explicit, method) is explicit
