@@ -47,4 +47,6 @@ SEARCH = [
      "test_constraints", "of several places where a word may stand, one counts"),
     ("samplers/rewards.py", "log_softmax(-1)[:, label[0]]", "log_softmax(-1)[:, 0]",
      "test_search_runs", "the first class for the one that is asked for"),
+    ("samplers/rewards.py", "if data.automaton is not None:", "if data.automaton is None:",
+     "test_search_runs", "a grammar is looked for where none is known"),
 ]
