@@ -332,7 +332,7 @@ class Ancestral(Sampler):
     grid: str = flag("uniform", "steps of equal length, or short ones first (arXiv:2406.04329)",
                      ["uniform", "cosine"])
     step: object = reverse_step  # guidance has its own
-    chooses_first, also_called = True, ("ddpm",)
+    chooses_first = True
 
     def fits(self, method):
         if self.grid != "uniform" and method.samplers is not None:

@@ -33,7 +33,7 @@ from data.puzzles import thought_at
 from diffusion import corrupt, draw_at, probabilities, stratified, supports
 from flags import UserError, flag, load_row
 from methods.base import cross_entropy, loss_at
-from methods.mdlm import MDLM, any_order, masked_weight
+from methods.mdlm import MDLM, any_order
 
 
 @dataclass(eq=False)
@@ -128,16 +128,14 @@ class DoT(MDLM):
 
     def loss(self, denoiser, x, frozen=None):
         """What training minimizes, a surrogate as in mdlm. -> (B, L) nats"""
-        simple, t = self.weighting == "simple", stratified(len(x), x.device)  # (B, 1)
-        t = 1 - (1 - t).sqrt() if simple else t  # (B, 1)
+        t, weight, share = self.draw_times(x)  # (B, 1), (B, 1) or 3, a number
         here, behind, n = self.choose(x, frozen, self.coupled)  # (B, L), (B, L), (B, 1)
         of = self.draw(denoiser, x, t, here, behind) if self.share_drawn else x  # (B, L)
         z = self.noise(of, t, here, behind)  # (B, L)
-        weight = 3.0 if simple else masked_weight(self.process, t)  # (B, 1)
         weight = weight * n / here.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
         at = here & (z == self.process.mask)  # (B, L)
         return loss_at(denoiser, z, t, at, cross_entropy, (x,), self.n_tokens, weight, frozen,
-                       self.share_masked(simple))  # (B, L)
+                       share)  # (B, L)
 
     def nelbo(self, denoiser, x, frozen=None):
         """One draw of (20.3). -> (B, L) nats"""

@@ -96,12 +96,16 @@ class MDLM(Method):
         """
         if self.complement:
             return self.complementary_loss(denoiser, x, frozen)  # (B, L)
+        t, weight, share = self.draw_times(x)  # (B, 1), (B, 1) or 3, a number
+        z = corrupt(self.process, x, t, frozen)  # (B, L)
+        return self.cross_entropy(denoiser, x, z, t, weight, frozen, share)  # (B, L)
+
+    def draw_times(self, x):
+        """Times of `loss`, the weights of its terms, and the share of masks that it expects.
+        -> (B, 1), (B, 1) or a number, a number"""
         simple, t = self.weighting == "simple", stratified(len(x), x.device)  # (B, 1)
         t = 1 - (1 - t).sqrt() if simple else t  # (B, 1)
-        z = corrupt(self.process, x, t, frozen)  # (B, L)
-        weight = 3.0 if simple else masked_weight(self.process, t)  # (B, 1)
-        share = self.share_masked(simple)
-        return self.cross_entropy(denoiser, x, z, t, weight, frozen, share)  # (B, L)
+        return t, 3.0 if simple else masked_weight(self.process, t), self.share_masked(simple)
 
     def complementary_loss(self, denoiser, x, frozen=None):
         """(3.9). For `simple` the weights are 6 (1 - r) and 6 r: those of `loss` times the density
