@@ -2,6 +2,7 @@
 import contextlib
 from itertools import product
 from math import factorial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from runs import complaint, elsewhere, cache, fit  # noqa: F401
 
 import evaluate
 from data import load_data
-from evaluation.votes import vote
+from evaluation.votes import vote, vote_figures
 
 
 def chance_of(p, k):
@@ -43,6 +44,17 @@ def test_a_vote_is_for_the_mode():
         for k, right in zip((1, 2, 3, 5, 8), table):
             assert abs(by_counts(p, k) - right) < 6e-4, (k, by_counts(p, k))
             assert k > 5 or abs(chance_of(p, k) - by_counts(p, k)) < 1e-12
+
+
+def test_the_figures_are_means_over_questions():
+    """Right is 1. Of the first question two of three answers are right, of the second none."""
+    data = SimpleNamespace(answer_of=lambda x: x,
+                           score=lambda x: [("solved", (x[:, 0] == 1).double())])
+    texts = torch.tensor([[1, 1, 2], [2, 2, 2]])[..., None]  # (n, k, 1)
+    found = vote_figures(texts, data)
+    assert found["what"] == "solved"
+    assert found["rows"][0] == (1, pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert found["rows"][1] == (3, pytest.approx(1 / 2), pytest.approx(1 / 2))
 
 
 @pytest.mark.parametrize("name, n", [("multiplication-thoughts", 4), ("boolean-thoughts", 1),
