@@ -42,6 +42,7 @@ from diffusion import Sampler, draw_from, probabilities
 from flags import flag
 
 LEAST = 1e-6  # time of a token that is not given
+LARGER = {"posterior": 0, "mixed": 0.2, "large": 1}  # l of (15.7)
 GIVEN = -4.0  # gamma of a given token as a network reads it, beside gamma_0
 
 
@@ -319,8 +320,8 @@ class EmbeddingWalk(Sampler):
 @dataclass(eq=False)
 class DDPM(EmbeddingWalk):
     """--sampler ddpm: steps of (13.4) on embeddings."""
-    variance: str = flag("posterior", "of a step: (13.4), or the larger one of Diffusion-LM",
-                         ["posterior", "large"])
+    variance: str = flag("posterior", "of a step: (13.4), the larger one of Diffusion-LM, or one "
+                         "between them, (15.7)", [*LARGER])
     clamp: bool = flag(False, "move x_hat to the nearest row in each step, as Diffusion-LM does "
                               "(biased: too likely texts)")
     score_temperature: float = flag(1.0, "below 1 sharpens x_hat, as Plaid does", least=0.01,
@@ -344,6 +345,6 @@ class DDPM(EmbeddingWalk):
     def move(self, process, z, found, s, t, eps):
         x_hat, gamma_s, gamma_t = self.estimate(process, z, found, s, t)  # (N, D), (N,) twice
         mean, variance = step_law(z, x_hat, gamma_s, gamma_t)  # (N, D), (N,)
-        if self.variance == "large":
-            variance = large_variance(gamma_s, gamma_t)  # (N,)
+        l = LARGER[self.variance]
+        variance = large_variance(gamma_s, gamma_t) ** l * variance ** (1 - l)  # (N,) (15.7)
         return mean + variance.sqrt()[:, None] * eps  # (N, D)

@@ -142,7 +142,7 @@ def trainer_of(network):
     """What `on_step` may read of a trainer."""
     config = SimpleNamespace(max_iters=4, eval_interval=1, eval_iters=1, batch_size=4, seed=1)
     data = SimpleNamespace(windows=lambda split, most: torch.randint(WORDS, (most, LENGTH)))
-    return SimpleNamespace(config=config, data=data, average=network, device="cpu")
+    return SimpleNamespace(config=config, data=data, average=network, model=network, device="cpu")
 
 
 def per_token(nats, frozen=None):
@@ -200,7 +200,9 @@ def test_every_weight_gets_a_finite_gradient(name):
     method, network = built(name)
     (x, _), randomized = texts(24), randomize(network, std=0.2)
     torch.manual_seed(0)
-    method.loss(denoiser_of(method, randomized, len(x)), x).mean().backward()
+    for step in (0, 3):  # the first and the last: a method may train in stages
+        method.on_step(step, trainer_of(network))
+        method.loss(denoiser_of(method, randomized, len(x)), x).mean().backward()
     for key, p in network.named_parameters():
         if not p.requires_grad:
             assert p.grad is None, key
