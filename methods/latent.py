@@ -36,7 +36,6 @@ is the same for h', v' and eps', with a label y or given words:
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from diffusion import Ancestral, ancestral, draw_from, probabilities, stratified
 from flags import UserError, flag
@@ -55,8 +54,11 @@ from methods.gammas import Cosine, Logistic
 from methods.latent_network import LatentText
 from methods.latent_space import (
     LatentSpace,
+    as_likelihood,
     code_table,
     from_velocity,
+    likeliest,
+    one_hot,
     spread_over,
     to_float,
     to_velocity,
@@ -93,7 +95,7 @@ class Latent(Method):
     outputs_h = False  # the network outputs h', not v'
     ordered = hides_given = False  # see methods/latent_network.py
     variance = "large"  # of --sampler ancestral: the l of (15.7)
-    progress = 0.0  # the share of the training that is done
+    progress = 0.0  # the share of training that is done
     settled = False  # stage two has begun
     per_token = False  # the exact autoencoder: one vector a token
 
@@ -110,6 +112,14 @@ class Latent(Method):
     def loss_weight(self, gamma):
         """The weight of |h - h'|^2 in stage two, (15.4): v and v' as they are. -> shape of gamma"""
         return 1 + torch.exp(-gamma)
+
+    def shown_to_encoder(self, x, at):
+        """x as the encoder reads it in stage one. -> (B, L)"""
+        return x  # (B, L)
+
+    def shown_to_decoder(self, x, at):
+        """x as the decoder reads it in stage one; if it writes all at once, given words only."""
+        return x  # (B, L)
 
     # ---- flags, network, stages
 
@@ -162,6 +172,10 @@ class Latent(Method):
         """h' at the times t (B, 1). fed (B, K, d): the last h', None for 0 -> (B, K, d)"""
         return self.to_h(self.output(denoiser, z, t, at, x, fed), z, t)  # (B, K, d)
 
+    def guess(self, denoiser, z, t, at, x, fed=None):
+        """h' in a walk. -> (B, K, d)"""
+        return self.estimate(denoiser, z, t, at, x, fed)  # (B, K, d)
+
     def to_h(self, out, z, t):
         return out if self.outputs_h else from_velocity(z, out, self.gamma(t))  # (B, K, d)
 
@@ -195,15 +209,16 @@ class Latent(Method):
         """-log p(x | z_0) in stage one, the squared error of (15.4) in stage two. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
         if self.progress < self.autoencoder:
-            h = self.encode(denoiser, x, at)  # (B, K, d)
-            return self.word_nats(denoiser, h, x, at)  # (B, L)
+            h = self.encode(denoiser, self.shown_to_encoder(x, at), at)  # (B, K, d)
+            return self.word_nats(denoiser, h, x, at, self.shown_to_decoder(x, at))  # (B, L)
         with torch.no_grad():
             h = self.encode(denoiser, x, at)  # (B, K, d)
         return self.squared_error(denoiser, h, x, at)  # (B, L)
 
-    def word_nats(self, denoiser, h, x, at):
-        """-log p(x_l | z_0), the first term of (15.5). -> (B, L) nats"""
-        logits = self.decode(denoiser, self.for_decoder(h), x, at)  # (N, V)
+    def word_nats(self, denoiser, h, x, at, read=None):
+        """-log p(x_l | z_0), the first term of (15.5). read (B, L): in place of x -> (B, L) nats"""
+        read = x if read is None else read  # (B, L)
+        logits = self.decode(denoiser, self.for_decoder(h), read, at)  # (N, V)
         return scatter_nats(cross_entropy(logits, x[at]), at)  # (B, L)
 
     def squared_error(self, denoiser, h, x, at):
@@ -259,51 +274,45 @@ class Latent(Method):
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
         """From noise to z_0, where words are drawn; yields words (B, L) after each step."""
-        x, at = z, ~frozen  # (B, L) each
+        yield from self.walk(denoiser, z, ~frozen, steps, sampler, to_probs)
+
+    def walk(self, denoiser, x, at, steps, sampler, to_probs):
+        """Write the words `at` of x (B, L); yields x after each step."""
         if not at.any():
             yield x
             return
-        walk = self.walk_of(sampler)
-        K = x.shape[1] if self.per_token else self.latents
-        y, fed = torch.randn(len(x), K, self.dim, device=x.device), None  # (B, K, d)
+        mover = DDPM(self.variance) if isinstance(sampler, Ancestral) else sampler
+        y, fed = torch.randn(self.shape(x), device=x.device), None  # (B, K, d)
         times = torch.linspace(1, self.decode_at, steps + 1, dtype=torch.float64, device=x.device)
         for i, (t, s) in enumerate(zip(times[:-1], times[1:]), 1):
             t, s = t.expand(len(x), 1), s.expand(len(x), 1)  # (B, 1) each
-            fed = self.estimate(denoiser, y, t, at, x, fed)  # (B, K, d)
+            fed = self.guess(denoiser, y, t, at, x, fed)  # (B, K, d)
             eps = torch.randn(y.shape, device=x.device)  # (B, K, d)
-            y = walk.move(self.process, y, Prediction(None, fed), s, t, eps).to(fed.dtype)
+            y = mover.move(self.process, y, Prediction(None, fed), s, t, eps).to(fed.dtype)
             if i == steps:
-                x = self.write(denoiser, y, x, at, to_probs)  # (B, L)
+                x = self.write(denoiser, y if self.bounded else fed, x, at, to_probs)  # (B, L)
             elif not self.ordered and i % -(-steps // SHOWN) == 0:  # what h' would be
                 shown = self.decode(denoiser, signal(self.ends()[0])[0] * fed, x, at)  # (N, V)
                 x = x.masked_scatter(at, shown.argmax(-1))  # (B, L)
             yield x
 
-    def walk_of(self, sampler):
-        return DDPM(self.variance) if isinstance(sampler, Ancestral) else sampler
+    def shape(self, x):
+        """The shape of the latents of x (B, L). -> B, K, d"""
+        return len(x), x.shape[1] if self.per_token else self.latents, self.dim
 
     def write(self, denoiser, z, x, at, to_probs):
-        """Words at `at` from z_0: all at once, or each after those to its left. -> (B, L)"""
-        if not self.ordered:
-            logits = self.decode(denoiser, z, x, at)[:, :self.n_tokens]  # (N, V)
-            return x.masked_scatter(at, draw_from(to_probs, logits)[0])  # (B, L)
-        for l in range(x.shape[1]):
-            here = at & (torch.arange(x.shape[1], device=x.device) == l)  # (B, L)
-            if here.any():
-                logits = self.decode(denoiser, z, x, here)[:, :self.n_tokens]  # (N, V)
-                x = x.masked_scatter(here, draw_from(to_probs, logits)[0])  # (B, L)
-        return x
+        """Words at `at`, drawn from the decoder of z_0. -> (B, L)"""
+        logits = self.decode(denoiser, z, x, at)  # (N, V)
+        return x.masked_scatter(at, draw_from(to_probs, logits)[0])  # (B, L)
 
     @torch.no_grad()
     def measures(self, network, x, frozen=None):
-        """Of texts: reconstruction from z_0, and the statistics of latents."""
+        """Of texts: what the decoder makes of z_0, and the statistics of latents."""
         at = free_tokens(x, frozen)  # (B, L)
         h = self.encode(network, x, at)  # (B, K, d)
-        likeliest = lambda logits: probabilities(logits, temperature=0)
         found = self.write(network, self.for_decoder(h), x.masked_fill(at, 0), at, likeliest)
-        right = (found == x) & at  # (B, L)
-        share = right.sum(-1) / at.sum(-1).clamp(min=1)  # (B,)
-        return [("words that the decoder finds again", share),
+        right = ((found == x) & at).sum(-1) / at.sum(-1).clamp(min=1)  # (B,)
+        return [("reconstruction: tokens", right), ("reconstruction: whole texts", 1.0 * (right == 1)),
                 ("variance of latents", h.square().mean((1, 2)))]
 
     # ---- the exact denoiser
@@ -319,7 +328,7 @@ class Latent(Method):
             z = z[..., :self.dim].double()  # (B, L, d)
             noise = self.ends()[0] if gamma is None else gamma.double()  # () or (B, 1)
             evidence = log_evidence(z, noise.expand(z.shape[:2]), table.to(z.device))  # (B, L, V)
-            p = self.posterior(language, evidence, words, at, label)  # (B, L, V)
+            p = self.posterior(language, as_likelihood(evidence), words, at, label)  # (B, L, V)
             if gamma is None:
                 return select_rows(p.log(), at)
             h = p @ table.to(z.device)  # (B, L, d)
@@ -327,9 +336,7 @@ class Latent(Method):
         return denoiser
 
     def posterior(self, language, evidence, words, at, label):
-        """p(x_l | z, given words) from log q(z_l | x_l = v) (B, L, V). -> (B, L, V)"""
-        evidence = (evidence - evidence.amax(-1, keepdim=True)).exp()  # (B, L, V)
-        given = F.one_hot(words.clamp(max=self.n_tokens - 1), self.n_tokens)  # (B, L, V)
-        evidence = torch.where(at[..., None], evidence, given.double())  # (B, L, V)
+        """p(x_l | z, given words) from q(z_l | x_l = v) (B, L, V). -> (B, L, V)"""
+        evidence = torch.where(at[..., None], evidence, one_hot(words, self.n_tokens))  # (B, L, V)
         p = language.posterior(evidence, leave_one_out=False, topic=label)  # (B, L, V)
         return p.to(at.device)

@@ -5,6 +5,7 @@ of the exact autoencoder.
 import torch
 import torch.nn.functional as F
 
+from diffusion import probabilities
 from gaussian import EmbeddingSpace, signal
 
 SEED = 15  # of the table of the exact autoencoder
@@ -46,6 +47,21 @@ def to_float(a):
 def spread_over(nats, at):
     """nats (B,) of texts, in equal shares at their words `at` (B, L), 0 elsewhere. -> (B, L)"""
     return nats[:, None] * at / at.sum(-1, keepdim=True).clamp(min=1)  # (B, L)
+
+
+def as_likelihood(evidence):
+    """exp of log-evidence (B, L, V), 1 for the likeliest word."""
+    return (evidence - evidence.amax(-1, keepdim=True)).exp()  # (B, L, V)
+
+
+def one_hot(words, n):
+    """The evidence of words that are known; blanks count as the last word. (B, L) -> (B, L, n)"""
+    return F.one_hot(words.clamp(max=n - 1), n).double()  # (B, L, n)
+
+
+def likeliest(logits):
+    """For `draw_from`: no chance. (N, V) -> (N, V) float64"""
+    return probabilities(logits, temperature=0)
 
 
 def code_table(n, d):
