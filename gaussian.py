@@ -144,6 +144,7 @@ class EmbeddingSpace(nn.Module):
     text_stays, continuous, mask = True, True, None  # given text is right
     clock = None  # (13.10): of methods/clocks.py, set by the method; None: the common one
     vectors = False  # the network outputs x_hat (N, D), and not log c (N, V)
+    refuses = staticmethod(lambda walk: None)  # why a walk does not fit, as `fits` says it
     reads_words = False  # it also reads which words a row may be: (13.2) as probabilities
 
     def __init__(self, table, rule, schedule, warp=None, feeds_back=False, fixed=False):
@@ -259,7 +260,6 @@ class EmbeddingWalk(Sampler):
     """
     last: str = flag("draw", "the words: drawn, or the likeliest, as Plaid has it (biased: too "
                              "likely texts)", ["draw", "argmax"])
-
     jump = None  # the most time that a token lost in a step
 
     def costs(self, whole=False):
@@ -269,6 +269,7 @@ class EmbeddingWalk(Sampler):
     def fits(self, method):
         if not isinstance(method.process, EmbeddingSpace):
             return f"takes steps of embeddings, which {method.name} does not have"
+        return method.process.refuses(self)
 
     def move(self, process, z, found, s, t, eps):
         """z_s from z_t, at the tokens that are not given. z, eps (N, D); s, t (N,) -> (N, D)"""
@@ -302,9 +303,8 @@ class EmbeddingWalk(Sampler):
         times = [process.clock.times(u.expand(len(frozen), 1), *plan)[0] for u in clock]
         times = [process.spaced(t).clamp(min=LEAST) for t in times]  # n of (B, 1|L)
         self.jump = max([float((t - s).max()) for t, s in zip(times, times[1:])], default=1.0)
-        if not frozen.any():
-            return times
-        return [t.expand(frozen.shape).masked_fill(frozen, 0) for t in times]  # n of (B, L)
+        own = lambda t: t.expand(frozen.shape).masked_fill(frozen, 0)  # (B, L)
+        return [own(t) for t in times] if frozen.any() else times
 
     def words(self, process, found, z, t, free, to_probs, over):
         """The words at the tokens that are not given: the likeliest until the walk is over. -> (N,)

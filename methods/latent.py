@@ -66,7 +66,7 @@ from methods.latent_space import (
 )
 from model import select_rows
 
-SPREAD = 1.0, 1.5  # center and scale of the gammas at which (15.5) is measured
+SPREAD = 0.75, 1.0  # center and scale of the gammas at which (15.5) is measured
 STATISTICS = 2048  # texts for the mean and the variance of latents
 SHOWN = 16  # times that words are shown in a walk, at most
 
@@ -166,7 +166,7 @@ class Latent(Method):
 
     def decode(self, denoiser, z, x, at):
         """Logits at `at` from z (B, K, d) at gamma_0, and from the given words. -> (N, V)"""
-        return denoiser(z.float(), None, at=at, words=x)  # (N, V)
+        return denoiser(z.float(), None, at=at, words=x)[:, :self.n_tokens]  # (N, V)
 
     def estimate(self, denoiser, z, t, at, x, fed=None):
         """h' at the times t (B, 1). fed (B, K, d): the last h', None for 0 -> (B, K, d)"""

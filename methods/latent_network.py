@@ -113,7 +113,7 @@ class LatentText(nn.Module):
             with torch.no_grad():
                 self.mean.lerp_(mean, KEPT)
                 self.log_variance.lerp_(log_variance, KEPT)
-        return ((rows - mean) * (-log_variance / 2).exp()).view(h.shape)  # (B, K, d)
+        return ((rows - mean) * (-log_variance / 2).exp()).reshape(h.shape)  # (B, K, d)
 
     @torch.no_grad()
     def set_statistics(self, h):

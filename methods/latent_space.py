@@ -20,6 +20,13 @@ class LatentSpace(EmbeddingSpace):
         self.n_tokens = self.V = n_tokens
         self.schedule = schedule
 
+    def refuses(self, walk):
+        """Why a walk does not fit: there are no rows to move to."""
+        if walk.clamp:
+            return "moves to rows of a table, and latents have none: leave out --clamp"
+        if walk.last != "draw":
+            return "has words from a decoder here, which are drawn: leave out --last"
+
 
 def velocity(h, eps, gamma):
     """(15.3). h, eps (..., d), gamma (...) -> (..., d)"""

@@ -55,21 +55,21 @@ class Sentences(LatentText):
 
     def cut(self, a, fill):
         """Sentences as rows; the last one is filled up. (B, L) -> (B n, c)"""
-        return F.pad(a, (0, -a.shape[1] % self.c), value=fill).view(-1, self.c)  # (B n, c)
+        return F.pad(a, (0, -a.shape[1] % self.c), value=fill).reshape(-1, self.c)  # (B n, c)
 
     def encode(self, x, at):
         h = super().encode(self.cut(x, self.blank), self.cut(at, False))  # (B n, K, d)
-        return h.view(len(x), -1, h.shape[-1])  # (B, n K, d)
+        return h.reshape(len(x), -1, h.shape[-1])  # (B, n K, d)
 
     def decode(self, z, words, at):
-        rows = z.view(-1, self.K, z.shape[-1])  # (B n, K, d)
+        rows = z.reshape(-1, self.K, z.shape[-1])  # (B n, K, d)
         return super().decode(rows, self.cut(words, self.blank), self.cut(at, False))  # (N, V)
 
     def read_context(self, words):
         """What is known of the past of each sentence. (B, L) -> (B, n, D)"""
         with torch.no_grad():
             h = self.normalize(self.encode(words, torch.ones_like(words, dtype=torch.bool)))
-        h = self.read_past(h.view(len(h), -1, self.K * h.shape[-1]))  # (B, n, D)
+        h = self.read_past(h.reshape(len(h), -1, self.K * h.shape[-1]))  # (B, n, D)
         h = F.pad(h[:, :-1], (0, 0, 1, 0))  # (B, n, D) nothing before the first one
         return self.past(h, mask_mod=causal)  # (B, n, D)
 
@@ -77,7 +77,7 @@ class Sentences(LatentText):
         past, at = self.read_context(words), self.cut(at, False)  # (B, n, D), (B n, c)
         n, B = past.shape[1], len(past)
         each = lambda a: None if a is None else a.repeat_interleave(n, 0)  # (B, ..) -> (B n, ..)
-        h = self.read_noisy(z.view(B * n, self.K, -1).to(past.dtype)) + self.places  # (B n, K, D)
+        h = self.read_noisy(z.reshape(B * n, self.K, -1).to(past.dtype)) + self.places  # (B n, K, D)
         seen = torch.ones(n, n, dtype=torch.bool, device=z.device).tril().repeat(B, 1)  # (B n, n)
         if alone is not None:  # the first output knows of no sentence
             seen = seen & ~(each(alone) & (torch.arange(n, device=z.device) > 0))  # (B n, n)
@@ -153,7 +153,7 @@ class LCM(Latent):
         alpha, sigma = (a[..., None].to(h.dtype) for a in signal(gamma))  # (B, 1, 1) each
         rows = lambda a: a.reshape(len(x), self.count_sentences(x.shape[1]), -1)  # (B, n, K d)
         eps, eps_0 = (rows((z - alpha * a) / sigma) for a in (h, other))  # (B, n, K d) each
-        return (z - sigma * rescaled(eps, eps_0, w).view(z.shape)) / alpha  # (B, n K, d)
+        return (z - sigma * rescaled(eps, eps_0, w).reshape(z.shape)) / alpha  # (B, n K, d)
 
     # ---- the exact denoiser
 
