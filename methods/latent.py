@@ -94,7 +94,7 @@ class Latent(Method):
     defaults = dict(ema=0.995, batch_size=64)
     outputs_h = False  # the network outputs h', not v'
     ordered = hides_given = False  # see methods/latent_network.py
-    variance = "large"  # of --sampler ancestral: the l of (15.7)
+    variance = "posterior"  # of --sampler ancestral: the l of (15.7)
     progress = 0.0  # the share of training that is done
     settled = False  # stage two has begun
     per_token = False  # the exact autoencoder: one vector a token
@@ -281,7 +281,7 @@ class Latent(Method):
         if not at.any():
             yield x
             return
-        mover = DDPM(self.variance) if isinstance(sampler, Ancestral) else sampler
+        mover = DDPM(variance=self.variance) if isinstance(sampler, Ancestral) else sampler
         y, fed = torch.randn(self.shape(x), device=x.device), None  # (B, K, d)
         times = torch.linspace(1, self.decode_at, steps + 1, dtype=torch.float64, device=x.device)
         for i, (t, s) in enumerate(zip(times[:-1], times[1:]), 1):

@@ -26,7 +26,7 @@ class LatentPlanner(PrefixLatent):
     """--method latent_planner. (`planner` is another method, which plans the order of words.)"""
     noisy_words: float = flag(0.1, "share of the words that are wrong for the encoder in training",
                               least=0, most=0.9)
-    outputs_h, variance = True, "posterior"
+    outputs_h = True
 
     def loss_weight(self, gamma):
         """(15.11). -> shape of gamma"""

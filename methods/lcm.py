@@ -98,7 +98,7 @@ class LCM(Latent):
                                   least=0, most=1)
     context_guidance: float = flag(1.0, "towards the past, (15.14): 0 ignores it, 1 is as in the "
                                    "data, more is stronger", least=0, most=100, later=True)
-    outputs_h, variance = True, "posterior"
+    outputs_h = True
 
     def schedule(self):
         return Alpha2("cosine", -7.37, 15.0)
