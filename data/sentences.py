@@ -29,7 +29,7 @@ import torch
 from data.base import Dataset
 from data.tokenizer import END_OF_TEXT, ONE_WORD, make_encoding
 from data.toy import SEEDS, Toy, map_rows
-from data.toy_grammar import TOPICS
+from data.toy_grammar import TOPICS, TYPO
 from flags import UserError
 from script import one_line_errors
 
@@ -71,6 +71,17 @@ class Sentences(Toy):
         """Words before the first end. x (n, L) -> (n,)"""
         return (x != self.V - 1).long().cumprod(-1).sum(-1)  # (n,)
 
+    def is_grammatical(self, x):
+        """Whether a sentence has no typo and ends where it may. x (n, L) -> (n,) bool"""
+        spoken = (self.spoken > 2 * TYPO / self.spoken.shape[-1]).any(0)  # (Q, V - 1)
+        table = torch.nn.functional.pad(spoken.T, (0, 1, 0, 1))  # (V, Q + 1)
+        table[-1, -1] = True
+        f = self.initial > 0  # (Q + 1,)
+        for l, word in enumerate(x.unbind(1)):
+            f = (f.double() @ (self.transition > 0).double() > 0) if l else f  # (n, Q + 1)
+            f = f & table[word]  # (n, Q + 1)
+        return f[:, -1] | f[:, self.places.index("sentence stop")]  # (n,)
+
     # ---- (21.9)
 
     def evidence_of(self, z, m):
@@ -80,13 +91,12 @@ class Sentences(Toy):
         return table[torch.where(place < m[:, None], z, self.V)]  # (n, M, K, Q)
 
     def sweeps(self, z, m, d, closed=None):
-        """(21.9). z (n, M), M > m; d (n,), perhaps complex; closed (n, M): gaps where nothing can
-        be missing. -> f, c (n, M + 1, K, Q), of which gaps 0 .. m count; Z (n, K)"""
+        """(21.9). z (n, M), M > m; d (n,) or (1,), perhaps complex; closed (n, M): gaps where
+        nothing can be missing. -> f, c (n, M, K, Q), of which gaps 0 .. m count; Z (n, K)"""
         e, (n, M), Q = self.evidence_of(z, m), z.shape, len(self.first)
         e, T, eye = (a.to(d.dtype) for a in (e, self.inner, torch.eye(Q)))
-        levels, of = d.unique(return_inverse=True) if not d.is_complex() else (
-            d[:1], torch.zeros(n, dtype=torch.long))  # few times: few inverses
-        K = torch.linalg.inv(eye - levels[:, None, None] * T)[of]  # (n, Q, Q)
+        K = torch.linalg.inv(eye - d[:, None, None] * T)  # (n, Q, Q), or (1, Q, Q)
+        K = K[0] if len(d) == 1 else K  # one product for all texts
         through = lambda v, j: v @ K if closed is None else torch.where(  # (n, K, Q)
             closed[:, j, None, None], v, v @ K)
         back = lambda v, j: through_transposed(v, K, None if closed is None else closed[:, j])
@@ -109,22 +119,28 @@ class Sentences(Toy):
         z (n, M), whose first m (n,) ids count, m < M; d (n,) P(a token is missing); closed (n, M)
         -> words (n, M, V), gaps (n, M)
         """
+        order = m.cpu().argsort()  # (n,) texts of about one length together
         log_prior = self.log_prior(topic, len(z))  # (n, K)
         parts = [z.cpu(), m.cpu(), d.cpu().double(), log_prior]
         parts += [] if closed is None else [closed.cpu()]
-        both = map_rows(self.fill_in_rows, *parts)  # (n, M, V + 1)
+        both = map_rows(self.fill_in_rows, *(a[order] for a in parts), rows=64)  # (n, M, V + 1)
+        both = both[order.argsort()]  # (n, M, V + 1)
         return both[..., :-1], both[..., -1]  # (n, M, V), (n, M)
 
     def fill_in_rows(self, z, m, d, log_prior, closed=None):
         """Words, and behind them the missing tokens. -> (n, M, V + 1)"""
-        f, c, Z = self.sweeps(z, m, d, closed)  # (n, M, K, Q) twice, (n, K)
+        M, long = z.shape[1], max(int(m.max()) + 1, 2)
+        z, closed = z[:, :long], closed if closed is None else closed[:, :long]  # (n, M') each
+        d = d[:1] if (d == d[0]).all() else d  # (n,) or (1,)
+        f, c, Z = self.sweeps(z, m, d, closed)  # (n, M', K, Q) twice, (n, K)
         w = (log_prior + Z.log()).softmax(-1)  # (n, K) p(k | z)
-        own = (f * c).sum(-1)  # (n, M, K)
-        gaps = (w[:, None] * d[:, None, None] * own / Z[:, None]).sum(-1)  # (n, M)
-        q = f * c.roll(-1, 1)  # (n, M, K, Q) a mask has no evidence
-        q = q * w[:, None, :, None] / q.sum(-1, keepdim=True).clamp(min=1e-300)  # (n, M, K, Q)
-        words = q.flatten(2) @ self.spoken.flatten(0, 1)  # (n, M, V - 1)
-        return torch.cat([words, torch.zeros_like(words[..., :1]), gaps[..., None]], -1)
+        own = (f * c).sum(-1)  # (n, M', K)
+        gaps = (w[:, None] * d[:, None, None] * own / Z[:, None]).sum(-1)  # (n, M')
+        q = f * c.roll(-1, 1)  # (n, M', K, Q) a mask has no evidence
+        q = q * w[:, None, :, None] / q.sum(-1, keepdim=True).clamp(min=1e-300)  # (n, M', K, Q)
+        words = q.flatten(2) @ self.spoken.flatten(0, 1)  # (n, M', V - 1)
+        both = torch.cat([words, torch.zeros_like(words[..., :1]), gaps[..., None]], -1)
+        return torch.nn.functional.pad(both, (0, 0, 0, M - long))  # (n, M, V + 1)
 
 
 def through_transposed(v, K, closed):
@@ -144,7 +160,7 @@ class SentenceCorpus(Dataset):
     name = "sentences"
     splits = ("train", "val", "test")
     has_language = True
-    independent_texts = True
+    independent_texts, counts_words = True, False
     fingerprint = None
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=64, block_size=20)
 
@@ -177,6 +193,40 @@ class SentenceCorpus(Dataset):
     def text(self, ids):
         """The sentence that ids spell, without its ends."""
         return super().text(ids).replace(END_OF_TEXT, "")
+
+    def lengths(self, x):
+        return self.language.lengths(x)  # (n,)
+
+    @cached_property
+    def mean_length(self):
+        law = self.language.length_law  # (N + 1,)
+        return (law @ torch.arange(len(law)).double()).item()
+
+    @cached_property
+    def bytes_per_token(self):
+        """The expected bytes per word, with the space before it, but for the first one. Exact but
+        for where typos stand."""
+        letters = torch.tensor([len(word.encode()) for word in self.language.words])  # (V,)
+        x = self.windows("val")  # (n, L)
+        n = self.lengths(x)  # (n,)
+        words = torch.arange(self.block_size) < n[:, None]  # (n, L)
+        return ((letters[x] + 1)[words].sum() / n.sum()).item()
+
+    def score(self, x, label=None):
+        x = x.cpu()  # (n, L)
+        return [("words", self.lengths(x).double()),
+                ("sentences of the grammar", self.language.is_grammatical(x).double())]
+
+    def score_set(self, x):
+        """The distance of the law of lengths from the exact one."""
+        n, law = self.lengths(x), self.language.length_law  # (n,), (N + 1,)
+        p = torch.zeros(self.block_size + 1, dtype=torch.double)  # (L + 1,)
+        p[:len(law)] = law
+        q = torch.bincount(n, minlength=len(p)) / len(n)  # (L + 1,)
+        side = (q - p).sign() / 2  # (L + 1,)
+        error = side[n].std().item() / len(n) ** 0.5
+        return [(f"total variation of the lengths of {len(n)} texts from the exact law",
+                 (side * (q - p)).sum().item(), error)]
 
     @cached_property
     def train(self):
