@@ -41,6 +41,8 @@ SAMPLERS = {
     "2m": "samplers.ddim:TwoM",                              # the same, of second order: (15.8)
     "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
+    "insertion": "samplers.insertion:Insertion",             # masks are inserted, and opened
+
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)
