@@ -5,7 +5,7 @@ Latent diffusion beside masks, for the same CPU time, on sentences whose probabi
     python -m experiments.latents                           mdlm and ld4lg, 2 CPU minutes each
     python -m experiments.latents --methods ld4lg,latent_planner --minutes 10 --seeds 3
 
-Printed are nats per text, not per token, since most of a text's tokens are its ends: the bound above
+Printed are nats per text, not per token, since most tokens of a text are its ends: the bound above
 the exact entropy, and the exact -log p of samples, of those that some sentence can be. Beside them
 is how many samples differ from each other. Samples that read well have a low -log p, and so have
 samples that say little: compare with the entropy and with the number that differ.
@@ -27,7 +27,8 @@ from samplers.generate import generate
 from train import Config as TrainConfig
 from train import train_step
 
-SIZE = dict(data="sentences", block_size=20, batch_size=64, n_layer=2, n_embd=96, ema=0.995, **RATES)
+SIZE = dict(data="sentences", block_size=20, batch_size=64, n_layer=2, n_embd=96, ema=0.995,
+            **RATES)
 IMPOSSIBLE = -1e6  # log p of what no sentence can be, at least
 PLACES = 10  # of a run, at which the cost of a step is measured: a method may train in stages
 

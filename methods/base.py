@@ -335,9 +335,7 @@ def read_with_cache(denoiser, cache, ids, at, final, mask_mod):
 def end_texts(z, frozen, lo, hi, end, going, cache):
     """Texts that drew `end` at lo .. hi - 1, with nothing given after it, leave batch and cache.
 
-    Their remaining tokens become `end`. z, frozen (B, L); going (b,): the texts that have not ended
-    -> z, going
-    """
+    Their other tokens become `end`. z, frozen (B, L); going (b,): those that go on -> z, going"""
     more = frozen.flip(-1).cumsum(-1).flip(-1) > 0  # (B, L) given here or further right
     hit = (z == end) & ~more if end is not None else torch.zeros_like(frozen)  # (B, L)
     if not hit[going, lo:hi].any():

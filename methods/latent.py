@@ -28,8 +28,8 @@ Steps are (13.4) and (13.5), with a variance between that of (13.4) and a larger
                a = alpha_t / alpha_s;   l = 0 is (13.4), l = 1 is exact for variance 1
     2M         (13.5) with h' + (H / 2 H_old) (h' - h'_old),   H = (gamma_t - gamma_s) / 2    (15.8)
 
-from t = 1 to --decode_at, where the words are drawn from the decoder. Guidance is linear in z, so it
-is the same for h', v' and eps', with a label y or given words:
+from t = 1 to --decode_at, where the words are drawn from the decoder. Guidance is linear in z, so
+it is the same for h', v' and eps', with a label y or given words:
 
     guidance   h' = h'(z) + w ( h'(z, y) - h'(z) )                                            (15.9)
 """
@@ -312,7 +312,8 @@ class Latent(Method):
         h = self.encode(network, x, at)  # (B, K, d)
         found = self.write(network, self.for_decoder(h), x.masked_fill(at, 0), at, likeliest)
         right = ((found == x) & at).sum(-1) / at.sum(-1).clamp(min=1)  # (B,)
-        return [("reconstruction: tokens", right), ("reconstruction: whole texts", 1.0 * (right == 1)),
+        return [("reconstruction: tokens", right),
+                ("reconstruction: whole texts", (right == 1).double()),
                 ("variance of latents", h.square().mean((1, 2)))]
 
     # ---- the exact denoiser

@@ -1,6 +1,9 @@
 """
 Chapter 15. The Gaussian of latents: what z, h, v and eps have to do with each other, and the table
-of the exact autoencoder.
+of the exact autoencoder. Where latents are Gaussian themselves, h ~ N(m, C), everything is known:
+
+    h'(z) = m + alpha C (alpha^2 C + sigma^2)^-1 (z - alpha m),                              (15.10)
+    E |h - h'|^2 = tr (C^-1 + SNR)^-1
 """
 import torch
 import torch.nn.functional as F

@@ -36,7 +36,7 @@ NOISE_ALONE = 10.0  # gamma above which there is nothing to guide
 PHI = 0.7  # of (15.14)
 
 
-class Sentences(LatentText):
+class SentenceNetwork(LatentText):
     """The network: K latents for each of n sentences of c tokens, (B, n K, d) in one row."""
 
     def __init__(self, c, vocab_size, n_layer, n_head, n_embd, latents, dim, *parts, **options):
@@ -77,7 +77,8 @@ class Sentences(LatentText):
         past, at = self.read_context(words), self.cut(at, False)  # (B, n, D), (B n, c)
         n, B = past.shape[1], len(past)
         each = lambda a: None if a is None else a.repeat_interleave(n, 0)  # (B, ..) -> (B n, ..)
-        h = self.read_noisy(z.reshape(B * n, self.K, -1).to(past.dtype)) + self.places  # (B n, K, D)
+        z = z.reshape(B * n, self.K, -1).to(past.dtype)  # (B n, K, d|2d)
+        h = self.read_noisy(z) + self.places  # (B n, K, D)
         seen = torch.ones(n, n, dtype=torch.bool, device=z.device).tril().repeat(B, 1)  # (B n, n)
         if alone is not None:  # the first output knows of no sentence
             seen = seen & ~(each(alone) & (torch.arange(n, device=z.device) > 0))  # (B n, n)
@@ -108,7 +109,7 @@ class LCM(Latent):
 
     def network(self, vocab_size, *shape, **options):
         inputs = self.dim * (2 if self.self_condition else 1)
-        return Sentences(self.sentence, vocab_size, *shape, self.latents, self.dim, inputs,
+        return SentenceNetwork(self.sentence, vocab_size, *shape, self.latents, self.dim, inputs,
                          **options)
 
     def output(self, denoiser, z, t, at, x, fed=None, **layout):
@@ -162,12 +163,15 @@ class LCM(Latent):
         known, parts = one_hot(words, self.n_tokens), []  # (B, L, V)
         for i in range(self.count_sentences(words.shape[1])):
             own = self.inside(words, i)  # (L,)
+            if not (own & at).any():  # nothing is asked
+                parts.append(known[:, own])  # (B, c, V)
+                continue
             before = own.long().argmax() > torch.arange(len(own), device=own.device)  # (L,)
             e = torch.where((own & at)[..., None], evidence, 1.0)  # (B, L, V)
             e = torch.where((before | own & ~at)[..., None], known, e)  # (B, L, V)
             p = language.posterior(e, leave_one_out=False, topic=label)  # (B, L, V)
-            parts.append(p[:, own.to(p.device)])  # (B, c, V)
-        return torch.cat(parts, 1).to(at.device)  # (B, L, V)
+            parts.append(p[:, own.to(p.device)].to(at.device))  # (B, c, V)
+        return torch.cat(parts, 1)  # (B, L, V)
 
 
 def rescaled(eps, eps_0, w, phi=PHI):
