@@ -13,8 +13,9 @@ from networks import randomize
 from checkpoints.build import build_network
 from diffusion import Labeled
 from flags import UserError
-from gaussian import signal
+from gaussian import prior_nats, signal
 from methods import make_method
+from methods.gammas import Cosine
 from methods.latent_space import to_velocity
 from runtime.optim import make_optimizers
 from runtime.trainer import EMA
@@ -171,6 +172,29 @@ def test_the_decoder_reads_in_samples_what_it_read_in_training(name):
     assert (read.std(0) / sigma - 1).abs().max() < 5 / (2 * n) ** 0.5
     trained = method.for_decoder(h.expand(n, -1, -1))
     assert (trained.std(0) / sigma - 1).abs().max() < 5 / (2 * n) ** 0.5
+
+
+def test_a_walk_of_second_order_begins_anew():
+    """With one sampler for two walks: the first step has no past."""
+    method, net = built()
+    randomize(net)
+    sampler, nothing = make_sampler("2m", method), torch.zeros(5, L, dtype=torch.bool)
+
+    def write():
+        torch.manual_seed(3)
+        return list(method.sample(net, texts(5), nothing, 4, sampler))[-1]
+    assert torch.equal(write(), write())
+
+
+def test_where_h_is_known_only_the_noise_that_is_left_costs():
+    """The last term of (15.5), with gamma_1 = 1; and an error of the estimate costs by its weight.
+    """
+    method, h = make_method("ld4lg", V, latents=2, dim=4, self_condition=0.0), torch.randn(2, 4)
+    method.process.schedule, x = Cosine(most=1.0), texts(3)
+    at, many = torch.ones_like(x, dtype=torch.bool), h.expand(3, -1, -1)
+    nats = method.latent_nats(one_text(h), many, x, at)
+    close(nats, prior_nats(many, torch.tensor(1.0)).sum(-1).double(), 1e-4)
+    assert (method.latent_nats(one_text(h + 0.5), many, x, at) > nats + 0.01).all()
 
 
 def test_guidance_of_1_is_none_and_of_0_ignores_the_class():
