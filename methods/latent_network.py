@@ -52,7 +52,8 @@ class LatentText(nn.Module):
     hides_given  the encoder reads the words that are not given, and no others
     """
     supports_cache = supports_fused_head = fixed_shapes = False
-    source, in_stages = 0, True  # in_stages: a step trains some of the weights only
+    source, mask_mod = 0, None
+    in_stages = True  # a step trains some of the weights only
 
     def __init__(self, vocab_size, n_layer, n_head, n_embd, latents, dim, inputs, ordered=False,
                  hides_given=False, cond_dim=128, n_classes=0, **options):
