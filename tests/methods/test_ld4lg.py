@@ -12,6 +12,7 @@ from networks import randomize
 
 from checkpoints.build import build_network
 from diffusion import Labeled
+from evaluation.report import print_results
 from flags import UserError
 from gaussian import prior_nats, signal
 from methods import make_method
@@ -243,3 +244,8 @@ def test_what_has_no_meaning_for_latents_is_refused_in_one_line():
     method.check(SimpleNamespace(**usual))
     with pytest.raises(UserError, match="leave it out"):
         method.check(SimpleNamespace(**usual | dict(learned_places=True)))
+
+
+def test_evaluation_prints_what_the_decoder_finds_again(capsys):
+    print_results({"measures": [("reconstruction: tokens", 0.99, 0.01)]}, None, None, exact=False)
+    assert capsys.readouterr().out == "reconstruction: tokens: 0.990 +- 0.010\n"
