@@ -65,7 +65,7 @@ class Sentences(Toy):
 
     def log_prob(self, x, topic=None):
         """log p(x), -inf for what no sentence can be: too short or too long. (n, L) -> (n,)"""
-        return super().log_prob(x, topic).nan_to_num(-torch.inf)  # (n,)
+        return super().log_prob(x, topic).nan_to_num(-torch.inf, neginf=-torch.inf)  # (n,)
 
     def lengths(self, x):
         """Words before the first end. x (n, L) -> (n,)"""
