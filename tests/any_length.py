@@ -4,6 +4,7 @@ Texts of any length whose probabilities are known one by one: what is missing, b
 Every way to find a noisy text in a text of the world counts by p(x) d^(tokens that are missing).
 It stands in for `fill_in` and `next_word` of data/sentences.py in worlds of a few texts.
 """
+import math
 from functools import cache
 from itertools import combinations, product
 
@@ -64,15 +65,31 @@ class FewTexts:
             words[rows, :n] = torch.einsum("re,env->rnv", w, at)
         return words, gaps
 
+    def next_word(self, z, m, closed=None, topic=None):
+        joint = torch.zeros(*z.shape, self.V, dtype=torch.double)  # (n, M, V)
+        stop = torch.zeros(len(z), dtype=torch.double)  # (n,)
+        for pattern, rows in self.patterns(z, m).items():
+            of, _, counts = self.ways(pattern)  # (e,), .., (e, m + 1, V)
+            k, n = len(pattern), torch.tensor([len(self.texts[i]) for i in of])  # (e,)
+            w = self.p[of] / torch.tensor([math.comb(a, k) for a in n.tolist()])  # (e,)
+            found = torch.einsum("e,egv->gv", w / (n - k).clamp(min=1), counts)  # (k + 1, V)
+            joint[rows, :k + 1] = found / found.sum().clamp(min=1e-300)
+            stop[rows] = w[n == k].sum() / w.sum()
+        return joint, stop
+
 
 TEXTS = [x for n in range(4) for x in product(range(2), repeat=n)]  # 15 texts over {a, b}
 
 
-def flexmdm(n_tokens, end=None, **flags):
+def any_length(name, n_tokens, end=None, **flags):
     """A method whose texts end with the id `end`."""
-    method = make_method("flexmdm", n_tokens, **flags)
+    method = make_method(name, n_tokens, **flags)
     method.end_id = end
     return method
+
+
+def flexmdm(n_tokens, end=None, **flags):
+    return any_length("flexmdm", n_tokens, end, **flags)
 
 
 def fill_up(texts, L, end):
