@@ -68,6 +68,11 @@ class Sentences(Toy):
         """log p(x), -inf for what no sentence can be: too short or too long. (n, L) -> (n,)"""
         return super().log_prob(x, topic).nan_to_num(-torch.inf, neginf=-torch.inf)  # (n,)
 
+    def topic_posterior(self, x):
+        """p(k | x), that of no text for what no sentence can be. -> (n, K)"""
+        p = super().topic_posterior(x)  # (n, K)
+        return torch.where(p.isfinite(), p, self.prior)  # (n, K)
+
     def lengths(self, x):
         """Words before the first end. x (n, L) -> (n,)"""
         return (x != self.V - 1).long().cumprod(-1).sum(-1)  # (n,)

@@ -73,26 +73,29 @@ class ILM(AnyLength):
         stop = scatter_at(at & last, logits[last[at], self.n_tokens]).sum(-1)  # (B,)
         return words, scatter_at(gaps, words.logsumexp(-1), -torch.inf), stop
 
+    def terms(self, denoiser, x, n, kept, frozen):
+        """Both parts of (21.10) if `kept` (B, L) is left of x. -> nats of stop, nats of pi, (B,)"""
+        left = leave(x, n, kept, frozen, self.process.fill)
+        words, log_sum, stop = self.call(denoiser, left.z, left.m, left.open, left.closed)
+        row = left.open.flatten().cumsum(0).view(left.open.shape) - 1  # (B, L + 1) row of a gap
+        missing = ~kept & (torch.arange(x.shape[1], device=x.device) < n)  # (B, L)
+        log_pi = words[row.gather(-1, kept.cumsum(-1))[missing], x[missing]]  # (n,)
+        log_pi = scatter_at(missing, log_pi) - log_sum.logsumexp(-1, keepdim=True)  # (B, L)
+        size = missing.sum(-1)  # (B,) n - k
+        log_pi = torch.where(missing, log_pi, 0.0).sum(-1) / size.clamp(min=1)  # (B,)
+        stop = -F.logsigmoid(torch.where(size > 0, -stop, stop))  # (B,)
+        return torch.where(left.open.any(-1), stop, 0.0), -log_pi  # (B,) each
+
     def nats(self, denoiser, x, frozen, weighted):
         """(21.10) for one k, with the weight and the constant of (21.11) if `weighted`. -> (B, L)"""
         given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen  # (B, L)
         n, place = count_words(x, self.end_id), torch.arange(x.shape[1], device=x.device)
         free = ~given & (place < n)  # (B, L)
         size = free.sum(-1, keepdim=True)  # (B, 1) the n of (21.10)
-        u = torch.rand(x.shape, dtype=torch.float64, device=x.device)  # (B, L)
-        k = (u.new_empty(len(x), 1).uniform_() * (size + 1)).long()  # (B, 1) of 0 .. n
-        kept = u.masked_fill(~free, 2).argsort(-1).argsort(-1) < k  # (B, L)
-        left = leave(x, n, kept | given, frozen, self.process.fill)
-        words, log_sum, stop = self.call(denoiser, left.z, left.m, left.open, left.closed)
-        row = left.open.flatten().cumsum(0).view(left.open.shape) - 1  # (B, L + 1) row of a gap
-        gap = (kept | given).cumsum(-1)  # (B, L) the gap of a missing token
-        missing = free & ~kept  # (B, L)
-        log_pi = words[row.gather(-1, gap)[missing], x[missing]]  # (n,)
-        log_pi = scatter_at(missing, log_pi) - log_sum.logsumexp(-1, keepdim=True)  # (B, L)
-        log_pi = torch.where(missing, log_pi, 0.0).sum(-1) / (size - k)[:, 0].clamp(min=1)  # (B,)
-        more = (k < size)[:, 0]  # (B,)
-        nats = torch.where(more, -F.logsigmoid(-stop) - log_pi, -F.logsigmoid(stop))  # (B,)
-        nats = torch.where(left.open.any(-1), nats, 0.0)  # (B,) else nothing is left to say
+        k = (torch.rand(len(x), 1, device=x.device) * (size + 1)).long()  # (B, 1) of 0 .. n
+        order = torch.rand(x.shape, device=x.device).masked_fill(~free, 2).argsort(-1)  # (B, L)
+        kept = given | (order.argsort(-1) < k) & free  # (B, L)
+        nats = sum(self.terms(denoiser, x, n, kept, frozen))  # (B,)
         if weighted:
             nats = (size + 1)[:, 0] * nats - torch.lgamma((size + 1)[:, 0].double())  # (B,)
         return spread_nats(nats, x, n, frozen)  # (B, L)

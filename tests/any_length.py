@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from methods import make_method
-from oracle import exact
 
 
 class FewTexts:
@@ -72,9 +71,12 @@ class FewTexts:
             of, _, counts = self.ways(pattern)  # (e,), .., (e, m + 1, V)
             k, n = len(pattern), torch.tensor([len(self.texts[i]) for i in of])  # (e,)
             w = self.p[of] / torch.tensor([math.comb(a, k) for a in n.tolist()])  # (e,)
-            found = torch.einsum("e,egv->gv", w / (n - k).clamp(min=1), counts)  # (k + 1, V)
-            joint[rows, :k + 1] = found / found.sum().clamp(min=1e-300)
-            stop[rows] = w[n == k].sum() / w.sum()
+            w = w.expand(len(rows), -1)  # (rows, e)
+            if closed is not None:
+                w = w * ((counts.sum(-1) == 0) | ~closed[rows, None, :k + 1]).all(-1)  # (rows, e)
+            found = torch.einsum("re,egv->rgv", w / (n - k).clamp(min=1), counts)  # (rows, ..)
+            joint[rows, :k + 1] = found / found.sum((1, 2), keepdim=True).clamp(min=1e-300)
+            stop[rows] = w[:, n == k].sum(-1) / w.sum(-1)
         return joint, stop
 
 
@@ -105,11 +107,6 @@ def numbers_of(x, end, V=2):
     return torch.tensor([number.get(row, -1) for row in rows])
 
 
-def known(name):
-    """The oracle of a method of texts of any length."""
-    return exact(name)
-
-
 def once_for_each(denoiser):
     """The same denoiser, called once for equal texts: many drafts are alike."""
     def call(z, t, at=None, **layout):
@@ -118,7 +115,8 @@ def once_for_each(denoiser):
         some, of = key.unique(return_inverse=True)  # (k,), (B,)
         one = torch.zeros_like(some).scatter(0, of, torch.arange(len(z)))  # (k,)
         told = {name: a[one] for name, a in layout.items()}
-        out = denoiser(z[one], t[:1].expand(len(one), 1), **told)  # (k, M, V)
+        t = t if t is None else t[:1].expand(len(one), 1)  # (k, 1)
+        out = denoiser(z[one], t, **told)  # (k, M, V)
         return out[of] if at is None else out[of[at.nonzero()[:, 0]], at.nonzero()[:, 1]]
     call.reads_frozen = True
     return call
