@@ -126,7 +126,7 @@ class ILM(AnyLength):
             going = going & gaps.any(-1) & ~torch.as_tensor(ends)  # (B,)
             gap = categorical(log_sum.double().softmax(-1).nan_to_num())  # (B,)
             k = F.one_hot(gap, gaps.shape[1]) * going[:, None]  # (B, M) one mask each
-            new = categorical(to_probs(words[k.bool()[gaps]]))  # (n,)
+            new = categorical(to_probs(process.words(words[k.bool()[gaps]])))  # (n,)
             draft = draft.insert(process, k)
             draft.z = draft.z.masked_scatter(draft.z == process.mask, new)  # (B, M)
             yield draft.text(process)

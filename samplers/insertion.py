@@ -166,7 +166,7 @@ class Insertion(Sampler):
         -> Draft"""
         if not opens.any():
             return draft
-        words, p = draw_from(to_probs, logits[masks[at], :process.n_tokens])  # (n,) each
+        words, p = draw_from(to_probs, process.words(logits[masks[at]]))  # (n,) each
         if self.opens == "confidence":
             opens = highest(scatter_at(masks, p, -1.0), opens.sum(-1, keepdim=True))  # (B, M)
         words = scatter_at(masks, words)  # (B, M)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.mutants.embedding import EMBEDDING
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
+from tests.mutants.insertion import INSERTION
 from tests.mutants.program import PROGRAM
 from tests.mutants.reasoning import REASONING
 from tests.mutants.rewards import POLICY
@@ -20,7 +21,8 @@ from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
-           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
+           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
+           *INSERTION]
 
 
 def find_tests(names):
