@@ -87,7 +87,7 @@ class ILM(AnyLength):
         return torch.where(left.open.any(-1), stop, 0.0), -log_pi  # (B,) each
 
     def nats(self, denoiser, x, frozen, weighted):
-        """(21.10) for one k, with the weight and the constant of (21.11) if `weighted`. -> (B, L)"""
+        """(21.10) for one k; if `weighted`, one draw of (21.11). -> (B, L)"""
         given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen  # (B, L)
         n, place = count_words(x, self.end_id), torch.arange(x.shape[1], device=x.device)
         free = ~given & (place < n)  # (B, L)

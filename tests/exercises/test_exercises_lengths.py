@@ -69,8 +69,8 @@ def test_exercise_32_each_text_counts_once_whatever_its_length():
         share = lambda a: a / a.sum()
         check_equal(f"the lengths of samples where texts have {law}", ours,
                     torch.tensor(chain(law)).double(), {
-            "it is the law of the texts: but a long text is asked as often as a short one, in n + 1 "
-            "states": wrong([1.0] * len(law)),
+            "it is the law of the texts: but a long text is asked as often as a short one, in "
+            "n + 1 states": wrong([1.0] * len(law)),
             "the shares do not sum to 1": wrong([1 / (n + 1) for n in range(len(law))]),
             "the weight is upside down": share(wrong([n + 1 for n in range(len(law))])),
             "k is uniform on n + 1 numbers, 0 to n": share(wrong([1 / max(n, 1) for n in

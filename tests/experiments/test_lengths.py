@@ -1,4 +1,4 @@
-"""The experiment on lengths: its prompts, its lines, and the share of masks that tau-leaping leaves."""
+"""The experiment on lengths: prompts, lines, and the masks that tau-leaping leaves."""
 import math
 
 import torch

@@ -1,4 +1,5 @@
-"""Texts that end, through the scripts: trained, filled in, watched and evaluated per text and word."""
+"""Texts that end, through the scripts: trained, filled in, watched, and evaluated per text and word.
+"""
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import sample
 from data.sentences import SentenceCorpus
 from evaluation.held_out import HeldOut, bound_figures
 from flags import configure
+from methods import make_method
 from oracle import exact
 from runs import cache, complaint, elsewhere, fit  # noqa: F401
 
@@ -49,7 +51,6 @@ def test_nats_are_of_whole_texts_ends_included_and_rates_of_words():
     missing, but a rate counts words alone."""
     data = SentenceCorpus()
     x = data.windows("val", 50)
-    from methods import make_method
     method = make_method("ar", data.encoding.n_vocab)
     model = exact("flexmdm")
     model.method, model.denoiser = method, method.oracle(data.language)
@@ -58,7 +59,8 @@ def test_nats_are_of_whole_texts_ends_included_and_rates_of_words():
     r = bound_figures(model, data, HeldOut(x, None, None, None), config)
     log_p = -data.language.log_prob(x)
     assert r["nats_per_text"] == pytest.approx(log_p.mean().item(), abs=1e-4)
-    assert r["nats_per_token"] == pytest.approx((log_p.sum() / data.lengths(x).sum()).item(), abs=1e-5)
+    rate = (log_p.sum() / data.lengths(x).sum()).item()
+    assert r["nats_per_token"] == pytest.approx(rate, abs=1e-5)
     assert abs(r["gap"]) < 1e-5 and r["tokens"] == int(data.lengths(x).sum())
 
 
