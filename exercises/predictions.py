@@ -98,3 +98,16 @@ def solved_stars(arms, steps, hops):
     # exercise 24: one line
     return 1.0 if hops >= steps - 1 else 1 / arms, 1.0
     # end
+
+
+def lengths_of_published_ilm(law):
+    """32: ILM inserts words one at a time. Published, it is trained on a text with k of its n words
+    left, k uniform on 0 .. n, and each text counts once: is it complete, and if not, which word is
+    missing? law[n] is the share of texts of n words. Which law of lengths do samples of the perfect
+    network have, if it draws whether to stop?
+
+    -> a list as long as law"""
+    # exercise 32: two lines
+    q = [p / (n + 1) for n, p in enumerate(law)]
+    return [part / sum(q) for part in q]
+    # end

@@ -193,8 +193,8 @@ def record(config, model, writer, counter, frozen):
     """
     method = model.method
     if method.end_id is not None:
-        raise UserError(f"--html plays texts whose words keep their places, and {method.name} moves "
-                        "them: try --watch")
+        raise UserError(f"--html plays texts whose words keep their places, and {method.name} "
+                        "moves them: try --watch")
     if writer.window is not None and not method.left_to_right:
         raise UserError(f"--html plays texts of one window: --length {writer.window} at most, or a "
                         "model that writes from left to right")

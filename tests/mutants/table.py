@@ -9,6 +9,7 @@ from tests.mutants.embedding import EMBEDDING
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.latents import LATENTS
+from tests.mutants.insertion import INSERTION
 from tests.mutants.program import PROGRAM
 from tests.mutants.reasoning import REASONING
 from tests.mutants.rewards import POLICY
@@ -23,6 +24,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
            *LATENTS]
+           *INSERTION]
 
 
 def find_tests(names):
