@@ -23,8 +23,7 @@ from tests.mutants.thoughts import THOUGHTS
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
-           *LATENTS]
-           *INSERTION]
+           *INSERTION, *LATENTS]
 
 
 def find_tests(names):
