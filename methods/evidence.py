@@ -107,8 +107,8 @@ def receiver_nats(log_p, dy, x):
 
 def draw_evidence(x, lam, eps):
     """(14.1), or the increment of (14.2). x (..), lam (..) or (), eps (.., V) -> (.., V)"""
-    # exercise 25: evidence, (14.1), 2 lines
     lam = torch.as_tensor(lam, dtype=eps.dtype, device=eps.device)[..., None]  # (.., 1) or (1,)
+    # exercise 25: evidence adds up, (14.1), 1 line
     return lam * F.one_hot(x, eps.shape[-1]) + lam.sqrt() * eps  # (.., V)
     # end
 

@@ -30,7 +30,7 @@ from samplers.evidence import WordEvidence
 @dataclass(eq=False)
 class SSDLM(Simplex):
     """--method ssd_lm: the channel of tess, block after block."""
-    diffusion_block: int = flag(8, "tokens per block; 25 as published", least=1, fixed=True)
+    diffusion_block: int = flag(4, "tokens per block; 25 as published", least=1, fixed=True)
     skip: bool = flag(False, "add the token's own evidence to the logits, (14.7)", fixed=True)
     k: float = flag(5.0, "size of the logits, as published; more for more symbols", least=0.1,
                     most=1000, fixed=True)
