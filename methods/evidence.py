@@ -26,8 +26,8 @@ What minimizes both, and the cross-entropy, is p(x_l | y) with the token's own e
 leave-one-out distribution: the head may learn that one, as in (0.4), and (14.7) adds the evidence.
 
 This is the process of gaussian.py with the unit table and lam = exp(-gamma): (14.1) is (13.2) up to
-a constant, (14.4) is (13.7) with gamma_1 = infinity, and y = alpha z / sigma^2. In these coordinates
-the start is y = 0, where (13.4) would divide by zero. t = 0 marks a given token.
+a constant, (14.4) is (13.7) with gamma_1 = infinity, and y = alpha z / sigma^2. Here the start is
+y = 0, where (13.4) would divide by zero. t = 0 marks a given token.
 """
 import math
 

@@ -42,8 +42,8 @@ def test_exercise_26_with_one_token_the_steps_telescope():
     for n in (1, 4):
         y, total = torch.zeros(3, 3, dtype=DOUBLE), torch.zeros(3, dtype=DOUBLE)
         others = {"the sign is wrong": 0, "the receiver does not know what the network predicts: "
-                  "log_p is missing": 0, "you return the cross-entropy after the evidence, not what "
-                  "it gained": 0, "the mean of dy stands in place of the log of a mean": 0}
+                  "log_p is missing": 0, "you return the cross-entropy after the evidence, not "
+                  "what it gained": 0, "the mean of dy stands in place of the log of a mean": 0}
         for i in range(n):
             log_p, d = (p.log() + y).log_softmax(-1), 2.0 * (i + 1)  # (3, 3)
             dy = d * torch.eye(3, dtype=DOUBLE) + d ** 0.5 * draws(3, 3, seed=i)  # (3, 3)

@@ -99,7 +99,8 @@ def test_increments_of_evidence_are_independent_of_what_there_is():
         list(method.sample(spy, z, z != z, 4, make_sampler(name, method)))
         lam = method.process.lam(torch.linspace(1, 0, 4).double())  # (4,)
         dy, d = calls[3] - calls[2], float(lam[3] - lam[2])  # (2000, 4, 3)
-        found[name] = torch.corrcoef(torch.stack([dy[..., 1].flatten(), calls[2][..., 1].flatten()]))
+        pair = torch.stack([dy[..., 1].flatten(), calls[2][..., 1].flatten()])  # (2, 8000)
+        found[name] = torch.corrcoef(pair)  # (2, 2)
         if name == "bfn":
             assert dy[..., 0].mean().item() == pytest.approx(d, abs=0.15)
             assert dy[..., 1].var().item() == pytest.approx(d, rel=0.1)

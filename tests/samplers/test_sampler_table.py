@@ -21,7 +21,8 @@ from world import L, N, P, distance, numbers
 
 WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 BIASED = {"klass": dict(certainty=0.4, drift=10.0, patience=1),  # flags that show it in three words
-          "edit": dict(open_above=0.4, edit_above=0.4), "arpc": dict(steps=8), "renoise": dict(projection="argmax", steps=8)}
+          "edit": dict(open_above=0.4, edit_above=0.4), "arpc": dict(steps=8),
+          "renoise": dict(projection="argmax", steps=8)}
 # texts that show it: the error of `distance` is 7 / n, and what all but the first are off by, 0.07
 # and more, is 4 times the limit of 2000 texts, and 0.5 of unroll 8 times that of 500
 BIASED_TEXTS = {"remdm-conf": 20_000, "unroll": 500}
