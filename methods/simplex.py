@@ -64,7 +64,7 @@ class Simplex(Method):
                              "symbols, 15 is for 27", least=0.1, most=1e6, fixed=True)
     skip: bool = flag(True, "add the token's own evidence to the logits, (14.7)", fixed=True)
     bound_steps: int = flag(0, "bound of that many steps, (14.5); 0: of infinitely many, (14.4)",
-                            least=0, most=10**6, later=True)
+                            least=0, most=10_000, later=True)
     uses_time, fixed_positions, takes_steps, classifier_process = True, False, False, None
     samplers = ("ancestral", "bfn", "sde", "ode", "renoise")
     predicts = "each token from evidence"
@@ -114,17 +114,23 @@ class Simplex(Method):
         return weight * square_error(log_p, x[at])  # (N,)
 
     def step_nats(self, denoiser, x, u, at, frozen=None):
-        """n times the term of step i = ceil(u n), the mean over draws of dy. u (B, 1) -> (N,)"""
+        """n times the term of step i = ceil(u n), the mean over draws of dy. u (B, 1) -> (N,) nats
+
+        The part of a term that is linear in dy has the mean d (1 - e_hat_x), which takes its place:
+        its noise would grow like the root of n.
+        """
         n = self.bound_steps
         i = (u * n).ceil().clamp(min=1)  # (B, 1) of 1 .. n
         lam, d = self.lam1 * ((i - 1) / n) ** 2, self.lam1 * (2 * i - 1) / n ** 2  # (B, 1) each
         y, t = self.process.noisy(x, lam, frozen)  # (B, L, V), (B, 1|L)
-        log_p = self.predict(denoiser, y, t, at)  # (N, V)
-        words, d, total = x[at], d.expand(x.shape)[at], 0.0  # (N,) each
+        log_p = self.predict(denoiser, y, t, at).double()  # (N, V) differences of small numbers
+        words, d, total = x[at], d.expand(x.shape)[at].double(), 0.0  # (N,) each
+        away = F.one_hot(words, self.n_tokens) - log_p.exp()  # (N, V) e_x - e_hat
         for _ in range(RECEIVED):
-            dy = draw_evidence(words, d, torch.randn(log_p.shape, device=x.device))  # (N, V)
-            total = total + receiver_nats(log_p, dy, words)  # (N,)
-        return n * total / RECEIVED  # (N,)
+            dy = draw_evidence(words, d, torch.randn(log_p.shape, device=x.device).double())
+            total = total + receiver_nats(log_p, dy, words) - (away * dy).sum(-1)  # (N,)
+        linear = d * away.gather(-1, words[:, None])[:, 0]  # (N,) d (1 - e_hat_x)
+        return n * (total / RECEIVED + linear)  # (N,)
 
     def decoder_nats(self, denoiser, x, at, frozen=None):
         """The last term of (14.4). -> (N,) nats"""

@@ -11,7 +11,7 @@ the first block has none, so that whole texts have a bound. The schedule, k and 
 are those of TESS, without self-conditioning.
 
 The published steps are --sampler renoise: its script goes to all words of a nucleus at once
-(--projection multi-hot --top_p 0.9), which keeps topics and n-grams of no language (measured).
+(--projection multi-hot), which is biased towards likely texts (measured).
 """
 from dataclasses import dataclass
 

@@ -24,9 +24,11 @@ import torch
 import torch.nn.functional as F
 
 from diffusion import Sampler, categorical, draw_from, probabilities
-from flags import UserError, flag
+from flags import flag
 from gaussian import LEAST
 from methods.evidence import FIRST, Evidence
+
+NUCLEUS = 0.9  # of multi-hot, without --top_p: that of SSD-LM's script
 
 
 @dataclass(eq=False)
@@ -100,8 +102,8 @@ class StraightEvidence(EvidenceWalk):
 class Renoise(EvidenceWalk):
     """--sampler renoise: steps of (14.11), with fresh noise, as in SSD-LM and TESS."""
     projection: str = flag("draw", "what a step goes to: a draw, the likeliest word (TESS), all "
-                           "words of --top_p (SSD-LM's script), or the mean; all but a draw are "
-                           "biased", ["draw", "multi-hot", "mean", "argmax"])
+                           "words of --top_p or else of 0.9 (SSD-LM's script), or the mean; all but a "
+                           "draw are biased", ["draw", "multi-hot", "mean", "argmax"])
     draws_from_model = False
 
     def endpoint(self, log_p, to_probs):
@@ -109,8 +111,7 @@ class Renoise(EvidenceWalk):
             return log_p.exp()  # (N, V)
         if self.projection == "multi-hot":
             if partial(to_probs).keywords.get("top_p", 1.0) == 1:
-                raise UserError("--projection multi-hot goes to all words of a nucleus: give "
-                                "--top_p below 1")
+                to_probs = partial(to_probs, top_p=NUCLEUS)
             return (to_probs(log_p) > 0).double()  # (N, V)
         draw = self.projection == "draw"
         words = categorical(to_probs(log_p)) if draw else log_p.argmax(-1)  # (N,)

@@ -11,7 +11,6 @@ import world
 from world import N, P
 
 from diffusion import probabilities
-from flags import UserError
 from methods import make_method
 from samplers import make_sampler
 
@@ -122,9 +121,9 @@ def test_each_call_is_told_the_evidence_that_there_is_and_the_last_is_at_lam1():
             assert variance.item() == pytest.approx(lam.item(), rel=0.1)
 
 
-def test_all_words_of_a_nucleus_need_a_nucleus():
-    method = make_method("bfn", 3)
-    z = method.prior((2, 4))
-    walk = make_sampler("renoise", method, projection="multi-hot")
-    with pytest.raises(UserError, match="goes to all words of a nucleus: give --top_p below 1"):
-        list(method.sample(lambda z, t, at: torch.zeros(8, 3), z, z != z, 3, walk))
+def test_multi_hot_goes_to_the_words_of_a_nucleus_of_top_p_or_else_of_nine_tenths():
+    log_p = torch.tensor([[0.6, 0.25, 0.1, 0.05]]).log()
+    walk = make_sampler("renoise", make_method("bfn", 4), projection="multi-hot")
+    for top_p, n in ((1.0, 3), (0.5, 1), (0.8, 2), (0.96, 4)):
+        e = walk.endpoint(log_p, partial(probabilities, top_p=top_p))
+        assert e.tolist() == [[1.0] * n + [0.0] * (4 - n)]
