@@ -6,6 +6,7 @@ A row is "module:Class" and is imported when it is chosen. A name with * is a pa
     toy, toy_grammar           a small English whose entropy is known exactly
     digits                     images of 8 x 8 pixels, which are tokens too
     puzzles, sudoku, countdown, planning, sat      questions with a checker of answers
+    arithmetic, trees          the same, whose answers are trees of a grammar
     multiplication, boolean    the same, with or without the thoughts that lead to an answer
     seq2seq, rewriting, wording               a source and a target, whose entropy is known
     chat, synthetic_chats      questions and answers: made up, or from your own file
@@ -45,6 +46,7 @@ DATASETS = {
     "sat9": "data.sat:Sat9",
     "boolean": "data.boolean:BooleanAnswer",  # the value of a formula
     "boolean-thoughts": "data.boolean:BooleanThoughts",  # and of each bracket
+    "arithmetic": "data.arithmetic:Arithmetic",  # expressions that have a given value
     "multiplication": "data.multiplication:MultiplicationAnswer",  # 2 digits times 2 digits
     "multiplication-thoughts": "data.multiplication:MultiplicationThoughts",
 

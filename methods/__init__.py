@@ -50,7 +50,12 @@ METHODS = {
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 
+OF_TREES = {  # for data whose texts are trees of a grammar; METHODS write any text
+    "tree_diffusion": "methods.tree_diffusion:TreeDiffusion",  # edits of trees, while it sees them
+}
+EVERY_METHOD = {**METHODS, **OF_TREES}
+
 
 def make_method(name, n_tokens, **options):
     """The method `name` for texts of n_tokens symbols, with those options that are its flags."""
-    return load_row(METHODS, name).build(n_tokens, options)
+    return load_row(EVERY_METHOD, name).build(n_tokens, options)
