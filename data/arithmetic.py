@@ -34,7 +34,7 @@ def value_of(tree):
     return values[0]
 
 
-def spell(value, digits):
+def signed(value, digits):
     """A sign and digits, the largest number that they can spell at most. -> list of ids"""
     size = min(abs(value), 10**digits - 1)
     return [MINUS if value < 0 else PLUS, *map(int, f"{size:0{digits}}")]
@@ -48,11 +48,11 @@ class Expressions(TreeTask):
         super().__init__({**dict.fromkeys(range(1, 10), 0), **dict.fromkeys(OPERATIONS, 2)}, LEAVES)
 
     def outcome(self, prompt, tree):
-        return spell(value_of(tree), 3)
+        return signed(value_of(tree), 3)
 
     def solves(self, prompt, tree):
         value = value_of(tree)
-        return abs(value) <= MOST and (*spell(value, 2), EQUALS) == tuple(prompt)
+        return abs(value) <= MOST and (*signed(value, 2), EQUALS) == tuple(prompt)
 
 
 class Arithmetic(Puzzle):
@@ -73,7 +73,7 @@ class Arithmetic(Puzzle):
             value = value_of(tree)
             if value in allowed and times[value] <= n // 16:
                 times[value] += 1
-                found.append(self.trees.join([*spell(value, 2), EQUALS], tree))
+                found.append(self.trees.join([*signed(value, 2), EQUALS], tree))
         frozen = torch.arange(self.length) < self.trees.prompt  # (L,)
         return torch.tensor(found), frozen.expand(n, -1)  # (n, L) each
 

@@ -5,7 +5,7 @@ A tree is a tuple of symbols, each node before its children: + 1 * 2 3 is 1 + 2 
 by where it begins, and ends where as many subtrees are complete as its symbol asks for (in infix
 notation several nodes would begin at one symbol). The size of a tree is the number of its leaves.
 
-    Grammar    how many children each symbol has, and the most leaves of a tree
+    TreeGrammar    how many children each symbol has, and the most leaves of a tree
     TreeTask   of a data set whose texts are a prompt, a tree and a fill: what a tree is worth
 """
 import random
@@ -19,7 +19,7 @@ def python_random(generator=None):
     return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
 
 
-class Grammar:
+class TreeGrammar:
     """children: {symbol: how many}; limit: the most leaves of a tree. Random numbers are those of a
     random.Random."""
 
@@ -88,7 +88,7 @@ class Grammar:
         return self.draw(rng.randint(1, self.limit), rng)
 
 
-class TreeTask(Grammar):
+class TreeTask(TreeGrammar):
     """A text is a prompt of `prompt` tokens, a tree, and `fill` up to `width` tokens of both. A
     subclass says what a tree is worth:
 

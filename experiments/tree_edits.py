@@ -1,7 +1,7 @@
 """
 Tree diffusion against autoregression on expressions that must have a value (chapter 17).
 
-    python -m experiments.tree_edits                           one seed, a CPU minute for each network
+    python -m experiments.tree_edits                   one seed, a CPU minute for each network
     python -m experiments.tree_edits --minutes 2 --seeds 3
 
 Both networks learn from the same data in equal CPU time. For held-out targets it counts which are
@@ -13,8 +13,9 @@ solved after 1, 5, 10 and 20 edits, from a random tree on:
     value         eight trees, and for each two edits: those with the fewest edits left stay
     ar            texts from left to right instead: solved, if one of 1, 5, 10, 20 draws is
 
-All of them may ask the checker as often. `+-` covers the choice of questions and the seeds (12.4);
-there are 40 held-out targets, so questions repeat.
+A chain of edits, one of mutations and the draws of ar ask the checker equally often, the others 8
+and 16 times as often. `+-` covers the choice of questions and the seeds (12.4); a fifth of the 199
+targets is held out, so questions repeat.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,9 @@ from samplers.generate import generate, trajectory
 from train import train_step
 
 EDITS = 1, 5, 10, 20
-WAYS = {"mutations": dict(edits="random"), "edits": {}, "mutations x 8": dict(edits="random", beam=8),
-        "edits x 8": dict(beam=8), "value": dict(beam=8, tries=2, rank="value")}
+WAYS = {"mutations": dict(edits="random"), "edits": {},
+        "mutations x 8": dict(edits="random", beam=8), "edits x 8": dict(beam=8),
+        "value": dict(beam=8, tries=2, rank="value")}
 
 
 @dataclass

@@ -4,19 +4,19 @@ network learns edits that lead back, while it sees what the tree is worth now.
 
 A tree z is written in prefix notation (data/trees.py). Its size |z| is the number of its leaves.
 
-    edit      e = (i, s): the subtree s of at most sigma leaves replaces the one at node i      (17.6)
-    mutation  K(e | z): a size k <= sigma of those that nodes of z have, a node of that size,    (17.7)
-              a size of s from 1 to min(sigma, limit - |z| + k), s at random, each uniform;
-              again if s is what stands there
-    noise     z is x after n mutations, n ~ U{1..S}, or with probability rho another tree       (17.8)
-    path      from z to x, in rounds. Walk down both trees from the root. Where the symbols     (17.9)
-              are equal, go on with the children; else replace the subtree of z there by that
-              of x if this has at most sigma leaves, and by the symbol of x with leaves
+    edit      e = (i, s): the subtree s of at most sigma leaves replaces that at node i      (17.6)
+    mutation  K(e | z): a size k <= sigma of those that nodes of z have, a node of that      (17.7)
+              size, a size of s from 1 to min(sigma, limit - |z| + k), s at random, each
+              uniform; again if s is what stands there
+    noise     z is x after n mutations, n ~ U{1..S}, or with probability rho another tree    (17.8)
+    path      from z to x, in rounds. Walk down both trees from the root. Where symbols      (17.9)
+              are equal, go on with the children; else replace the subtree of z there by
+              that of x if this has at most sigma leaves, and by the symbol of x with leaves
               below it if not: those of x, and random ones for its larger children
-    loss      -log pi(e | z, prompt, outcome(z)),  e a random step of the path, z before it    (17.10)
-    bound     -log p(x) <= E[ sum_n log K(e_n | z_n-1) - log pi(undo e_n | z_n) ]              (17.11)
+    loss      -log pi(e | z, prompt, outcome(z)),  e a random step of the path from z       (17.10)
+    bound     -log p(x) <= E[ sum_n log K(e_n | z_n-1) - log pi(undo e_n | z_n) ]           (17.11)
                            - log p_0(z_S),   z_0 = x, S mutations, p_0 a random tree
-    search    of all trees that edits of the last ones make, those with the largest            (17.12)
+    search    of all trees that edits of the last ones make, those with the largest         (17.12)
               sum_n log pi(i_n | z_n) stay, or those with the least expected number of edits
               left; a tree that was there before does not return
 

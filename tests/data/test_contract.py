@@ -35,6 +35,7 @@ SETS = {                                         # name: the arguments of load_d
     "date": dict(data="date", block_size=0),
     "paraphrase": dict(data="paraphrase", block_size=0),
     "sat7": dict(data="sat7", block_size=0),
+    "arithmetic": dict(data="arithmetic", block_size=0),
     "boolean-thoughts": dict(data="boolean-thoughts", block_size=0),
     "multiplication-thoughts": dict(data="multiplication-thoughts", block_size=0),
     "a file": dict(data="story.txt", block_size=16, tokenizer="chars"),
