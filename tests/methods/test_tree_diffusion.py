@@ -1,5 +1,4 @@
-"""Tree diffusion: edits, paths and mutations, the chain of mutations on 74 trees by sums, the bound
-of a policy, and what its samples are.
+"""Tree diffusion: edits, paths, mutations on 74 trees by sums, the bound of a policy, proposals.
 
 trees.npz: edits and paths of the public code of tree diffusion (commit of 2024), tree/*; and sums
 over the 74 trees of at most three leaves 1, 2 under + and *, treeworld/*, computed apart from this
