@@ -2,6 +2,7 @@
 From flags to the method and the network that they describe.
 """
 from data import DATASETS
+from data.tokenizer import end_of_text
 from flags import load_row
 from methods import make_method
 from samplers.sides import divide
@@ -12,6 +13,8 @@ def build_method(config, encoding, state=None):
     flags = vars(config)
     method = make_method(config.method, encoding.n_vocab, **flags)
     method.first_token = flags.get("first")  # only published networks have one
+    if method.any_length:
+        method.end_id = end_of_text(encoding)
     if state:
         method.load_extra_state(state)
     return method

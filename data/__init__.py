@@ -4,6 +4,7 @@ Every data set by name. To add one, write its class (the contract is in data/bas
 A row is "module:Class" and is imported when it is chosen. A name with * is a pattern. Files:
 
     toy, toy_grammar           a small English whose entropy is known exactly
+    sentences                  its sentences, which end: lengths and what is missing, exactly
     digits                     images of 8 x 8 pixels, which are tokens too
     puzzles, sudoku, countdown, planning, sat      questions with a checker of answers
     arithmetic, trees          the same, whose answers are trees of a grammar
@@ -24,6 +25,7 @@ from flags import load_row
 
 DATASETS = {
     "toy": "data.toy:ToyCorpus",  # a small English of known entropy
+    "sentences": "data.sentences:SentenceCorpus",  # its sentences, one by one: texts that end
     "digits": "data.digits:Digits",  # handwritten digits, 8 x 8 pixels
     "chat": "data.chat:Chat",  # made-up questions and answers
     "names": "data.texts:Names",  # the names of Unicode's characters

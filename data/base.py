@@ -103,6 +103,21 @@ class Dataset:
         """Where texts x (n, L) are padded. -> (n, L) bool, or None if nowhere"""
         return None
 
+    def lengths(self, x):
+        """The words of each text, where texts end by themselves: rates are per word, while all
+        tokens are scored. (n, L) -> (n,), or None: all tokens count"""
+        return None
+
+    def unequal(self, x):
+        """What is not None if texts have more or fewer tokens that count."""
+        padding = self.padding(x)  # (n, L)
+        return self.lengths(x) if padding is None else padding
+
+    @property
+    def mean_length(self):
+        """The tokens of a text that count, on average: where `lengths` are known."""
+        return self.block_size
+
     def text(self, ids):
         """The text that ids spell."""
         return decode(self.encoding, ids)
@@ -125,6 +140,10 @@ class Dataset:
     def score(self, x, label=None):
         """Measures of samples x (n, L) that only this data set has. -> [(what it is, values
         (n,))]"""
+        return []
+
+    def score_set(self, x):
+        """The same of samples as a set. -> [(what it is, value, standard error)]"""
         return []
 
     @classmethod

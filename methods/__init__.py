@@ -40,6 +40,8 @@ METHODS = {
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
+    "flexmdm": "methods.flexmdm:FlexMDM",  # masks that are inserted, and then opened: any length
+
     "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
 
     "energy": "methods.energy:Energy",  # text or draws? chooses among those of a masked model

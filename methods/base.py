@@ -78,6 +78,8 @@ class Method:
     block_length = None  # of methods that write blocks in order: tokens per block
     max_steps = None  # the most steps there are (in a block); None: no limit
     first_token = None  # the id that every text of a published network begins with
+    any_length = False  # gaps take any number of words, and where texts end they are filled up
+    end_id = None  # .. with this id, which checkpoints/build.py sets
 
     # other scripts
     also_called = ()  # names that people know from elsewhere, for "did you mean ...?"

@@ -61,7 +61,7 @@ def batch_size_that_fits(need, device):
 
 
 def check_length(length):
-    """UserError if the memory cannot hold one text of `length` tokens, whatever the network.
+    """The length; UserError if the memory cannot hold one text of it, whatever the network.
 
     Without it, a system that promises more memory than it has ends the process without a word.
     """
@@ -69,6 +69,7 @@ def check_length(length):
     if need > free:
         raise UserError(f"--length {length} takes {need / 1e9:.0f} GB of memory at least, and "
                         f"{free / 1e9:.0f} GB are free: lower it")
+    return length
 
 
 def texts_at_once(config, model, length, device):

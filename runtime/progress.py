@@ -83,7 +83,7 @@ def print_summary(trainer):
         print(f"\npython sample.py {use} --out_dir ...")
         return
     x, nats, scored = trainer.nats("val", SUMMARY_TEXTS, SUMMARY_DRAWS)  # (n, L), (n,), (n,)
-    mean, error = mean_nats(nats, scored, data.padding(x), data.independent_texts)
+    mean, error = mean_nats(nats, scored, data.unequal(x), data.independent_texts)
     model = spell({"out_dir": config.out_dir})
     commands = f"\npython sample.py {model}\npython evaluate.py {model}"
     if not method.bounded:

@@ -40,6 +40,8 @@ SAMPLERS = {
     "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
     "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
+    "insertion": "samplers.insertion:Insertion",             # masks are inserted, and opened
+
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)

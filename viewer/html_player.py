@@ -193,6 +193,9 @@ def record(config, model, writer, counter, frozen):
     It changes the writer: all texts go on to their last token, beyond their end.
     """
     method = model.method
+    if method.end_id is not None:
+        raise UserError(f"--html plays texts whose words keep their places, and {method.name} moves "
+                        "them: try --watch")
     if writer.window is not None and not method.left_to_right:
         raise UserError(f"--html plays texts of one window: --length {writer.window} at most, or a "
                         "model that writes from left to right")
@@ -258,7 +261,8 @@ def record_texts(config, model, device):
     check_length(config.length)
     prompt, n = read_prompt(config.prompt), config.num_samples
     given, frozen = encode_prompt(prompt, config.gap, model.encoding, config.length,
-                                  model.config.block_size, model.config.data, config.seed)  # (L,)
+                                  model.config.block_size, model.config.data, config.seed,
+                                  model.method.end_id)  # (L,) each
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     counter = CallCounter(model.denoiser)
     classifier = load_classifier(config.classifier, model, device) if config.classifier else None
