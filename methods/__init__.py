@@ -52,10 +52,11 @@ METHODS = {
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 
-OF_TREES = {  # for data whose texts are trees of a grammar; METHODS write any text
+FOR_SOME_DATA = {  # METHODS learn any texts, these only what has trees, or a source to edit
     "tree_diffusion": "methods.tree_diffusion:TreeDiffusion",  # edits of trees, while it sees them
+    "diffuser": "methods.diffuser:Diffuser",  # words of the source are replaced, lost and added
 }
-EVERY_METHOD = {**METHODS, **OF_TREES}
+EVERY_METHOD = {**METHODS, **FOR_SOME_DATA}
 
 
 def make_method(name, n_tokens, **options):

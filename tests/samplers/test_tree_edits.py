@@ -79,3 +79,16 @@ def test_the_best_trees_stay_by_the_rank_and_none_returns(rank, kept):
     assert [int(z[0, 4]) for z in states] == [2, 1, 1, 1, 1]
     to_two = torch.tensor([DATA.trees.join((10, 0, 2, 13), (4,))])  # (1, 13)
     assert [int(z[0, 4]) for z in sampler(Told(), None, to_two, z < 0, 9)] == [3, 2]
+
+
+class ToAndFro(Told):
+    """A policy that swaps 3 and 4."""
+
+    def propose(self, denoiser, prompts, trees, to_probs, device):
+        return [(0, (7 - z[0],)) for z in trees], torch.zeros(len(trees)), None
+
+
+def test_a_tree_that_was_there_before_does_not_return():
+    sampler = make_sampler("tree-edits", make_method("tree_diffusion", 15))
+    z = torch.tensor([DATA.trees.join((10, 7, 7, 13), (3,))])  # (1, 13)
+    assert [int(z[0, 4]) for z in sampler(ToAndFro(), None, z, z < 0, 4)] == [4, 4, 4, 4]
