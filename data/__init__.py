@@ -59,7 +59,7 @@ DATASETS = {
     "translit": "data.rewriting:Translit",  # words as they sound
     "add": "data.rewriting:Add",  # sums
     "add-reversed": "data.rewriting:AddReversed",  # the last digit first
-    "repair": "data.repair:Repair",  # sentences with typos, as they were meant
+    "repair": "data.repair:Repair",  # sentences with a typo, as they were meant
     "paraphrase": "data.wording:Paraphrase",  # a sentence in other words
     "summary": "data.wording:Summary",  # who and what is most frequent
     "describe": "data.wording:Describe",  # all that a table has

@@ -33,6 +33,7 @@ SETS = {                                         # name: the arguments of load_d
     "countdown4": dict(data="countdown4", block_size=0),
     "planning5": dict(data="planning5", block_size=0),
     "date": dict(data="date", block_size=0),
+    "repair": dict(data="repair", block_size=0),
     "paraphrase": dict(data="paraphrase", block_size=0),
     "sat7": dict(data="sat7", block_size=0),
     "arithmetic": dict(data="arithmetic", block_size=0),

@@ -35,4 +35,24 @@ TREES = [
     ("experiments/tree_edits.py", "[right[n] for n in EDITS]", "[right[n - 1] for n in EDITS]",
      "test_tree_diffusion_runs", "an edit too few is counted"),
 ]
-EDITS = [*TREES]
+TEXTS = [
+    ("methods/diffuser.py", "R = own.double().logsumexp(-1).exp()",
+     "R = own.double().logsumexp(-1).exp().clamp(max=1)", "test_diffuser",
+     "a gap that lacks two words gets one"),
+    ("methods/diffuser.py", "(coin < R * (1 - s / t)).tolist()", "(coin < R).tolist()",
+     "test_diffuser", "all edits in every step"),
+    ("methods/diffuser.py", "if shows_a and a != b:", "if a != b:", "test_diffuser",
+     "edits that were made are still pending"),
+    ("methods/diffuser.py", "pending.append((len(z), action))",
+     "pending.append((max(0, len(z) - 1), action))", "test_diffuser",
+     "an edit at the place before"),
+    ("methods/diffuser.py", "v.square(), 2 / v)", "v, 1 / v)", "test_diffuser",
+     "1/t at uniform times"),
+    ("methods/diffuser.py", "(torch.rand(len(columns)) < time)",
+     "(torch.rand(1).expand(len(columns)) < time)", "test_diffuser", "one coin for all columns"),
+    ("methods/diffuser.py", "accumulate=True)", "accumulate=False)", "test_diffuser",
+     "the same word that is missing twice counts once"),
+    ("data/repair.py", "1 / (n * V) if wrong == 1", "1 / V if wrong == 1", "test_repair",
+     "a typo without the choice of its place"),
+]
+EDITS = [*TREES, *TEXTS]
