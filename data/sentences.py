@@ -24,6 +24,7 @@ of p(x) d^(tokens that are missing).
 """
 from functools import cache, cached_property
 
+import numpy
 import torch
 
 from data.base import Dataset
@@ -65,7 +66,12 @@ class Sentences(Toy):
 
     def log_prob(self, x, topic=None):
         """log p(x), -inf for what no sentence can be: too short or too long. (n, L) -> (n,)"""
-        return super().log_prob(x, topic).nan_to_num(-torch.inf)  # (n,)
+        return super().log_prob(x, topic).nan_to_num(-torch.inf, neginf=-torch.inf)  # (n,)
+
+    def topic_posterior(self, x):
+        """p(k | x), that of no text for what no sentence can be. -> (n, K)"""
+        p = super().topic_posterior(x)  # (n, K)
+        return torch.where(p.isfinite(), p, self.prior)  # (n, K)
 
     def lengths(self, x):
         """Words before the first end. x (n, L) -> (n,)"""
@@ -91,8 +97,8 @@ class Sentences(Toy):
         return table[torch.where(place < m[:, None], z, self.V)]  # (n, M, K, Q)
 
     def sweeps(self, z, m, d, closed=None):
-        """(21.9). z (n, M), M > m; d (n,) or (1,), perhaps complex; closed (n, M): gaps where
-        nothing can be missing. -> f, c (n, M, K, Q), of which gaps 0 .. m count; Z (n, K)"""
+        """(21.9). z (n, M), M > m; d (n,) or (1,); closed (n, M): gaps where nothing can be
+        missing. -> f, c (n, M, K, Q), of which gaps 0 .. m count; Z (n, K)"""
         e, (n, M), Q = self.evidence_of(z, m), z.shape, len(self.first)
         e, T, eye = (a.to(d.dtype) for a in (e, self.inner, torch.eye(Q)))
         K = torch.linalg.inv(eye - d[:, None, None] * T)  # (n, Q, Q), or (1, Q, Q)
@@ -141,6 +147,36 @@ class Sentences(Toy):
         words = q.flatten(2) @ self.spoken.flatten(0, 1)  # (n, M', V - 1)
         both = torch.cat([words, torch.zeros_like(words[..., :1]), gaps[..., None]], -1)
         return torch.nn.functional.pad(both, (0, 0, 0, M - long))  # (n, M, V + 1)
+
+
+    def next_word(self, z, m, closed=None, topic=None):
+        """(21.12): p(gap, word) of the next insertion into z (n, M), whose first m (n,) ids count,
+        and p(z is complete). -> joint (n, M, V), stop (n,)
+
+        (21.13) by as many Gauss-Legendre nodes as make it exact for the longest sentence.
+        """
+        log_prior = self.log_prior(topic, len(z))  # (n, K)
+        parts = [z.cpu(), m.cpu(), log_prior] + ([] if closed is None else [closed.cpu()])
+        both = map_rows(self.next_word_rows, *parts, rows=64)  # (n, M, V + 1)
+        return both[..., :-1], both[:, 0, -1]  # (n, M, V), (n,)
+
+    def next_word_rows(self, z, m, log_prior, closed=None):
+        """p(gap, word), and behind the words of each gap p(stop). -> (n, M, V + 1)"""
+        nodes, weights = numpy.polynomial.legendre.leggauss(len(self.length_law) // 2)
+        p, joint = log_prior.exp(), 0.0  # (n, K)
+        for d, weight in zip((nodes + 1) / 2, weights / 2):
+            f, c, _ = self.sweeps(z, m, torch.tensor([d]), closed)  # (n, M, K, Q) each
+            q = (f * c * p[:, None, :, None]).flatten(2)  # (n, M, K Q)
+            share = weight * (1 - d) ** m.double()  # (n,)
+            joint = joint + share[:, None, None] * (q @ self.spoken.flatten(0, 1))  # (n, M, V - 1)
+        gone = torch.arange(z.shape[1]) > m[:, None]  # (n, M)
+        gone = gone if closed is None else gone | closed  # (n, M)
+        joint = joint.masked_fill(gone[..., None], 0.0)  # (n, M, V - 1)
+        now = (p * self.sweeps(z, m, torch.zeros(1, dtype=torch.double), closed)[2]).sum(-1)  # (n,)
+        total = joint.sum((1, 2))  # (n,)
+        stop = (now / (now + total))[:, None, None].expand(*z.shape, 1)  # (n, M, 1)
+        joint = joint / total.clamp(min=1e-300)[:, None, None]  # (n, M, V - 1)
+        return torch.cat([joint, torch.zeros_like(joint[..., :1]), stop], -1)  # (n, M, V + 1)
 
 
 def through_transposed(v, K, closed):

@@ -41,6 +41,7 @@ METHODS = {
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
 
     "flexmdm": "methods.flexmdm:FlexMDM",  # masks that are inserted, and then opened: any length
+    "ilm": "methods.ilm:ILM",  # words that are inserted, one at a time
 
     "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
 

@@ -33,15 +33,14 @@ import torch
 import torch.nn.functional as F
 
 from data.tokenizer import end_of_text
+from diffusion import supports
 from methods.base import Method
 
 
 def action_nats(log_rate, pending):
     """The bracket of (21.1) for each action: lam - k (1 + log lam), k its pending events. log_rate
     and pending have one shape. -> nats, of that shape"""
-    # exercise 31: what an action costs, (21.1), 1 line
     return log_rate.exp() - torch.where(pending > 0, pending * (1 + log_rate), 0.0)  # (...)
-    # end
 
 
 class Insertions:
@@ -79,7 +78,13 @@ class Left(NamedTuple):
     of: torch.Tensor  # (B, L + 1) which token of x stands there
     m: torch.Tensor  # (B, 1) tokens
     missing: torch.Tensor  # (B, L + 1) tokens that are missing in the gap before each place
-    open: torch.Tensor  # (B, L + 1) the gaps 0 .. m where tokens may be missing
+    closed: torch.Tensor  # (B, L + 1) gaps where nothing can be missing
+
+    @property
+    def open(self):
+        """The gaps 0 .. m where tokens may be missing. -> (B, L + 1)"""
+        place = torch.arange(self.z.shape[1], device=self.z.device)  # (L + 1,)
+        return (place <= self.m) & ~self.closed  # (B, L + 1)
 
 
 def count_words(x, end):
@@ -107,7 +112,12 @@ def leave(x, n, keep, frozen, fill):
     missing = (of - before - 1).masked_fill(place > m, 0)  # (B, L + 1)
     closed = closed_places(torch.zeros_like(keep) if frozen is None else frozen)  # (B, L + 1)
     closed = closed.gather(-1, of) & (missing == 0)  # (B, L + 1)
-    return Left(z, of, m, missing, (place <= m) & ~closed)
+    return Left(z, of, m, missing, closed & (place <= m))
+
+
+def told(denoiser, closed):
+    """What a denoiser that asks for it is told: the closed gaps (B, L + 1). -> keywords"""
+    return dict(frozen=closed) if supports(denoiser, "reads_frozen") else {}
 
 
 def spread_nats(nats, x, n, frozen):

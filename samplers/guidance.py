@@ -304,7 +304,8 @@ def guide_by_label(method, denoiser, sampler, label, none, gamma):
         label = label if gamma else torch.full_like(label, none)  # (B,) or (1,)
         return Labeled(denoiser, label), sampler
     if method.scores_ratios or not method.revises_text or not method.takes_steps:
-        return CFG(denoiser, label, none, gamma, method.scores_ratios), sampler
+        unnormalized = method.scores_ratios or method.any_length  # whose columns are not all words
+        return CFG(denoiser, label, none, gamma, unnormalized), sampler
     step = partial(classifier_free_step, label=label, none=none, gamma=gamma)
     return denoiser, guided_ancestral(sampler, step)
 

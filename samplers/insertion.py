@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffusion import Sampler, draw_from, probabilities, supports
+from diffusion import Sampler, draw_from, probabilities
 from flags import flag
-from methods.insertion import Insertions, count_words, leave
+from methods.insertion import Insertions, count_words, leave, told
 from samplers.base import highest, scatter_at
 
 
@@ -42,7 +42,7 @@ class Draft:
         if process.end is not None:  # all gaps share the room of the text
             part = torch.zeros_like(part)  # (B, M)
             room = torch.where(place == 0, z.shape[1] - left.m, 0)  # (B, M)
-        return cls(left.z, place < left.m, (place <= left.m) & ~left.open, part, room)
+        return cls(left.z, place < left.m, left.closed, part, room)
 
     def size(self, process):
         """Tokens of each text. -> (B, 1)"""
@@ -158,9 +158,8 @@ class Insertion(Sampler):
 
     def call(self, process, denoiser, draft, t, at):
         """Logits at some places of a draft at time t, a number. -> (N, V)"""
-        told = dict(frozen=draft.closed) if supports(denoiser, "reads_frozen") else {}
-        D = process.deleted(t).float().expand(len(at), 1)  # (B, 1)
-        return denoiser(draft.z, D, at=at, **told)
+        D = process.deleted(t).expand(len(at), 1)  # (B, 1)
+        return denoiser(draft.z, D, at=at, **told(denoiser, draft.closed))
 
     def fill(self, process, draft, logits, at, masks, opens, to_probs):
         """Write words at the masks that open. logits (N, V) at `at`, some of which are `masks`.

@@ -4,6 +4,7 @@ Texts of any length whose probabilities are known one by one: what is missing, b
 Every way to find a noisy text in a text of the world counts by p(x) d^(tokens that are missing).
 It stands in for `fill_in` and `next_word` of data/sentences.py in worlds of a few texts.
 """
+import math
 from functools import cache
 from itertools import combinations, product
 
@@ -63,15 +64,34 @@ class FewTexts:
             words[rows, :n] = torch.einsum("re,env->rnv", w, at)
         return words, gaps
 
+    def next_word(self, z, m, closed=None, topic=None):
+        joint = torch.zeros(*z.shape, self.V, dtype=torch.double)  # (n, M, V)
+        stop = torch.zeros(len(z), dtype=torch.double)  # (n,)
+        for pattern, rows in self.patterns(z, m).items():
+            of, _, counts = self.ways(pattern)  # (e,), .., (e, m + 1, V)
+            k, n = len(pattern), torch.tensor([len(self.texts[i]) for i in of])  # (e,)
+            w = self.p[of] / torch.tensor([math.comb(a, k) for a in n.tolist()])  # (e,)
+            w = w.expand(len(rows), -1)  # (rows, e)
+            if closed is not None:
+                w = w * ((counts.sum(-1) == 0) | ~closed[rows, None, :k + 1]).all(-1)  # (rows, e)
+            found = torch.einsum("re,egv->rgv", w / (n - k).clamp(min=1), counts)  # (rows, ..)
+            joint[rows, :k + 1] = found / found.sum((1, 2), keepdim=True).clamp(min=1e-300)
+            stop[rows] = w[:, n == k].sum(-1) / w.sum(-1)
+        return joint, stop
+
 
 TEXTS = [x for n in range(4) for x in product(range(2), repeat=n)]  # 15 texts over {a, b}
 
 
-def flexmdm(n_tokens, end=None, **flags):
+def any_length(name, n_tokens, end=None, **flags):
     """A method whose texts end with the id `end`."""
-    method = make_method("flexmdm", n_tokens, **flags)
+    method = make_method(name, n_tokens, **flags)
     method.end_id = end
     return method
+
+
+def flexmdm(n_tokens, end=None, **flags):
+    return any_length("flexmdm", n_tokens, end, **flags)
 
 
 def fill_up(texts, L, end):
@@ -82,5 +102,21 @@ def fill_up(texts, L, end):
 def numbers_of(x, end, V=2):
     """The number in TEXTS of each row (n, L), -1 for a text that is not there. -> (n,)"""
     number = {text: i for i, text in enumerate(TEXTS)}
-    rows = (tuple(row[:row.index(end)] if end in row else row) for row in x.tolist())
+    n = (x != end).flip(-1).long().cummax(-1).values.sum(-1)  # (n,) tokens before the last ends
+    rows = (tuple(row[:length]) for row, length in zip(x.tolist(), n.tolist()))
     return torch.tensor([number.get(row, -1) for row in rows])
+
+
+def once_for_each(denoiser):
+    """The same denoiser, called once for equal texts: many drafts are alike."""
+    def call(z, t, at=None, **layout):
+        key = torch.cat([z, *(a.long() for a in layout.values())], 1)  # (B, ..) below 8
+        key = (key * 8 ** torch.arange(key.shape[1])).sum(-1)  # (B,)
+        some, of = key.unique(return_inverse=True)  # (k,), (B,)
+        one = torch.zeros_like(some).scatter(0, of, torch.arange(len(z)))  # (k,)
+        told = {name: a[one] for name, a in layout.items()}
+        t = t if t is None else t[:1].expand(len(one), 1)  # (k, 1)
+        out = denoiser(z[one], t, **told)  # (k, M, V)
+        return out[of] if at is None else out[of[at.nonzero()[:, 0]], at.nonzero()[:, 1]]
+    call.reads_frozen = True
+    return call

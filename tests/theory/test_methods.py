@@ -29,6 +29,7 @@ ENTROPY = -(P * P.log()).sum()
 WORLD = dict(diffusion_block=L, diffusion_steps=1024, dim=4, self_condition=0.0)
 # texts, for an error below 1 %: draws of gidd have heavy tails, any order is exact at the exact law
 BATCH = {"gidd": 16_000, "udlm": 5000, "sedd": 5000, "d3pm": 5000, "ggm": 5000, "maria": 200,
+         "flexmdm": 4000,
          "sigma_gpt": 200, "eso_lm": 200}
 # second values of flags that have no choices, and where one more than the default will not do
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
