@@ -3,6 +3,8 @@ The table of methods, by family. What a method is: methods/base.py.
 
 A row is "module:Class", imported when it is chosen. The fields of the class are its flags.
 """
+from collections import ChainMap
+
 from flags import load_row
 
 METHODS = {
@@ -57,7 +59,7 @@ FOR_SOME_DATA = {  # METHODS learn any texts, these only what has trees, or a so
     "tree_diffusion": "methods.tree_diffusion:TreeDiffusion",  # edits of trees, while it sees them
     "diffuser": "methods.diffuser:Diffuser",  # words of the source are replaced, lost and added
 }
-EVERY_METHOD = {**METHODS, **FOR_SOME_DATA}
+EVERY_METHOD = ChainMap(FOR_SOME_DATA, METHODS)
 
 
 def make_method(name, n_tokens, **options):

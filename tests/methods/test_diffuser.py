@@ -8,7 +8,7 @@ at most three letters a, b.
 import json
 import math
 from collections import defaultdict
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from types import SimpleNamespace
 
@@ -16,8 +16,7 @@ import numpy
 import pytest
 import torch
 from references import FOLDER
-from runs import cache as folder  # noqa: F401
-from runs import complaint, elsewhere, fit
+from runs import cache, complaint, elsewhere, fit  # noqa: F401
 
 import sample
 import train
@@ -50,7 +49,7 @@ def test_alignments_are_those_of_the_public_code_and_differ_as_often_as_the_edit
     assert differ == edit_distance(tuple(row("x0", i)), tuple(row("x1", i)))
 
 
-@cache
+@lru_cache(None)
 def edit_distance(y, x):
     """By its definition, from the front."""
     if not y or not x:
@@ -83,7 +82,7 @@ def test_at_the_ends_of_time_the_state_is_one_of_the_two_texts():
 
 # ---- a world of 15 texts
 
-@cache
+@lru_cache(None)
 def events():
     """All ways to a state: (z, pending, columns that are noisy, that differ, p(x) p(y))."""
     found = []
@@ -134,7 +133,7 @@ def test_the_bound_holds_and_is_not_tight_and_no_other_rates_give_less():
                exact_bound(lambda lam: 0.8 * lam)) > least + 0.01
 
 
-@cache
+@lru_cache(None)
 def world_method(**flags):
     method = make_method("diffuser", N, start="random")
     method.on_data(SimpleNamespace(source=1, target=4, name="world"))
