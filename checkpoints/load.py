@@ -19,7 +19,7 @@ from checkpoints.file import read_checkpoint
 from data import DATASETS, load_data
 from data.tokenizer import from_json, to_json
 from flags import UserError, flags_of, load_row
-from methods import METHODS
+from methods import EVERY_METHOD, METHODS
 from model import NetworkFlags
 from oracle import exact, exact_classifier
 from samplers.guidance import check_classifier_fits
@@ -57,7 +57,7 @@ def flags_later(values):
         return {}
     try:
         saved = read_state(values["init_from"] or values["out_dir"])["config"]
-        known = flags_of(load_row(METHODS, saved.get("method")))
+        known = flags_of(load_row(EVERY_METHOD, saved.get("method")))
     except UserError:  # the script will say what is wrong
         return {}
     return {name: (f, saved.get(name, f.default)) for name, f in known.items()

@@ -3,6 +3,8 @@ The table of methods, by family. What a method is: methods/base.py.
 
 A row is "module:Class", imported when it is chosen. The fields of the class are its flags.
 """
+from collections import ChainMap
+
 from flags import load_row
 
 METHODS = {
@@ -53,7 +55,13 @@ METHODS = {
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 
+FOR_SOME_DATA = {  # METHODS learn any texts, these only what has trees, or a source to edit
+    "tree_diffusion": "methods.tree_diffusion:TreeDiffusion",  # edits of trees, while it sees them
+    "diffuser": "methods.diffuser:Diffuser",  # words of the source are replaced, lost and added
+}
+EVERY_METHOD = ChainMap(FOR_SOME_DATA, METHODS)
+
 
 def make_method(name, n_tokens, **options):
     """The method `name` for texts of n_tokens symbols, with those options that are its flags."""
-    return load_row(METHODS, name).build(n_tokens, options)
+    return load_row(EVERY_METHOD, name).build(n_tokens, options)

@@ -54,6 +54,8 @@ SAMPLERS = {
     "smc": "samplers.particles:SMC",                         # texts side by side, with weights
     "particle-gibbs": "samplers.particles:ParticleGibbs",    # the same, beside the last one
     "grammar": "samplers.constraints:Grammar",               # words given that the text parses
+
+    "tree-edits": "samplers.tree_edits:TreeEdits",           # edits of trees, one or side by side
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn

@@ -128,7 +128,8 @@ class Recording:
         changed = set(map(tuple, (z != self.last).nonzero().tolist()))
         for steps in self.steps:
             steps.append([])
-        for text, position in sorted(changed | outputs.keys()):
+        inside = {(text, place) for text, place in outputs if place < z.shape[1]}  # of the text
+        for text, position in sorted(changed | inside):
             id = int(z[text, position])
             entry = [position, id, *top_probabilities(outputs.get((text, position)), id)]
             if (text, position) in changed:

@@ -5,6 +5,7 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 """
 from pathlib import Path
 
+from tests.mutants.edits import EDITS
 from tests.mutants.embedding import EMBEDDING
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
@@ -23,6 +24,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
            *INSERTION]
+           *EDITS]
 
 
 def find_tests(names):
