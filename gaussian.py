@@ -42,6 +42,7 @@ from diffusion import Sampler, draw_from, probabilities
 from flags import flag
 
 LEAST = 1e-6  # time of a token that is not given
+LARGER = {"posterior": 0, "mixed": 0.2, "large": 1}  # l of (15.7)
 GIVEN = -4.0  # gamma of a given token as a network reads it, beside gamma_0
 
 
@@ -143,6 +144,7 @@ class EmbeddingSpace(nn.Module):
     text_stays, continuous, mask = True, True, None  # given text is right
     clock = None  # (13.10): of methods/clocks.py, set by the method; None: the common one
     vectors = False  # the network outputs x_hat (N, D), and not log c (N, V)
+    refuses = staticmethod(lambda walk: None)  # why a walk does not fit, as `fits` says it
     reads_words = False  # it also reads which words a row may be: (13.2) as probabilities
 
     def __init__(self, table, rule, schedule, warp=None, feeds_back=False, fixed=False):
@@ -258,7 +260,6 @@ class EmbeddingWalk(Sampler):
     """
     last: str = flag("draw", "the words: drawn, or the likeliest, as Plaid has it (biased: too "
                              "likely texts)", ["draw", "argmax"])
-
     jump = None  # the most time that a token lost in a step
 
     def costs(self, whole=False):
@@ -268,6 +269,7 @@ class EmbeddingWalk(Sampler):
     def fits(self, method):
         if not isinstance(method.process, EmbeddingSpace):
             return f"takes steps of embeddings, which {method.name} does not have"
+        return method.process.refuses(self)
 
     def move(self, process, z, found, s, t, eps):
         """z_s from z_t, at the tokens that are not given. z, eps (N, D); s, t (N,) -> (N, D)"""
@@ -301,9 +303,8 @@ class EmbeddingWalk(Sampler):
         times = [process.clock.times(u.expand(len(frozen), 1), *plan)[0] for u in clock]
         times = [process.spaced(t).clamp(min=LEAST) for t in times]  # n of (B, 1|L)
         self.jump = max([float((t - s).max()) for t, s in zip(times, times[1:])], default=1.0)
-        if not frozen.any():
-            return times
-        return [t.expand(frozen.shape).masked_fill(frozen, 0) for t in times]  # n of (B, L)
+        own = lambda t: t.expand(frozen.shape).masked_fill(frozen, 0)  # (B, L)
+        return [own(t) for t in times] if frozen.any() else times
 
     def words(self, process, found, z, t, free, to_probs, over):
         """The words at the tokens that are not given: the likeliest until the walk is over. -> (N,)
@@ -319,8 +320,8 @@ class EmbeddingWalk(Sampler):
 @dataclass(eq=False)
 class DDPM(EmbeddingWalk):
     """--sampler ddpm: steps of (13.4) on embeddings."""
-    variance: str = flag("posterior", "of a step: (13.4), or the larger one of Diffusion-LM",
-                         ["posterior", "large"])
+    variance: str = flag("posterior", "of a step: (13.4), the larger one of Diffusion-LM, or one "
+                         "between them, (15.7)", [*LARGER])
     clamp: bool = flag(False, "move x_hat to the nearest row in each step, as Diffusion-LM does "
                               "(biased: too likely texts)")
     score_temperature: float = flag(1.0, "below 1 sharpens x_hat, as Plaid does", least=0.01,
@@ -344,6 +345,6 @@ class DDPM(EmbeddingWalk):
     def move(self, process, z, found, s, t, eps):
         x_hat, gamma_s, gamma_t = self.estimate(process, z, found, s, t)  # (N, D), (N,) twice
         mean, variance = step_law(z, x_hat, gamma_s, gamma_t)  # (N, D), (N,)
-        if self.variance == "large":
-            variance = large_variance(gamma_s, gamma_t)  # (N,)
+        l = LARGER[self.variance]
+        variance = large_variance(gamma_s, gamma_t) ** l * variance ** (1 - l)  # (N,) (15.7)
         return mean + variance.sqrt()[:, None] * eps  # (N, D)

@@ -38,6 +38,11 @@ METHODS = {
     "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
     "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
 
+    "ld4lg": "methods.ld4lg:LD4LG",  # Gaussian noise on a few vectors that encode a text
+    "latent_planner": "methods.latent_planner:LatentPlanner",  # the same, written out in order
+    "lcm": "methods.lcm:LCM",  # the same: a sentence from the vectors of those before
+    "dglm": "methods.dglm:DGLM",  # the same: vectors of what follows a prefix
+
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors

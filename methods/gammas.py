@@ -72,6 +72,23 @@ class Alpha2(nn.Module):
         return ((high - low) * fall / (a * (1 - a))).to(t.dtype)
 
 
+class Cosine(nn.Module):
+    """alpha = cos(pi t / 2), with `scale` times as much signal for its noise; |gamma| <= most."""
+
+    def __init__(self, scale=1.0, most=15.0):
+        super().__init__()
+        self.shift, self.most = 2 * math.log(scale), most
+
+    def forward(self, t):
+        gamma = 2 * torch.tan(math.pi / 2 * t.double()).clamp(min=1e-30).log() - self.shift
+        gamma = torch.where(t >= 1, self.most, gamma).clamp(-self.most, self.most)
+        return gamma.to(t.dtype)
+
+    def time(self, gamma):
+        """The inverse of `forward`."""
+        return (2 / math.pi * torch.atan(((gamma.double() + self.shift) / 2).exp())).to(gamma.dtype)
+
+
 class Logistic:
     """gammas of a logistic density between two ends.
 

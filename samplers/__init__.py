@@ -38,6 +38,7 @@ SAMPLERS = {
 
     "ddpm": "gaussian:DDPM",                                 # steps of (13.4), for embeddings
     "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
+    "2m": "samplers.ddim:TwoM",                              # the same, of second order: (15.8)
     "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
     "insertion": "samplers.insertion:Insertion",             # masks are inserted, and opened

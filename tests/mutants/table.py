@@ -9,6 +9,7 @@ from tests.mutants.edits import EDITS
 from tests.mutants.embedding import EMBEDDING
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
+from tests.mutants.latents import LATENTS
 from tests.mutants.insertion import INSERTION
 from tests.mutants.program import PROGRAM
 from tests.mutants.reasoning import REASONING
@@ -23,6 +24,7 @@ from tests.mutants.thoughts import THOUGHTS
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
+           *LATENTS]
            *INSERTION]
            *EDITS]
 

@@ -36,8 +36,10 @@ def method_of(name, n_tokens, block):
                                    dim=6)
 
 
-def rough(z, t, at=None, **layout):
+def rough(z, t, at=None, words=None, **layout):
     """A denoiser of 5 symbols that knows nothing, of the network's shape for any method."""
+    if words is not None:  # of latents: words of their decoder, or latents at time t
+        z, at = (words, at) if t is None else (z, None)
     logits = torch.randn(*z.shape[:2], 6, generator=torch.Generator().manual_seed(0))  # (B, L, 6)
     return logits if at is None else logits[at]
 
