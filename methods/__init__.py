@@ -42,6 +42,9 @@ METHODS = {
     "latent_planner": "methods.latent_planner:LatentPlanner",  # the same, written out in order
     "lcm": "methods.lcm:LCM",  # the same: a sentence from the vectors of those before
     "dglm": "methods.dglm:DGLM",  # the same: vectors of what follows a prefix
+    "bfn": "methods.bfn:BFN",  # evidence: Gaussian noise on beliefs
+    "tess": "methods.tess:TESS",  # the same as logits, with self-conditioning; from ar: TESS 2
+    "ssd_lm": "methods.ssd_lm:SSDLM",  # the same in blocks, from left to right
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
