@@ -29,6 +29,7 @@ METHODS = {
     "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
+    "dfm": "methods.dfm:DFM",  # flows from masks or random words, and which bound belongs to which
 
     "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
     "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned

@@ -16,6 +16,7 @@ SAMPLERS = {
     "ancestral": "diffusion:Ancestral",                      # steps of (0.3), for any process
     "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
     "redraw": "samplers.redraw:Redraw",                      # steps of (4.7): noise is drawn again
+    "flow": "samplers.flow:Flow",                            # steps of (14.24): jumps to x alone
 
     "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
     "spread": "samplers.orders:Spread",                      # masks that lie far apart
