@@ -4,11 +4,11 @@ Chapter 14. Discrete flow matching: DFM (arXiv:2407.15595; under masks also 2402
 Papers on flows count time from noise to text: their time is u = 1 - t, and kappa_u is our alpha_t.
 A path from a source p0, masks or random words, to the text x has at every time the distribution
 
-    path       q(z | x) = kappa [z = x] + (1 - kappa) p0(z),   kappa = u^n                    (14.20)
+    path       q(z | x) = kappa [z = x] + (1 - kappa) p0(z),   kappa = u^n                  (14.20)
     rates      u(z -> v) = kappa'/(1 - kappa) ( p(v | z) - [v = z] ),  p(v | z) = p(x_l = v | z)
-                                                                                              (14.21)
-    bound      l = -kappa'/(1 - kappa) ( p(z) - [z = x] + [z != x] log p(x) )                 (14.22)
-    exact      E (14.22) - H = 1 - 1/N - (log N)/N for one token of N equally likely words    (14.23)
+                                                                                            (14.21)
+    bound      l = -kappa'/(1 - kappa) ( p(z) - [z = x] + [z != x] log p(x) )               (14.22)
+    exact      E (14.22) - H = 1 - 1/N - (log N)/N for one token of N equally likely words  (14.23)
                from random words, and 0 from masks
 
 (14.20) is (0.1) with alpha_t = (1 - t)^n. (14.21) is the mean over x of the rates that make it:
@@ -20,8 +20,12 @@ Many rates have the marginals (14.20), and each has a bound. (0.2) is that of th
 that jumps from word to word. Under masks both are the same jumps, and (14.22) is (0.2). From random
 words they differ: the path of (14.21) knows whether a token has jumped already, z does not show it,
 and the model pays for what it cannot know, (14.23), even if it is exact. `--bound reversal` is
-(0.2) with what the others say, x_theta(v) ~ p(v) / q(z | v), in its place. Each bounds the
-likelihood of texts by its own steps: (14.21), `--sampler flow`, or (0.3), `--sampler ancestral`.
+(0.2) of x_theta(v) ~ p(v) / q(z | v), what the other tokens say. Each bounds the likelihood of
+texts by its own steps: (14.21), `--sampler flow`, or (0.3), `--sampler ancestral`.
+
+The published network outputs p(x_l | z). As t -> 0 it must tell that p(z) -> 1: if it does not, by
+any share, (14.22) is infinite (draws end at t = 1e-6). With `--head others` it outputs x_theta, and
+p is x_theta times the evidence q(z | v), (0.4), which makes that certain.
 """
 from dataclasses import dataclass
 
@@ -113,18 +117,22 @@ class FullPosterior(Wrapper):
     predicts_posterior = True
 
 
-class LeaveOneOut(Wrapper):
-    """The denoiser of x_theta that a denoiser of p(x_l | z) is: less its own evidence, (0.4)."""
+class WithEvidence(Wrapper):
+    """A denoiser of what the others say times the token's own evidence, (0.4): of p(x_l | z).
 
-    def __init__(self, denoiser, process):
+    sign -1: the other way round, from p(x_l | z) to what the others say.
+    """
+
+    def __init__(self, denoiser, process, sign=1):
         super().__init__(denoiser)
-        self.process, self.supports_fused_head = process, False
+        self.process, self.sign, self.supports_fused_head = process, sign, False
+        self.predicts_posterior = sign > 0
 
     def __call__(self, z, t, at=None, **layout):
         logits = to_float32(super().__call__(z, t, at=at, **layout))[..., :self.process.V]
         kappa = self.process.alpha(t) / self.process.b(t, torch.zeros_like(z))  # (B, L)
         own, words = (select_rows(a[..., None], at) for a in (kappa.log1p(), z))  # (N, 1) each
-        return logits.scatter_add(-1, words, -own.to(logits.dtype))  # (N, V)
+        return logits.scatter_add(-1, words, self.sign * own.to(logits.dtype))  # (N, V)
 
 
 @dataclass(eq=False)
@@ -132,6 +140,10 @@ class DFM(Method):
     """--method dfm: from masks or random words to text. `nelbo` is (14.22), or (0.2)."""
     source: str = flag("mask", "where the way begins", ["mask", "uniform"], fixed=True)
     power: float = flag(1.0, "n of kappa = u^n", least=1, most=4, fixed=True)
+    head: str = flag("posterior", "what the network outputs: p(x_l given z), as published, or what "
+                     "the other tokens say, times which its own evidence is p", ["posterior",
+                                                                                 "others"],
+                     fixed=True)
     objective: str = flag("ce", "train on cross-entropies of p(x_l given z), or on (14.22)",
                           ["ce", "gkl"])
     bound: str = flag("flow", "whose steps it bounds: those of --sampler flow, (14.22), or of "
@@ -171,7 +183,19 @@ class DFM(Method):
             return self.score(denoiser, z, t, cross_entropy, (x,), n / k, frozen)  # (B, L)
         if self.bound == "flow":
             return self.flow_bound(denoiser, x, frozen)  # (B, L)
-        return draw_bound(self.process, LeaveOneOut(denoiser, self.process), x, frozen)  # (B, L)
+        return draw_bound(self.process, self.of_others(denoiser), x, frozen)  # (B, L)
+
+    def of_others(self, denoiser):
+        """x_theta of (0.2) and (0.3) from random words."""
+        known = self.head == "others" or self.opens_masks
+        return denoiser if known else WithEvidence(denoiser, self.process, -1)
+
+    def posterior(self, denoiser):
+        """p(x_l | z) of (14.21)."""
+        if self.opens_masks:
+            return denoiser
+        given = self.head == "posterior"
+        return FullPosterior(denoiser) if given else WithEvidence(denoiser, self.process)
 
     def flow_bound(self, denoiser, x, frozen=None):
         """One draw of (14.22), at times t = v^2 for uniform v: 1/t, its factor at t -> 0, has
@@ -190,7 +214,7 @@ class DFM(Method):
 
     def score(self, denoiser, z, t, rule, facts, weight, frozen=None, share=1.0):
         """weight * rule where noise may have been. -> (B, L) nats"""
-        at = changeable(self.process, z, frozen)  # (B, L)
+        at, denoiser = changeable(self.process, z, frozen), self.posterior(denoiser)  # (B, L)
         return loss_at(denoiser, z, t, at, rule, facts, self.n_tokens, weight, frozen, share)
 
     # ---- samples and the exact denoiser
@@ -198,9 +222,8 @@ class DFM(Method):
     def sample(self, denoiser, z, frozen, steps, sampler=ancestral, to_probs=probabilities,
                window=None, end=None):
         """From noise to text; steps of (0.3) get x_theta. Yields z (B, L) after each step."""
-        if not self.opens_masks:
-            reversal = isinstance(sampler, Ancestral)
-            denoiser = LeaveOneOut(denoiser, self.process) if reversal else FullPosterior(denoiser)
+        reversal = isinstance(sampler, Ancestral)
+        denoiser = self.of_others(denoiser) if reversal else self.posterior(denoiser)
         return sampler(self.process, denoiser, z, frozen, steps, to_probs)
 
     def likelihood(self, z, t):
@@ -209,9 +232,11 @@ class DFM(Method):
         return likelihood(self.process, z, t)
 
     def oracle(self, language):
-        """log p(x_l | z). -> (B, L, n_tokens)"""
+        """log p(x_l | z), or what the others say. -> (B, L, n_tokens)"""
+        others = self.head == "others"
+
         def denoiser(z, t, at=None, label=None, **layout):
             e = self.likelihood(z, inside(t))  # (B, L, n_tokens)
-            p = language.posterior(e, leave_one_out=False, topic=label)  # (B, L, n_tokens)
+            p = language.posterior(e, leave_one_out=others, topic=label)  # (B, L, n_tokens)
             return select_rows(p.log().to(z.device), at)
         return skip_texts(denoiser)

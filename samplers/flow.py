@@ -2,12 +2,12 @@
 Chapter 14. Steps of a flow, (14.21): a token jumps to a draw of its clean word, and may be redrawn.
 
     jump       x ~ p(x_l | z_t);  z_s = x  with probability (kappa_s - kappa_t)/(1 - kappa_t)
-                                                                                              (14.24)
+                                                                                            (14.24)
     redraw     first, with probability c: x ~ p(x_l | z_t), z_s ~ kappa_s x + (1 - kappa_s) p0
-                                                                                              (14.25)
-    rates      jump kappa'/(1 - kappa), redraw eta kappa'/(kappa (1 - kappa)),                (14.26)
+                                                                                            (14.25)
+    rates      jump kappa'/(1 - kappa), redraw eta kappa'/(kappa (1 - kappa)),              (14.26)
                or eta kappa'/(1 - kappa)
-    c          1 - [ (kappa_t/kappa_s) (1 - kappa_s)/(1 - kappa_t) ]^eta,                     (14.27)
+    c          1 - [ (kappa_t/kappa_s) (1 - kappa_s)/(1 - kappa_t) ]^eta,                   (14.27)
                or the same without kappa_t/kappa_s
 
 kappa is alpha, and s < t. If p knows x, both lines of a step keep q(z_s | x), for any eta and any

@@ -19,7 +19,7 @@ from data.toy import ToyCorpus
 from diffusion import Absorbing, Uniform, corrupt
 from flags import UserError
 from methods import make_method
-from methods.dfm import LeaveOneOut, PowerMasks, PowerWords, flow_factor, flow_nats, path
+from methods.dfm import WithEvidence, PowerMasks, PowerWords, flow_factor, flow_nats, path
 from methods.mdlm import masked_bound
 from methods.udlm import UDLM
 from samplers import make_sampler
@@ -51,7 +51,7 @@ def flow_bound(process, denoiser, nodes=24):
 
 def reversal_bound(process, denoiser, nodes=24):
     """E (0.2) of a denoiser of p(x_l | z). -> ()"""
-    others = LeaveOneOut(denoiser, process)
+    others = WithEvidence(denoiser, process, -1)
     return P @ exact_bound(process, lambda z, t: others(z, t).log_softmax(-1), nodes,
                            mean_term(process))
 
@@ -116,6 +116,27 @@ def test_the_bound_of_the_reversal_is_tight_and_that_of_the_flow_is_not(power):
     close(reversal_bound(method.process, method.oracle(world.LANGUAGE), 48), ENTROPY, 1e-6)
 
 
+@pytest.mark.parametrize("bound", ["flow", "reversal"])
+def test_a_head_of_what_others_say_has_the_same_bounds_and_samples(bound):
+    """With its oracle, the leave-one-out distribution; and p(z) = 1 at t = 0, whatever it says."""
+    x, nats = TEXTS.repeat(50, 1), []
+    for head in ("posterior", "others"):
+        method = made(head=head, bound=bound)
+        exact = method.oracle(world.LANGUAGE)
+        torch.manual_seed(0)
+        nats.append(method.nelbo(exact, x).double())
+        torch.manual_seed(0)
+        z, nothing = method.prior(x.shape), torch.zeros_like(x).bool()  # (n, L) each
+        for sampler in ("flow", "ancestral"):
+            *_, text = method.sample(exact, z, nothing, 6, make_sampler(sampler, method))
+            nats.append(text.double())
+    for a, b in zip(nats[:3], nats[3:]):
+        close(a, b, 1e-5)
+    t, z = torch.full((1, 1), 1e-6), torch.randint(N, (1, L))  # (1, 1), (1, L)
+    p = WithEvidence(world.vandal, method.process)(z, t).softmax(-1)  # (1, L, N)
+    assert (p.gather(-1, z[..., None]) > 1 - 1e-4).all()
+
+
 def test_no_denoiser_has_a_lower_flow_bound_than_the_posterior():
     """At the exact p(x_l | z) the gradient of the bound is 0, and the leave-one-out distribution,
     or any other in its place, gives more."""
@@ -126,15 +147,15 @@ def test_no_denoiser_has_a_lower_flow_bound_than_the_posterior():
         return states.setdefault(len(z), exact(z, t).clamp(min=-30).requires_grad_())
     least = flow_bound(method.process, lambda z, t: leaf(z, t).log_softmax(-1))
     assert torch.autograd.grad(least, states.popitem()[1])[0].abs().max() < 1e-10
-    for other in (LeaveOneOut(exact, method.process), world.vandal,
+    for other in (WithEvidence(exact, method.process, -1), world.vandal,
                   lambda z, t: (1.3 * exact(z, t)).log_softmax(-1)):
         assert flow_bound(method.process, lambda z, t: other(z, t).log_softmax(-1)) > least + 0.01
 
 
 def test_what_others_say_is_the_posterior_less_its_own_evidence():
-    """`LeaveOneOut` against the leave-one-out oracle of the same noise, also at few positions."""
+    """Against the leave-one-out oracle of the same noise, also at few positions."""
     method = made(power=2.0)
-    own = LeaveOneOut(method.oracle(world.LANGUAGE), method.process)
+    own = WithEvidence(method.oracle(world.LANGUAGE), method.process, -1)
     others = UDLM.oracle(method, world.LANGUAGE)
     t = torch.tensor([[0.001], [0.4], [0.999]]).double()  # (3, 1)
     z, at = torch.randint(N, (3, L)), torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1]]).bool()
@@ -142,8 +163,8 @@ def test_what_others_say_is_the_posterior_less_its_own_evidence():
     close(found, others(z, t), 1e-8)
     close(own(z, t, at=at).log_softmax(-1), found[at])
     net = lambda z, t, at: method.oracle(world.LANGUAGE)(z, t).flatten(0, 1)[at]
-    rows = LeaveOneOut(net, method.process)(z, t, at=torch.tensor([8, 0])).log_softmax(-1)  # (2, N)
-    close(rows, found.flatten(0, 1)[[8, 0]])
+    rows = WithEvidence(net, method.process, -1)(z, t, at=torch.tensor([8, 0]))  # (2, N)
+    close(rows.log_softmax(-1), found.flatten(0, 1)[[8, 0]])
 
 
 @pytest.mark.parametrize("bound", ["flow", "reversal"])
