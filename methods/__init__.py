@@ -37,6 +37,8 @@ METHODS = {
     "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
     "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
 
+    "rdlm": "methods.rdlm:RDLM",  # points of a sphere: a walk from one point to each word
+
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors

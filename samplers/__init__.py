@@ -41,6 +41,8 @@ SAMPLERS = {
     "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
     "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
+    "geodesic": "methods.sphere:Geodesic",                   # steps of (14.34), on a sphere
+
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)

@@ -6,6 +6,7 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 from pathlib import Path
 
 from tests.mutants.embedding import EMBEDDING
+from tests.mutants.flows import FLOWS
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
@@ -19,7 +20,7 @@ from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
+MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *FLOWS, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
 
 

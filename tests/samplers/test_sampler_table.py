@@ -158,7 +158,8 @@ def drawn(name, sampler, corrector="draw", n=8_000, steps=128, **options):
     -> the distance, its standard error
     """
     method = method_of(name, N, L)
-    n, steps = (1000, 32) if "ddpm" in (method.samplers or ()) else (n, steps)
+    points = {"ddpm", "geodesic"} & {*(method.samplers or ())}
+    n, steps = (1000, 32) if points else (n, steps)
     sampler = make_sampler(sampler, method, corrector, **options)
     torch.manual_seed(0)
     z, nothing = method.prior((n, L)), torch.zeros(n, L, dtype=torch.bool)  # (n, L) each
