@@ -27,7 +27,7 @@ from methods.base import Method, cross_entropy, loss_at, skip_texts, to_float32
 from methods.sphere import Geodesic, Sphere, log_mean
 from model import Transformer, select_rows
 
-WALK = 12  # steps to a random time, and as many again to the end
+WALK = 6  # steps to a random time, and as many again to the end
 
 
 class SphereNetwork(Transformer):
