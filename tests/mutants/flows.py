@@ -42,4 +42,31 @@ STEPS = [
      "test_flow", "redraws that are no noise stay as they are"),
 ]
 
-FLOWS = [*DFM, *STEPS]
+SPHERE = [
+    ("methods/sphere.py", "F.pad(g, (0, X.shape[-1] - g.shape[-1])) - along * X",
+     "F.pad(g, (0, X.shape[-1] - g.shape[-1]))",
+     "test_rdlm", "a pull that leaves the tangent plane"),
+    ("methods/sphere.py", "return eps - (eps * X).sum(-1, keepdim=True) * X", "return eps",
+     "test_rdlm", "noise that leaves the tangent plane"),
+    ("methods/sphere.py", "- c * th.square() / 2)", "- c * th.square())",
+     "test_rdlm", "evidence of a path with twice its square"),
+    ("methods/sphere.py", "p = ((d - 1) * r.log() - r.square() / 2).softmax(0)",
+     "p = ((d - 1) * r.log() - r.square()).softmax(0)",
+     "test_rdlm", "the spread of draws by another Gaussian"),
+    ("methods/sphere.py", "return 1 - b_s / b_t, b_s * (1 - b_s / b_t)",
+     "return 1 - b_s / b_t, b_t * (1 - b_s / b_t)",
+     "test_rdlm", "a step on the sphere with the noise of its beginning"),
+    ("methods/sphere.py", "(self.V - 2) * ratio.log()", "(self.V - 1) * ratio.log()",
+     "test_rdlm", "the evidence of a geodesic in one dimension more"),
+    ("methods/sphere.py", "clamp(max=th.amin(-1, keepdim=True).maximum(most))", "clamp(max=most)",
+     "test_rdlm", "a point of which rounding makes all words impossible"),
+    ("methods/rdlm.py", "slope * self.integrand", "self.integrand",
+     "test_rdlm", "random times of a walk without their density"),
+    ("methods/rdlm.py", "nats = nats - self.log_p(denoiser, z, x, last, frozen)",
+     "nats = nats - 0 * self.log_p(denoiser, z, x, last, frozen)",
+     "test_rdlm", "the bound of a walk that never draws its words"),
+    ("methods/rdlm.py", "masked_fill(frozen, 0.0), ~frozen", "clone(), ~frozen",
+     "test_rdlm", "given tokens are told to be noisy points"),
+]
+
+FLOWS = [*DFM, *STEPS, *SPHERE]

@@ -20,8 +20,8 @@ from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *FLOWS, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
-           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *FLOWS, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS,
+           *COLLAPSE, *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
 
 
 def find_tests(names):
