@@ -100,6 +100,16 @@ def solved_stars(arms, steps, hops):
     # end
 
 
+def excess_of_the_flow_bound(n_words):
+    """27: a text is one token, and all n_words words are equally likely. A flow goes from random
+    words to text, with kappa = u. The network is exact: it outputs p(x | z), where p(z) = kappa +
+    (1 - kappa)/n_words, and all other words share the rest. How many nats is the mean of its bound
+    (14.22) above the entropy?"""
+    # exercise 27: one line
+    return (n_words - 1) / n_words * (math.log(n_words) + 1) - math.log(n_words)
+    # end
+
+
 def lengths_of_published_ilm(law):
     """32: ILM inserts words one at a time. Published, it is trained on a text with k of its n words
     left, k uniform on 0 .. n, and each text counts once: is it complete, and if not, which word is

@@ -90,8 +90,8 @@ def remove_solutions(text, only=0):
 
 def copy_files(out, change=lambda path, text: text, without=None):
     """A copy of the project, with change(path, text) of each source file, but no graders' file
-    whose name `without` matches. UserError if `out` has files already, or lies in a folder of the project,
-    which would then contain every file twice."""
+    whose name `without` matches. UserError if `out` has files already, or lies in a folder of the
+    project, which would then contain every file twice."""
     out = Path(os.path.realpath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: name a new folder")

@@ -31,6 +31,7 @@ METHODS = {
     "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
+    "dfm": "methods.dfm:DFM",  # flows from masks or random words, and which bound belongs to which
 
     "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
     "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned
@@ -45,6 +46,7 @@ METHODS = {
     "bfn": "methods.bfn:BFN",  # evidence: Gaussian noise on beliefs
     "tess": "methods.tess:TESS",  # the same as logits, with self-conditioning; from ar: TESS 2
     "ssd_lm": "methods.ssd_lm:SSDLM",  # the same in blocks, from left to right
+    "rdlm": "methods.rdlm:RDLM",  # points of a sphere: a walk from one point to each word
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps

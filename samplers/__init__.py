@@ -16,6 +16,7 @@ SAMPLERS = {
     "ancestral": "diffusion:Ancestral",                      # steps of (0.3), for any process
     "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
     "redraw": "samplers.redraw:Redraw",                      # steps of (4.7): noise is drawn again
+    "flow": "samplers.flow:Flow",                            # steps of (14.24): jumps to x alone
 
     "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
     "spread": "samplers.orders:Spread",                      # masks that lie far apart
@@ -46,6 +47,7 @@ SAMPLERS = {
     "sde": "samplers.evidence:MeanEvidence",                 # steps of (14.9): of the mean
     "ode": "samplers.evidence:StraightEvidence",             # steps of (14.10): no noise
     "renoise": "samplers.evidence:Renoise",                  # steps of (14.11): all noise anew
+    "geodesic": "methods.sphere:Geodesic",                   # steps of (14.34), on a sphere
 
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers

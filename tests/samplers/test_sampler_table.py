@@ -161,8 +161,8 @@ def drawn(name, sampler, corrector="draw", n=8_000, steps=128, **options):
     -> the distance, its standard error
     """
     method = method_of(name, N, L)
-    if {"ddpm", "bfn"} & {*(method.samplers or ())}:
-        n, steps = min(n, 1000), min(steps, 32)
+    points = {"ddpm", "bfn", "geodesic"} & {*(method.samplers or ())}
+    n, steps = (min(n, 1000), min(steps, 32)) if points else (n, steps)
     sampler = make_sampler(sampler, method, corrector, **options)
     torch.manual_seed(0)
     z, nothing = method.prior((n, L)), torch.zeros(n, L, dtype=torch.bool)  # (n, L) each

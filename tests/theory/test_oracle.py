@@ -23,7 +23,8 @@ MODELS = in_place(name for name in METHODS if not load_row(METHODS, name).classi
 BOUNDED = [name for name in MODELS if load_row(METHODS, name).bounded
            and name not in ("diffusion_lm", "difformer",  # plaid has their posterior
                              "ld4lg", "latent_planner", "dglm", "lcm",  # no exact denoiser
-                             "ssd_lm")]  # bfn has its bound of a block
+                             "ssd_lm",  # bfn has its bound of a block
+                             "rdlm")]  # its walks take seconds: test_rdlm.py has fewer
 # 128 steps of d3pm would cost 0.01 nats; the draws of ggm vary with the number of its rounds, those
 # of diffusion_forcing with how few tokens are noisy at a time
 FLAGS = dict(diffusion_steps=1024, rounds=1, keep=0.05, context="full", slope=0.05,
