@@ -63,6 +63,7 @@ class Method:
     classifies = False  # the loss is that of a class, and there is no text to sample
     pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
     rate = None  # of an energy: (network, z, t, at) -> x (B, L) -> log p(x | z) + const
+    draw_evidence = None  # where noise is of real numbers: (x, t, frozen) -> weights (B, L, V)
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 

@@ -67,7 +67,7 @@ class Embedding(Method):
                          "first and the last; for other clocks than common", least=0.01, most=1000,
                          later=True)
     uses_time, shardable, fixed_positions, takes_steps = True, False, False, False
-    samplers, classifier_process = ("ancestral", "ddpm", "ddim", "word-steps"), None
+    samplers = ("ancestral", "ddpm", "ddim", "word-steps")
     predicts = "each token from a noisy embedding"
     unbounded_reason = ("the amount of noise depends on the word, so it tells the word; "
                         "--token_clock common has a bound")
@@ -250,6 +250,13 @@ class Embedding(Method):
         e = space.evidence(z, t.double().clamp(min=LEAST).expand(z.shape[:2]))  # (B, L, V) nats
         e = (e - e.amax(-1, keepdim=True)).exp()  # (B, L, V)
         return torch.where((t < LEAST / 2)[..., None], given, e)  # (B, L, V)
+
+    def draw_evidence(self, x, t, frozen=None):
+        """What a classifier reads: a draw of (13.1) at t (B, 1|L), as (13.2) for each word, normal-
+        ized. -> (B, L, V)"""
+        _, z, t = self.noisy(x, t, frozen)  # (B, L, D), (B, 1|L)
+        e = self.likelihood(z, t)  # (B, L, V)
+        return (e / e.sum(-1, keepdim=True)).float()  # (B, L, V)
 
     def oracle(self, language):
         """The leave-one-out distribution, or x_hat where the network predicts vectors."""
