@@ -98,3 +98,12 @@ def solved_stars(arms, steps, hops):
     # exercise 24: one line
     return 1.0 if hops >= steps - 1 else 1 / arms, 1.0
     # end
+
+
+def integral_of_a_bit(decoder_nats):
+    """29: a text is one token, +1 or -1, equally likely, and its row is that number (D = 1). With
+    the exact denoiser the first term of (13.7) costs decoder_nats at gamma_0. gamma_1 is so high
+    that the KL is 0. What is the integral from gamma_0 to gamma_1, in nats?"""
+    # exercise 29: one line
+    return math.log(2) - decoder_nats
+    # end

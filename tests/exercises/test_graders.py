@@ -5,19 +5,22 @@ import textwrap
 from types import ModuleType
 
 import answers
+import answers_embeddings
 import answers_more
 import answers_stars
 import pytest
 import test_exercises
+import test_exercises_embeddings
 import test_exercises_figures
 import test_exercises_more
 import test_exercises_stars
 
 from exercises.student_copy import MARK, ROOT, exercises, grader_message
 
-GRADERS = test_exercises, test_exercises_more, test_exercises_figures, test_exercises_stars
-RIGHT = answers.RIGHT | answers_more.RIGHT | answers_stars.RIGHT
-WRONG = answers.WRONG | answers_more.WRONG | answers_stars.WRONG
+GRADERS = (test_exercises, test_exercises_more, test_exercises_figures, test_exercises_stars,
+           test_exercises_embeddings)
+RIGHT = answers.RIGHT | answers_more.RIGHT | answers_stars.RIGHT | answers_embeddings.RIGHT
+WRONG = answers.WRONG | answers_more.WRONG | answers_stars.WRONG | answers_embeddings.WRONG
 BLANKS = exercises()  # reads the whole project
 FORKS = 6, 12  # graders that run a test in a copy: seconds each
 
@@ -80,5 +83,5 @@ def test_an_answer_that_is_wrong_gets_a_sentence_that_names_the_slip(number, ans
 
 
 def test_there_are_three_of_each_for_every_exercise():
-    for n in range(1, 25):
+    for n in BLANKS:
         assert len(RIGHT[n]) >= (1 if n in FORKS else 3) and len(WRONG[n]) >= 3, n
