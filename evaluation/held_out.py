@@ -176,7 +176,8 @@ def entropy_of(data, given_class=False):
 
 @torch.no_grad()
 def classifier_by_noise(noisy, classifiers, x, label, times, batch_size=64, seed=1337):
-    """Several classifiers on the same noise, noisy(x, t). -> {time: [(nats, whether right), (n,) each]}"""
+    """Several classifiers on the same noise. noisy: (x, t) -> z
+    -> {time: [(nats, whether right), (n,) each]}"""
     torch.manual_seed(seed)
     results = {}
     for time in times:

@@ -89,8 +89,8 @@ class SamplingFlags:
                            "that of the toy language")
     classifier_order: str = flag("first", "exact: a call for each candidate; first: a call per "
                                  "step and its gradient", ["first", "exact"], needs=["classifier"])
-    gradient: str = flag("noisy", "where noise is of real numbers: of a classifier of noisy text; of "
-                         "clean text that the model expects; or steps on z (samplers/gradients.py)",
+    gradient: str = flag("noisy", "where noise is of real numbers: a classifier reads noisy "
+                         "text, or clean text that is expected, or moves z (samplers/gradients.py)",
                          ["noisy", "clean", "control"], needs=["classifier"])
     gradient_steps: int = flag(1, "of --gradient clean and control, in each step", least=1,
                                most=1000, needs=["classifier"])

@@ -331,8 +331,8 @@ def guide_by_classifier(method, denoiser, sampler, label, gamma, classifier, ord
 def check_classifier_fits(method, gradient="noisy"):
     """Raises UserError if no classifier can guide a method, or none by that --gradient."""
     if gradient != "noisy" and not method.draw_evidence:
-        raise UserError(f"--gradient {gradient} is for noise of real numbers, and {method.name} has "
-                        "symbols: leave it out")
+        raise UserError(f"--gradient {gradient} is for noise of real numbers, and {method.name} "
+                        "has symbols: leave it out")
     if method.classifier_process is None:
         raise UserError(f"no classifier can guide {method.name}: train it with --labels, and leave "
                         "out --classifier")

@@ -16,7 +16,7 @@ GAMMA = torch.tensor([-1.0, 0.7], dtype=DOUBLE)  # (2,)
 
 
 def test_exercise_28_evidence_is_the_density_of_the_noisy_row_up_to_a_constant():
-    with hint("z is (..., D), gamma (...), the table (V, D): the result has a number for each word"):
+    with hint("z is (..., D), gamma (...), the table (V, D): return a number for each word"):
         ours = log_evidence(Z, GAMMA, ROWS)  # (2, 3)
     check_shape("log q(z | x = v) of 2 tokens and 3 words", ours, (2, 3))
     alpha, sigma = torch.sigmoid(-GAMMA).sqrt()[:, None], torch.sigmoid(GAMMA).sqrt()[:, None]
