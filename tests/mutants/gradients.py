@@ -1,4 +1,5 @@
-"""Mutants of guidance by gradients: samplers/gradients.py and classifiers of real numbers."""
+"""Mutants of guidance by gradients (samplers/gradients.py, classifiers of real numbers), and of
+recipes: spans, TREC, DiffuSIA."""
 
 GRADIENTS = [
     ("samplers/gradients.py", "torch.autograd.grad(log_p(a).sum(), a)",
@@ -20,4 +21,22 @@ GRADIENTS = [
      "return (True", "test_gradients_runs", "a classifier of another table guides"),
     ("methods/classifier.py", "self.process.load_state_dict(own)", "pass",
      "test_gradients_runs", "a classifier forgets its table"),
+]
+
+RECIPES = [
+    ("data/spans.py", "place < i < place + width", "place < i <= place + width",
+     "test_spans", "spans that are a word too long"),
+    ("data/spans.py", "while is_held_out(table):", "while False:",
+     "test_spans", "spans of texts that the task holds out"),
+    ("methods/difformer.py", "return -gain * log_p", "return gain * log_p",
+     "test_trec", "a policy gradient that prefers what is wrong"),
+    ("methods/difformer.py", "gain = (gain * first)[at]", "gain = gain.expand(at.shape)[at]",
+     "test_trec", "a reward at tokens that had no first call"),
+    ("methods/gammas.py", "self.schedule(t) + 2 * torch.log1p", "self.schedule(t) + torch.log1p",
+     "test_trec", "noise that grows by the root"),
+    ("samplers/sides.py", "self.of_target(h[:, self.source:])",
+     "self.of_source(h[:, self.source:])",
+     "test_spiral", "one set of weights for both sides"),
+    ("samplers/sides.py", "network.supports_cache, last = False,", "last =",
+     "test_spiral", "a cache of a source that changes"),
 ]
