@@ -13,17 +13,14 @@ The mark is the pad, so a run has the tokens of the task, and its weights are th
 starts from: `--init_from`. w is 4 for texts this short; GENIE has 8. In its code a place inside
 another span leaves a mark of its own, as here.
 
-The texts are answers of the task to questions that it learns from, in all splits: what the task
-holds out stays unseen. So the answers, and the probability of each whole text given what is left of
-it, are known: p(text) times the chance of these places, over all texts and places that leave the
-same.
+The texts are answers of the task to questions that it learns from, so what the task holds out stays
+unseen. Held out here is what is left of a text. The probability of each whole text, given what is
+left of it, is known: p(text) times the chance of these places, over all texts and places that leave
+the same.
 """
-import random
 from collections import defaultdict
 from functools import cache
 from itertools import product
-
-import torch
 
 from data.base import hash_fraction
 from data.puzzles import SHARE
@@ -62,21 +59,14 @@ class DescribeSpans(Describe):
     counts_slots = False  # right answers differ in what they tell
 
     def question(self, rng):
-        """What is left of a text that `describe` learns from, and the table."""
-        table, code = super().question(rng)
+        """What is left of a text that `describe` learns from."""
+        table, _ = super().question(rng)
         while is_held_out(table):
-            table, code = super().question(rng)
+            table, _ = super().question(rng)
         words = drawn_from(descriptions(table), rng).split()
         places = [rng.randrange(len(words)) for _ in range(count_spans(len(words), self.width))]
-        left = remove_spans(words, places, self.width, self.pad)
-        return " ".join(left).rstrip(f" {self.pad}"), code
-
-    def draw(self, n, side, generator):
-        """As other tasks, but nothing is held out."""
-        rng = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
-        sources = [self.question(rng)[0] for _ in range(n)]
-        rows = [self.row(source, self.draw_answer(source, rng)) for source in sources]
-        return torch.tensor(rows), (torch.arange(self.length) < self.source).expand(n, -1)  # (n, L)
+        left = " ".join(remove_spans(words, places, self.width, self.pad)).rstrip(f" {self.pad}")
+        return left, left
 
     def source_of(self, row):
         """What is left, with marks inside; a mark at the end is as what fills it up."""

@@ -20,7 +20,7 @@ from experiments.command import run_experiment
 from experiments.guidance import rate_texts
 from experiments.timing import hardware
 from experiments.training import RATES, save_results, train_or_load
-from flags import change, flag
+from flags import flag
 from oracle import exact, exact_classifier
 from samplers import SamplingFlags
 from samplers.generate import generate
@@ -68,8 +68,7 @@ def points(config, classifiers):
             if who == "trained" and method != JUDGE["noise_of"]:
                 continue  # other noise
             for strength in strengths[who == "trained" and strengths[0] == 0:]:
-                flags = change(SamplingFlags(), guidance=strength, gradient=gradient,
-                               gradient_steps=steps)
+                flags = SamplingFlags(guidance=strength, gradient=gradient, gradient_steps=steps)
                 sampler = guide_by_gradients(flags, model.method, ancestral, label, judge)
                 name = f"{method}, {gradient}, {steps} step{'s' * (steps > 1)}, {who} classifier"
                 yield f"{name}, strength {strength:g}", write(config, model, sampler)
@@ -77,8 +76,8 @@ def points(config, classifiers):
 
 def main(config, given=()):
     language, rows = load_data("toy", 32).language, []
-    topic = torch.full((8000,), config.topic)  # (n,)
-    real = language.sample(8000, 32, torch.Generator().manual_seed(0), topic)  # (n, L)
+    topic = torch.full((4000,), config.topic)  # (n,)
+    real = language.sample(4000, 32, torch.Generator().manual_seed(0), topic)  # (n, L)
     truth = rate_texts(language, real, topic)
     print(f"{hardware()}\ntexts of the topic itself: p(topic | text) {truth[0]:.3f}, -log p(text | "
           f"topic) {truth[2]:.3f} +- {truth[3]:.3f} nats/word, entropy of the words within a text "

@@ -34,6 +34,7 @@ SETS = {                                         # name: the arguments of load_d
     "planning5": dict(data="planning5", block_size=0),
     "date": dict(data="date", block_size=0),
     "paraphrase": dict(data="paraphrase", block_size=0),
+    "describe-spans": dict(data="describe-spans", block_size=0),
     "sat7": dict(data="sat7", block_size=0),
     "boolean-thoughts": dict(data="boolean-thoughts", block_size=0),
     "multiplication-thoughts": dict(data="multiplication-thoughts", block_size=0),
