@@ -63,7 +63,7 @@ class Classifier(Method):
         self.process = self.noise.classifier_process
         if self.process is None:
             raise UserError(f"no classifier can guide {self.noise_of}: give another --noise_of")
-        if self.noise_from and not self.noise.draw_evidence:
+        if self.noise_from and not isinstance(self.process, torch.nn.Module):
             raise UserError(f"--noise_from: {self.noise_of} learns no noise: leave it out")
         self.vocab_size = self.process.V
 
@@ -81,14 +81,14 @@ class Classifier(Method):
         self.noise, self.process = theirs.method, theirs.method.process
 
     def extra_state(self):
-        """The noise of real numbers: its table, its schedule and what else it counted."""
-        if not self.noise.draw_evidence:
+        """Noise that has a table: that, its schedule and what else it counted."""
+        if not isinstance(self.process, torch.nn.Module):
             return {}
         own = {f"noise.{name}": a for name, a in self.process.state_dict().items()}
         return {**own, **self.noise.extra_state()}
 
     def load_extra_state(self, state):
-        if self.noise.draw_evidence:
+        if isinstance(self.process, torch.nn.Module):
             own = {name[6:]: a for name, a in state.items() if name.startswith("noise.")}
             self.process.load_state_dict(own)
             self.noise.load_extra_state(state)
