@@ -36,6 +36,10 @@ METHODS = {
     "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
     "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
 
+    "bfn": "methods.bfn:BFN",  # evidence: Gaussian noise on beliefs
+    "tess": "methods.tess:TESS",  # the same as logits, with self-conditioning; from ar: TESS 2
+    "ssd_lm": "methods.ssd_lm:SSDLM",  # the same in blocks, from left to right
+
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors

@@ -40,6 +40,11 @@ SAMPLERS = {
     "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
     "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
+    "bfn": "samplers.evidence:WordEvidence",                 # steps of (14.8): evidence of a word
+    "sde": "samplers.evidence:MeanEvidence",                 # steps of (14.9): of the mean
+    "ode": "samplers.evidence:StraightEvidence",             # steps of (14.10): no noise
+    "renoise": "samplers.evidence:Renoise",                  # steps of (14.11): all noise anew
+
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
     "energy": "samplers.energy:EnergySampler",               # whole texts that an AR model prefers
     "unroll": "samplers.unroll:Unroll",                      # all words again, from p(x | z)

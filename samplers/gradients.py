@@ -36,7 +36,7 @@ import torch
 
 from diffusion import Ancestral, Sampler
 from flags import UserError
-from gaussian import DDPM, Prediction
+from gaussian import DDPM, EmbeddingSpace, Prediction
 
 RATE = 0.1  # of Adagrad in (11.9), at strength 1
 PULL = 0.01  # weight of the second term of (11.9)
@@ -113,15 +113,28 @@ class GuidedProcess:
     def predict(self, denoiser, z, t, at, fed=None):
         """The Prediction at the tokens `at` (B, L), guided."""
         found = self.method.process.predict(denoiser, z, t, at, fed)
+        return self.guided(found, z, t, at, self.rows())
+
+    def log_words(self, source, z, t, at, *fed):
+        """Of a Prediction: how a table decodes it. Where a walk calls the network for log e_hat, as
+        those of log-evidence do: guided. -> (N, V) nats"""
+        log_p = self.method.process.log_words(source, z, t, at, *fed)  # (N, V)
+        if isinstance(source, Prediction):
+            return log_p
+        one_hot = torch.eye(log_p.shape[-1], dtype=log_p.dtype, device=log_p.device)  # (V, V)
+        return self.guided(Prediction(log_p, log_p.exp()), z, t, at, one_hot).log_p
+
+    def guided(self, found, z, t, at, rows):
+        """(11.6) or (11.8). rows (V, D): of the words -> Prediction"""
         with torch.no_grad():
             weights = self.method.likelihood(z, t)  # (B, L, V) one-hot at given tokens
         if not self.clean:
             shift = evidence_gradient(lambda a: self.log_class(a, t), weights)[at]  # (N, V)
-            return shift_words(found, self.strength * shift, self.rows())
+            return shift_words(found, self.strength * shift, rows)
         start, around = torch.zeros_like(t[:, :1]), at[..., None]  # (B, 1), (B, L, 1)
         reward = lambda p: self.log_class(weights.masked_scatter(around, p), start)  # (B,)
         log_p = climb(found.log_p.double(), reward, self.strength, self.steps).log_softmax(-1)
-        return Prediction(log_p, log_p.exp() @ self.rows().to(log_p.dtype))
+        return Prediction(log_p, log_p.exp() @ rows.to(log_p.dtype))
 
 
 @dataclass(eq=False)
@@ -185,12 +198,16 @@ def guide_by_gradients(config, method, sampler, label, classifier):
                             config.gradient == "clean", config.gradient_steps)
     if config.guidance == 0:
         return sampler
+    rows = isinstance(method.process, EmbeddingSpace)
     if config.gradient == "control":
+        if not rows:
+            raise UserError(f"--gradient control moves noisy rows, which {method.name} does not "
+                            "have: take --gradient noisy or clean")
         if not isinstance(sampler, Ancestral) and type(sampler) is not DDPM:
             raise UserError("--gradient control moves z after steps of (13.4): take --sampler ddpm")
         own = {} if isinstance(sampler, Ancestral) else vars(sampler)
         return Control(**own, guide=process)
-    if config.gradient == "clean" and method.process.vectors:
+    if config.gradient == "clean" and rows and method.process.vectors:
         raise UserError(f"--gradient clean changes logits, and {method.name} predicts rows: take "
                         "--gradient noisy or control")
     return GradientGuided(sampler, process)

@@ -6,11 +6,13 @@ from types import ModuleType
 
 import answers
 import answers_embeddings
+import answers_evidence
 import answers_more
 import answers_stars
 import pytest
 import test_exercises
 import test_exercises_embeddings
+import test_exercises_evidence
 import test_exercises_figures
 import test_exercises_more
 import test_exercises_stars
@@ -18,9 +20,10 @@ import test_exercises_stars
 from exercises.student_copy import MARK, ROOT, exercises, grader_message
 
 GRADERS = (test_exercises, test_exercises_more, test_exercises_figures, test_exercises_stars,
-           test_exercises_embeddings)
-RIGHT = answers.RIGHT | answers_more.RIGHT | answers_stars.RIGHT | answers_embeddings.RIGHT
-WRONG = answers.WRONG | answers_more.WRONG | answers_stars.WRONG | answers_embeddings.WRONG
+           test_exercises_embeddings, test_exercises_evidence)
+ANSWERS = answers, answers_more, answers_stars, answers_embeddings, answers_evidence
+RIGHT = {n: given for part in ANSWERS for n, given in part.RIGHT.items()}
+WRONG = {n: given for part in ANSWERS for n, given in part.WRONG.items()}
 BLANKS = exercises()  # reads the whole project
 FORKS = 6, 12  # graders that run a test in a copy: seconds each
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.mutants.embedding import EMBEDDING
 from tests.mutants.gradients import GRADIENTS, RECIPES
+from tests.mutants.evidence import EVIDENCE
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
@@ -23,6 +24,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
            *GRADIENTS, *RECIPES]
+           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EVIDENCE]
 
 
 def find_tests(names):

@@ -16,7 +16,7 @@ from world import CLASS, JOINT, LANGUAGE, TEXTS, L, N, P
 from data.toy import Toy, toy_language
 from diffusion import ancestral
 from flags import UserError
-from gaussian import signal
+from gaussian import EmbeddingSpace, signal
 from methods import METHODS, make_method
 from oracle import exact_classifier
 from samplers import make_sampler
@@ -32,6 +32,7 @@ from samplers.gradients import (
 
 figure = Figures("gradients")
 SOFT = [name for name in METHODS if make_method(name, 8).draw_evidence]
+ROWS = [name for name in SOFT if isinstance(make_method(name, 8).process, EmbeddingSpace)]
 ONE = torch.tensor([1])  # the label of class 1
 OF_ONE = JOINT[1] / JOINT[1].sum()  # (27,) p(x | y = 1)
 JUDGE = exact_classifier(LANGUAGE, None)
@@ -88,7 +89,7 @@ def test_on_the_toy_language_the_shift_is_the_posterior_given_the_topic():
     assert shift.abs().max() > 0.01 and (shift[0, 2] == 0).all()
 
 
-@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize("name", ROWS)
 def test_a_guided_prediction_is_that_of_a_network_that_knows_the_class(name):
     """In words and in rows, with tokens given and without."""
     method, exact, z, t, at = parts(name)
@@ -106,6 +107,23 @@ def test_a_guided_prediction_is_that_of_a_network_that_knows_the_class(name):
     close(plain.x_hat + sigma ** 2 / alpha * slope, right.x_hat)  # (11.7)
 
 
+@pytest.mark.parametrize("name", [name for name in SOFT if name not in ROWS])
+def test_guided_evidence_is_that_of_a_network_that_knows_the_class(name):
+    """Methods of log-evidence: their walks ask for log e_hat."""
+    method, n = make_method(name, N), 20
+    exact, torch_y = method.oracle(LANGUAGE), 3 * torch.randn(n, L, N).double()  # (n, L, N)
+    frozen = (torch.arange(n)[:, None] % 3 == 0) & (torch.arange(L) == 0)  # (n, L)
+    y = torch.where(frozen[..., None], method.process.given(TEXTS[:n]).double(), torch_y)
+    t = torch.rand(n, 1).double().expand(n, L).masked_fill(frozen, 0)  # (n, L)
+    told = lambda z, t, at: exact(z, t, at=at, label=ONE.expand(len(z)))
+    right = method.process.log_words(told, y, t, ~frozen)  # (N, V)
+    found = GuidedProcess(method, JUDGE, ONE, 1.0).log_words(exact, y, t, ~frozen)  # (N, V)
+    close(found.exp(), right.exp())
+    assert (found - method.process.log_words(exact, y, t, ~frozen)).abs().max() > 0.01
+    with pytest.raises(UserError, match=f"noisy rows, which {name} does not have"):
+        guided(method, gradient="control")
+
+
 def law(method, sampler, n=700, steps=24, **options):
     """Texts of the exact denoiser. -> (n, L)"""
     torch.manual_seed(0)
@@ -114,7 +132,8 @@ def law(method, sampler, n=700, steps=24, **options):
 
 
 @pytest.mark.parametrize("name, sampler", [("plaid", "ancestral"), ("sed", "ddim"),
-                                           ("plaid", "word-steps"), ("diffusion_lm", "ddpm")])
+                                           ("plaid", "word-steps"), ("diffusion_lm", "ddpm"),
+                                           ("bfn", "ancestral"), ("tess", "ode")])
 def test_guided_texts_have_the_law_of_their_class(name, sampler):
     """At strength 1, and p(y | x) as in texts of the class: no admiring, a proof."""
     method = make_method(name, N, dim=4, self_condition=0.0)
@@ -128,7 +147,7 @@ def test_guided_texts_have_the_law_of_their_class(name, sampler):
 
 @pytest.mark.parametrize("name, gradient, strengths", [
     ("plaid", "noisy", (0, 1, 4)), ("diffusion_lm", "noisy", (0, 1, 4)),
-    ("sed", "clean", (0, 1, 20)), ("diffusion_lm", "control", (0, 1, 5))])
+    ("sed", "clean", (0, 1, 20)), ("bfn", "clean", (0, 1, 20)), ("diffusion_lm", "control", (0, 1, 5))])
 def test_more_strength_gives_more_of_the_class_and_none_gives_the_sampler_back(name, gradient,
                                                                               strengths):
     method, shares = make_method(name, N, dim=4, self_condition=0.0), []

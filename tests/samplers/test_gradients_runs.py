@@ -30,6 +30,8 @@ def folder(tmp_path_factory):
     for name in ("plaid", "diffusion_lm", "sed"):
         random_checkpoint(root / name, method=name, dim=4)
     random_checkpoint(root / "of-sed", method="classifier", noise_of="sed", dim=4, labels=True)
+    random_checkpoint(root / "bfn", method="bfn")
+    random_checkpoint(root / "of-bfn", method="classifier", noise_of="bfn", labels=True)
     random_checkpoint(root / "of-masks", method="classifier", labels=True)
     return root
 
@@ -68,6 +70,16 @@ def test_other_noise_than_that_of_the_model_is_one_line(folder, capsys):
     assert "mdlm learns no noise" in error
     error = complaint(train, *toy, folder / "sed", "--noise_of", "plaid", capsys=capsys)
     assert "is a run of sed, and not of --noise_of plaid" in error
+
+
+def test_a_classifier_of_evidence_guides_with_the_schedule_that_it_was_trained_on(folder, capsys):
+    guided = dict(label="sea", guidance=2.0, steps=3, num_samples=2, out_dir=str(folder / "bfn"))
+    run(sample, **guided, classifier=str(folder / "of-bfn"))
+    run(sample, **guided, classifier=str(folder / "of-masks"), gradient="clean", sampler="ode")
+    random_checkpoint(folder / "more", method="bfn", lam1=9.0)
+    error = complaint(sample, "--label", "sea", "--classifier", folder / "of-bfn", "--out_dir",
+                      folder / "more", capsys=capsys)
+    assert "reads the noise of bfn, which is not that of bfn" in error
 
 
 @pytest.mark.parametrize("argv, says", [
