@@ -38,7 +38,7 @@ FOLDERS = ["checkpoints", "data", "docs", "evaluation", "exercises", "experiment
            "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer"]
 MARK = re.compile(r"^( *)# exercise (\d+): ([^\n]*)\n(.*?)^\1# end\n", re.M | re.S)
 UNMARKED = Path(__file__).name, "test_student_copy.py"  # they only talk about marks
-          "test_graders.py"}  # what no student's copy has
+SOLVED = re.compile(r"answers(_\w+)?\.py|test_graders\.py")  # what no student's copy has
 BLANK = "still blank"
 
 

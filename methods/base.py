@@ -64,6 +64,7 @@ class Method:
     pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
     uniform_at_first = True  # to a fresh network all symbols are equally likely
     rate = None  # of an energy: (network, z, t, at) -> x (B, L) -> log p(x | z) + const
+    draw_evidence = None  # where noise is of real numbers: (x, t, frozen) -> weights (B, L, V)
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 

@@ -100,6 +100,11 @@ class SamplingFlags:
                            "that of the toy language")
     classifier_order: str = flag("first", "exact: a call for each candidate; first: a call per "
                                  "step and its gradient", ["first", "exact"], needs=["classifier"])
+    gradient: str = flag("noisy", "where noise is of real numbers: a classifier reads noisy "
+                         "text, or clean text that is expected, or moves z (samplers/gradients.py)",
+                         ["noisy", "clean", "control"], needs=["classifier"])
+    gradient_steps: int = flag(1, "of --gradient clean and control, in each step", least=1,
+                               most=1000, needs=["classifier"])
     candidates: int = flag(200, "guidance from left to right: words that the classifier rates",
                            least=1, needs=["classifier"])
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small "

@@ -36,6 +36,7 @@ SETS = {                                         # name: the arguments of load_d
     "date": dict(data="date", block_size=0),
     "repair": dict(data="repair", block_size=0),
     "paraphrase": dict(data="paraphrase", block_size=0),
+    "describe-spans": dict(data="describe-spans", block_size=0),
     "sat7": dict(data="sat7", block_size=0),
     "arithmetic": dict(data="arithmetic", block_size=0),
     "boolean-thoughts": dict(data="boolean-thoughts", block_size=0),
