@@ -65,7 +65,7 @@ class Simplex(Method):
     skip: bool = flag(True, "add the token's own evidence to the logits, (14.7)", fixed=True)
     bound_steps: int = flag(0, "bound of that many steps, (14.5); 0: of infinitely many, (14.4)",
                             least=0, most=10_000, later=True)
-    uses_time, fixed_positions, takes_steps, classifier_process = True, False, False, None
+    uses_time, fixed_positions, takes_steps = True, False, False
     samplers = ("ancestral", "bfn", "sde", "ode", "renoise")
     predicts = "each token from evidence"
     shifted = False  # ShiftedEvidenceNetwork
@@ -154,6 +154,10 @@ class Simplex(Method):
         """theta: evidence as it is, at any time. z (B, L, V|2V) -> (B, L, V)"""
         y = z[..., :self.n_tokens].double()  # (B, L, V)
         return (y - y.amax(-1, keepdim=True)).exp()  # (B, L, V) 1 at most
+
+    def draw_evidence(self, x, t, frozen=None):
+        """What a classifier reads: theta of a draw of (14.1) at times t (B, 1). -> (B, L, V)"""
+        return self.process.noisy(x, self.process.lam(t), frozen)[0].softmax(-1)  # (B, L, V)
 
     def oracle(self, language):
         """p(x_l | y), or without the token's own evidence where (14.7) adds it. -> (B, L, V)"""

@@ -37,8 +37,10 @@ def method_of(name, n_tokens, block):
                                    dim=6)
 
 
-def rough(z, t, at=None, **layout):
+def rough(z, t, at=None, words=None, **layout):
     """A denoiser of 5 symbols that knows nothing, of the network's shape for any method."""
+    if words is not None:  # of latents: words of their decoder, or latents at time t
+        z, at = (words, at) if t is None else (z, None)
     logits = torch.randn(*z.shape[:2], 6, generator=torch.Generator().manual_seed(0))  # (B, L, 6)
     return logits if at is None else logits[at]
 
@@ -159,8 +161,8 @@ def drawn(name, sampler, corrector="draw", n=8_000, steps=128, **options):
     -> the distance, its standard error
     """
     method = method_of(name, N, L)
-    if {"ddpm", "bfn"} & {*(method.samplers or ())}:
-        n, steps = min(n, 1000), min(steps, 32)
+    points = {"ddpm", "bfn", "geodesic"} & {*(method.samplers or ())}
+    n, steps = (min(n, 1000), min(steps, 32)) if points else (n, steps)
     sampler = make_sampler(sampler, method, corrector, **options)
     torch.manual_seed(0)
     z, nothing = method.prior((n, L)), torch.zeros(n, L, dtype=torch.bool)  # (n, L) each
