@@ -14,7 +14,7 @@ import pytest
 
 from data import DATASETS
 from forks import forked
-from methods import METHODS
+from methods import EVERY_METHOD as METHODS
 from runs import python
 from samplers import CORRECTORS, SAMPLERS
 from tree import CODE, FLOOR, ROOT, TESTS
@@ -254,6 +254,7 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             "udlm",
             "generate",
             "guidance",
+            "gradients",
             "sliding_window",
             "reply",
             "sides",

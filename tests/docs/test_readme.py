@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from methods import METHODS
+from methods import EVERY_METHOD as METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
