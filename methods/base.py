@@ -42,7 +42,6 @@ from model import Cache, Transformer, kernels, select_rows, texts_with
 class Method:
     """What every method has. The attributes are facts, for code that must not name methods."""
     n_tokens: int  # symbols of the text; ids from n_tokens on are special
-
     # set in __post_init__
     process = None  # the noise, a process of diffusion.py; None: no noise
     vocab_size = None  # symbols of the network, special ones included
