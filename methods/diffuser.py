@@ -104,6 +104,7 @@ class Diffuser(Method):
                             "none: give --data repair, or sort")
         self.source, self.target = data.source, data.target
         self.places = data.source + data.target  # of z, with the gap behind it
+        self.offset = log(self.actions * self.places)  # at first about one edit of a text
 
     def load_extra_state(self, state):
         self.on_data(load_row(DATASETS, state["config"]["data"]))
@@ -133,7 +134,7 @@ class Diffuser(Method):
         m = torch.tensor([len(z) for z in texts], device=t.device)[:, None]  # (B, 1)
         place = torch.arange(self.places, device=t.device).expand(len(rows), -1)  # (B, M)
         at = torch.nn.functional.pad(place <= m, (self.source, 0))  # (B, S + M)
-        log_rate = to_float32(denoiser(ids, t.float(), at=at)) - log(self.actions)  # (N, 2 n + 1)
+        log_rate = to_float32(denoiser(ids, t.float(), at=at)) - self.offset  # (N, 2 n + 1)
         behind = (place == m)[place <= m]  # (N,)
         action, n = torch.arange(self.actions, device=t.device), self.n_tokens  # (2 n + 1,)
         inserts = (action >= n) & (action < 2 * n)  # (2 n + 1,)
