@@ -9,7 +9,7 @@ A row is "module:Class" and is imported when it is chosen. A name with * is a pa
     puzzles, sudoku, countdown, planning, sat      questions with a checker of answers
     arithmetic, trees          the same, whose answers are trees of a grammar
     multiplication, boolean    the same, with or without the thoughts that lead to an answer
-    seq2seq, rewriting, wording               a source and a target, whose entropy is known
+    seq2seq, rewriting, wording, spans        a source and a target, whose entropy is known
     chat, synthetic_chats      questions and answers: made up, or from your own file
     texts, docstrings, corpus  text that is small enough to be tokenized in one go
     corpora                    the corpora of the papers' tables: sources, splits, conventions
@@ -63,6 +63,7 @@ DATASETS = {
     "paraphrase": "data.wording:Paraphrase",  # a sentence in other words
     "summary": "data.wording:Summary",  # who and what is most frequent
     "describe": "data.wording:Describe",  # all that a table has
+    "describe-spans": "data.spans:DescribeSpans",  # GENIE's pre-training for it
 
     # downloaded: the corpora of the papers' tables
     "text8": "data.corpora:PublishedCorpus",

@@ -205,8 +205,8 @@ class SentenceCorpus(Dataset):
         self.block_size, self.end = block_size, self.language.V - 1
         longest = len(self.language.length_law) - 1
         if block_size < longest:
-            raise UserError(f"the longest sentence has {longest} words: give --block_size {longest} "
-                            "or more")
+            raise UserError(f"the longest sentence has {longest} words: give --block_size "
+                            f"{longest} or more")
         words = [f" {word}".encode() for word in self.language.words[:-1]]
         self.encoding = make_encoding("words", ONE_WORD, words, [END_OF_TEXT])
         self.about = f"sentences: single sentences of a small English of {len(words)} words, of " \

@@ -61,6 +61,8 @@ def print_results(r, data, config, exact):
         print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text "
               f"{pair(r, 'loss_per_token')} nats/token ({r['texts']:,} texts of {data.block_size} "
               f"tokens, {r['draws']} noise draws each)\nno bound on -log p: {r['no_bound']}")
+    for what, mean, error in r.get("measures", []):
+        print(f"{what}: {with_error(mean, error)}")
     if "answers" in r:
         print_answers(r, config)
     if "samples" in r:

@@ -31,8 +31,8 @@ from methods import make_method
 from samplers import make_sampler
 from samplers.generate import generate
 
-RECIPE = dict(data="sentences", block_size=20, n_layer=2, n_embd=96, batch_size=64, max_iters=600,
-              warmup_iters=50, learning_rate=0.01, muon_lr=0.01, ema=0.99)
+RECIPE = dict(data="sentences", block_size=20, n_layer=3, n_embd=96, batch_size=64, max_iters=900,
+              warmup_iters=100, learning_rate=0.01, muon_lr=0.01, ema=0.99)
 OPEN, TOLD = ("flexmdm", "ilm"), "mdlm"
 
 

@@ -31,12 +31,22 @@ METHODS = {
     "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
+    "dfm": "methods.dfm:DFM",  # flows from masks or random words, and which bound belongs to which
 
     "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
     "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned
     "diffusion_lm": "methods.diffusion_lm:DiffusionLM",  # the same: vectors, rounded to words
     "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
     "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
+
+    "ld4lg": "methods.ld4lg:LD4LG",  # Gaussian noise on a few vectors that encode a text
+    "latent_planner": "methods.latent_planner:LatentPlanner",  # the same, written out in order
+    "lcm": "methods.lcm:LCM",  # the same: a sentence from the vectors of those before
+    "dglm": "methods.dglm:DGLM",  # the same: vectors of what follows a prefix
+    "bfn": "methods.bfn:BFN",  # evidence: Gaussian noise on beliefs
+    "tess": "methods.tess:TESS",  # the same as logits, with self-conditioning; from ar: TESS 2
+    "ssd_lm": "methods.ssd_lm:SSDLM",  # the same in blocks, from left to right
+    "rdlm": "methods.rdlm:RDLM",  # points of a sphere: a walk from one point to each word
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps

@@ -65,7 +65,7 @@ class FlexMDM(AnyLength):
                           ["simple", "bound"])
     gone: str = flag("linear", "how the share of tokens that are gone grows with t",
                      ["linear", "sine"])
-    also_called = ("flex", "insertion")
+    also_called = ("flex",)
     uses_time, samplers, first_choice = True, ("insertion",), "insertion"
 
     def __post_init__(self):

@@ -87,7 +87,7 @@ class ILM(AnyLength):
         return torch.where(left.open.any(-1), stop, 0.0), -log_pi  # (B,) each
 
     def nats(self, denoiser, x, frozen, weighted):
-        """(21.10) for one k, with the weight and the constant of (21.11) if `weighted`. -> (B, L)"""
+        """(21.10) for one k; if `weighted`, one draw of (21.11). -> (B, L)"""
         given = torch.zeros_like(x, dtype=torch.bool) if frozen is None else frozen  # (B, L)
         n, place = count_words(x, self.end_id), torch.arange(x.shape[1], device=x.device)
         free = ~given & (place < n)  # (B, L)
@@ -126,7 +126,7 @@ class ILM(AnyLength):
             going = going & gaps.any(-1) & ~torch.as_tensor(ends)  # (B,)
             gap = categorical(log_sum.double().softmax(-1).nan_to_num())  # (B,)
             k = F.one_hot(gap, gaps.shape[1]) * going[:, None]  # (B, M) one mask each
-            new = categorical(to_probs(words[k.bool()[gaps]]))  # (n,)
+            new = categorical(to_probs(process.words(words[k.bool()[gaps]])))  # (n,)
             draft = draft.insert(process, k)
             draft.z = draft.z.masked_scatter(draft.z == process.mask, new)  # (B, M)
             yield draft.text(process)

@@ -57,6 +57,15 @@ class Insertions:
         """What stands where there is no token (yet): an end, or a mask where texts do not end."""
         return self.mask if self.end is None else self.end
 
+    def words(self, logits):
+        """Logits of what a token may become. Texts end by gaps, and no token is an end. (N, V) ->
+        (N, n_tokens)"""
+        logits = logits[:, :self.n_tokens]  # (N, n_tokens)
+        if self.end is None:
+            return logits
+        end = torch.arange(self.n_tokens, device=logits.device) == self.end  # (n_tokens,)
+        return logits.masked_fill(end, -torch.inf)  # (N, n_tokens)
+
     def deleted(self, t):
         """D(t). -> shape of t"""
         return t if self.gone == "linear" else 1 - torch.sin(math.pi / 2 * (1 - t))

@@ -115,7 +115,7 @@ class Insertion(Sampler):
     spacing: str = flag("quadratic", "steps of (1 - i/N)^2, short ones last, or equal ones",
                         ["quadratic", "equal"])
     opens: str = flag("random", "which masks open: any, or as many of the most confident ones",
-                      ["random", "confidence"])
+                      ["random", "surest"])
 
     def fits(self, method):
         if not isinstance(method.process, Insertions):
@@ -166,8 +166,8 @@ class Insertion(Sampler):
         -> Draft"""
         if not opens.any():
             return draft
-        words, p = draw_from(to_probs, logits[masks[at], :process.n_tokens])  # (n,) each
-        if self.opens == "confidence":
+        words, p = draw_from(to_probs, process.words(logits[masks[at]]))  # (n,) each
+        if self.opens == "surest":
             opens = highest(scatter_at(masks, p, -1.0), opens.sum(-1, keepdim=True))  # (B, M)
         words = scatter_at(masks, words)  # (B, M)
         return replace(draft, z=torch.where(opens, words, draft.z))

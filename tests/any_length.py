@@ -39,7 +39,8 @@ class FewTexts:
                     found.append((i, [x[l] for l in of], counts))
         numbers, words, counts = zip(*found) if found else ((), (), ())
         m = len(pattern)
-        return (torch.tensor(numbers, dtype=torch.long), torch.tensor(words).long().view(len(found), m),
+        words = torch.tensor(words).long().view(len(found), m)  # (e, m)
+        return (torch.tensor(numbers, dtype=torch.long), words,
                 torch.stack(counts) if counts else torch.zeros(0, m + 1, self.V).double())
 
     def patterns(self, z, m):

@@ -254,6 +254,7 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             "udlm",
             "generate",
             "guidance",
+            "gradients",
             "sliding_window",
             "reply",
             "sides",

@@ -194,8 +194,8 @@ def record(config, model, writer, counter, frozen):
     """
     method = model.method
     if method.end_id is not None:
-        raise UserError(f"--html plays texts whose words keep their places, and {method.name} moves "
-                        "them: try --watch")
+        raise UserError(f"--html plays texts whose words keep their places, and {method.name} "
+                        "moves them: try --watch")
     if writer.window is not None and not method.left_to_right:
         raise UserError(f"--html plays texts of one window: --length {writer.window} at most, or a "
                         "model that writes from left to right")
@@ -265,7 +265,7 @@ def record_texts(config, model, device):
                                   model.method.end_id)  # (L,) each
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     counter = CallCounter(model.denoiser)
-    classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    classifier = load_classifier(config, model, device) if config.classifier else None
     config = choose_sampler(config, model, frozen)
     writer = writer_of(config, model, counter, frozen, classifier)
     recording = record(config, model, writer, counter, frozen.expand(n, -1))

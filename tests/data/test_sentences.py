@@ -1,4 +1,4 @@
-"""Sentences that end: exact probabilities and lengths, and what is missing in what is left of one."""
+"""Sentences that end: exact probabilities and lengths, and what is missing in a noisy one."""
 from pathlib import Path
 
 import numpy as np

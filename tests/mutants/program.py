@@ -147,7 +147,7 @@ EVALUATION = [
      "the share of known words has no error"),
     ("evaluation/comparison.py", "mean_nats(nats - theirs,", "mean_nats(theirs - nats,",
      "test_comparison test_evaluate_errors", "a difference with the wrong sign"),
-    ("evaluation/held_out.py", "entropy - (prior - left) / L", "entropy + (prior - left) / L",
+    ("evaluation/held_out.py", "entropy - (prior - left) /", "entropy + (prior - left) /",
      "test_held_out test_guidance_toy", "knowing the class makes the entropy larger"),
     ("evaluation/sample_quality.py", "few = min(len(samples), len(x))",
      "few = max(len(samples), len(x))", "test_sample_quality",

@@ -1,5 +1,5 @@
-"""The sampler of texts of any length: its law, its lengths, its prompts. All through exact denoisers
-of a world of 15 texts."""
+"""The sampler of texts of any length: its law, its lengths, its prompts. All through exact
+denoisers of a world of 15 texts."""
 import math
 from pathlib import Path
 
@@ -135,9 +135,9 @@ def test_draws_of_poisson_have_its_law():
 
 
 def test_as_many_of_the_most_confident_masks_open():
-    """`confidence` opens as many masks as `random`, the surest ones, and is no draw of the model."""
+    """`surest` opens as many masks as `random`, the surest ones: no draw of the model."""
     method = make_method("flexmdm", 4)
-    sampler = make_sampler("insertion", method, opens="confidence")
+    sampler = make_sampler("insertion", method, opens="surest")
     draft = Draft.begin(method.process, torch.full((400, 6), 4), torch.zeros(400, 6).bool())
     draft = draft.insert(method.process, torch.tensor([[6, *[0] * 6]]).expand(400, -1))
     logits = torch.zeros(400, 7, 6)
