@@ -23,7 +23,7 @@ import train
 from evaluations import results
 from flags import UserError, configure
 from methods import make_method
-from methods.diffuser import align, state_of
+from methods.diffuser import align, log_softplus, state_of
 from world import distance
 
 FIGURES = numpy.load(FOLDER / "edits.npz")
@@ -140,6 +140,11 @@ def world_method(**flags):
     return method
 
 
+def as_logits(rates, method):
+    """What the network must output for these rates: softplus, undone."""
+    return torch.expm1(rates).log() + method.offset
+
+
 def exact(ids, t, at):
     """The exact rates as a denoiser, at one time."""
     rates, tables, found = exact_rates(min(max(t[0].item(), 1e-4), 1 - 1e-4)), {}, []
@@ -151,7 +156,7 @@ def exact(ids, t, at):
             for (place, action), lam in rates.get(z, {}).items():
                 tables[z][place, action] = lam
         found.append(tables[z])
-    return torch.from_numpy(numpy.log(numpy.concatenate(found)) + world_method().offset)  # (N, A)
+    return as_logits(torch.from_numpy(numpy.concatenate(found)), world_method())  # (N, A)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.6])
@@ -234,7 +239,7 @@ def test_a_token_is_not_deleted_and_replaced_in_one_step_and_chances_are_those_o
     rates = torch.full((2 * n, 13), 1e-12)
     rates[::2, 12], rates[::2, 3] = 0.3, 0.2
     torch.manual_seed(0)
-    logits = rates.log() + method.offset
+    logits = as_logits(rates, method)
     half, one = torch.tensor([0.5, 1.0], dtype=torch.float64)
     found = method.step(lambda ids, t, at: logits, [[1]] * n, [[1]] * n, half, one,
                         lambda logits: logits.double().softmax(-1))
@@ -277,3 +282,12 @@ def test_runs_are_trained_resumed_sampled_and_evaluated(flags, capsys):
 def test_data_without_a_source_are_refused_in_one_line(capsys):
     said = complaint(train, "--data=toy", "--method=diffuser", capsys=capsys)
     assert "edits a source, and the texts of toy have none: give --data repair" in said
+
+
+def test_rates_are_softplus_and_do_not_overflow():
+    x = torch.tensor([-200.0, -20.0, -14.9, 0.0, 5.0, 300.0], requires_grad=True)
+    found = log_softplus(x)
+    found.exp().sum().backward()
+    wanted = torch.nn.functional.softplus(x.detach().double()).log()
+    torch.testing.assert_close(found[1:].double(), wanted[1:], atol=1e-5, rtol=1e-5)
+    assert found[0] == -200 and x.grad.isfinite().all() and x.grad[-1] > 0.99
