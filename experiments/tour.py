@@ -6,23 +6,28 @@ distillation, a picture each. Everything is computed by the exact denoiser, so n
     python -m experiments.tour --repository OWNER/NAME      with a link that opens it in Colab
 
 The words are paragraphs of the chapters, found by how they begin (TOUR), so the notebook cannot
-fall behind; a test compares. The code is in experiments/tour_cells.py, a function a cell, whose
-body becomes the cell.
+fall behind; a test compares. The code is in experiments/tour_cells.py.
 """
-import inspect
 import json
-import textwrap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import write_file
-from experiments import tour_cells
 from experiments.command import run_experiment
 from flags import UserError, flag
 
 DOCS = Path(__file__).parent.parent / "docs"
+CELLS = Path(__file__).parent / "tour_cells.py"
+PLACE = """import os
+import sys
+
+for folder in (".", "..", "palimpsest"):  # where this notebook is started
+    if os.path.exists(os.path.join(folder, "diffusion.py")):
+        sys.path.insert(0, os.path.abspath(folder))
+"""
 COLAB = "https://colab.research.google.com"
-TOUR = [  # chapter, how its paragraphs begin, the function of the code
+TOUR = [  # chapter, how its paragraphs begin, the cell of its code
     ("03-masked.md", ["Noise replaces tokens", "    (0.1) for masks", "with CE ="], "noise"),
     ("03-masked.md", ["(0.2) averages over t", "    any order", "This is the average"], "bound"),
     ("04-uniform.md", ["Noise replaces a word", "    uniform    alpha_t",
@@ -54,10 +59,9 @@ def paragraphs(page, beginnings):
 
 
 def code_of(name):
-    """The body of a function of tour_cells, without its docstring; the return becomes a value."""
-    source = inspect.getsource(getattr(tour_cells, name)).split('"""', 2)[2]
-    lines = textwrap.dedent(source.lstrip("\n")).rstrip().splitlines()
-    return "\n".join(line.removeprefix("return ") for line in lines)
+    """A cell of experiments/tour_cells.py."""
+    parts = re.split(r"^# %% (\w+)\n", CELLS.read_text("utf-8"), flags=re.M)[1:]
+    return dict(zip(parts[::2], parts[1::2]))[name].strip()
 
 
 def cell(kind, number, source):
@@ -74,7 +78,7 @@ def notebook(repository=""):
     title = ("# A tour of diffusion language models\n\nThe toy language of `data/toy.py` has an "
              "exact denoiser: no network here, no training, and every figure is the truth up to "
              f"its standard error. All cells take about a minute.\n\n{how}({link}){rest}")
-    setup = code_of("setup")
+    setup = PLACE + code_of("setup")
     if repository:
         setup = f"!git clone --quiet https://github.com/{repository} palimpsest\n{setup}"
     sources = [("markdown", title), ("code", setup)]
