@@ -6,6 +6,7 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 from pathlib import Path
 
 from tests.mutants.embedding import EMBEDDING
+from tests.mutants.front import FRONT
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.program import PROGRAM
@@ -20,7 +21,8 @@ from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
-           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
+           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID,
+           *FRONT]
 
 
 def find_tests(names):
