@@ -62,6 +62,8 @@ def print_results(r, data, config, exact):
         print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text "
               f"{pair(r, 'loss_per_token')} nats/token ({r['texts']:,} texts of {data.block_size} "
               f"tokens, {r['draws']} noise draws each)\nno bound on -log p: {r['no_bound']}")
+    for what, mean, error in r.get("measures", []):
+        print(f"{what}: {with_error(mean, error)}")
     if "answers" in r:
         print_answers(r, config)
     if "samples" in r:
@@ -106,6 +108,10 @@ def print_bound(r, data, config, bound):
     if "nats_per_answer" in r:
         line += f", {pair(r, 'nats_per_answer', 2)} nats/answer with its ends"
     print(f"{line}, over {r['tokens']:,} tokens")
+    if "nats_per_text" in r:
+        exact = (f", exact {pair(r, 'entropy_per_text', 2)}" if "entropy_per_text" in r else "")
+        print(f"{bound}{pair(r, 'nats_per_text', 2)} nats/text{exact}; a token is a word, ends "
+              "are scored and not counted")
     if "gap" in r:
         print(f"exact entropy {pair(r, 'entropy', 4)} nats/token: the model is "
               + describe_difference(r["gap"], r["gap_error"], "it"))

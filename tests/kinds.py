@@ -23,6 +23,12 @@ FACTS = ("process mask_mod uses_time bidirectional shardable exact bounded class
          "reads_in_order one_by_one block_length max_steps revises_text").split()
 
 
+def in_place(names):
+    """Methods whose words keep their places. What inserts words has the toy language's sentences as
+    its language, and tests/any_length.py and the tests beside it."""
+    return [name for name in names if not load_row(METHODS, name).any_length]
+
+
 def own(method, name):
     """Which function a method has: another one, or that of the methods it inherits from."""
     function = getattr(type(method), name)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from methods import METHODS
+from methods import EVERY_METHOD as METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+TABLE = (ROOT / "docs" / "methods.md").read_text("utf-8")
 FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")
            if not path.parent.name.startswith(".") and path.parent.name != "out"}
 
@@ -41,8 +42,10 @@ def test_the_tree_names_every_script_and_every_folder():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_line_with_file_and_chapter(name):
-    row, = re.findall(rf"^\| `{name}` \|.*$", README, re.M)
-    assert f"`methods/{name}.py`" in row and re.search(r"\[(\d+)\]\(docs/\d\d-", row)
+    row, = re.findall(rf"^\| `{name}` \|.*$", TABLE, re.M)
+    assert f"`methods/{name}.py`" in row and re.search(r"\[(\d+)\]\(\d\d-", row)
+    families = README.split("## The methods")[1].split("Samplers:")[0]
+    assert families.count(f"`{name}`") == 1
 
 
 def test_every_page_is_linked_from_here_or_from_the_contents():
