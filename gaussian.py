@@ -8,8 +8,7 @@ Chapter 13. Gaussian noise on embeddings: process, evidence, posterior, bound, r
     c(v)   p(x_l = v | all of z but z_l), leave-one-out;   p(v) = p(x_l = v | z)
 
     forward    z = alpha e + sigma eps                                                        (13.1)
-    evidence   log q(z_l | x_l = v) = (alpha z_l . e_v - alpha^2 |e_v|^2 / 2) / sigma^2 + const
-                                                                                              (13.2)
+    evidence   log q(z_l | x_l = v) = (alpha z_l.e_v - alpha^2 |e_v|^2/2) / sigma^2 + const  (13.2)
     posterior  p(v) ~ c(v) exp (13.2),   x_hat = sum_v p(v) e_v                               (13.3)
     step       z_s = (1 - c) (alpha_s / alpha_t) z + c alpha_s x_hat + sqrt(c) sigma_s eps,
                c = 1 - exp(gamma_s - gamma_t)                                                 (13.4)
@@ -59,8 +58,10 @@ def add_noise(e, gamma, eps):
 
 def log_evidence(z, gamma, table):
     """(13.2) without its constant. z (..., D), gamma (...), table (V, D) -> (..., V) nats"""
+    # exercise 28: what a noisy row says of each word, (13.2), 2 lines
     alpha, sigma = (a[..., None] for a in signal(gamma))  # (..., 1) each
     return alpha / sigma ** 2 * (z @ table.T - alpha / 2 * table.square().sum(-1))  # (..., V)
+    # end
 
 
 def word_evidence(z, gamma, table):
@@ -332,9 +333,8 @@ class DDPM(EmbeddingWalk):
 
         Where gamma depends on the word, that is the nearest one: a guess.
         """
-        x_hat, words = found.x_hat, None  # (N, D)
-        if self.clamp or process.by_word:
-            words = process.nearest(x_hat)  # (N,)
+        x_hat = found.x_hat  # (N, D)
+        words = process.nearest(x_hat) if self.clamp or process.by_word else None  # (N,)
         x_hat = process.rows()[words] if self.clamp else x_hat  # (N, D)
         words = words if process.by_word else None  # (N,)
         gamma_s, gamma_t = (process.gamma_of(a, words) for a in (s, t))  # (N,) each

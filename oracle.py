@@ -39,10 +39,13 @@ def exact_classifier(language, process):
     """The exact p(y | z_t) of the classes of a language, called like a trained classifier.
 
     classifier(z, t) -> log p (B, K). z: ids (B, L), or weights over symbols (B, L, V) at t (B, 1),
-    through which gradients flow.
+    through which gradients flow. process None: z is the evidence itself, p(z_l | x_l = v) up to a
+    factor, or clean soft text (B, L, V).
     """
     def log_posterior(z, t):
-        if z.is_floating_point():
+        if process is None:
+            e = z  # (B, L, n_tokens)
+        elif z.is_floating_point():
             symbols = torch.arange(process.V, device=z.device).expand(len(z), -1)  # (B, V)
             e = z @ likelihood(process, symbols, inside(t))  # (B, L, n_tokens)
         else:

@@ -126,7 +126,7 @@ def print_texts(config, model, device):
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     config = choose_sampler(config, model, frozen)
     counter = CallCounter(compile_for_sampling(config, model))
-    classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    classifier = load_classifier(config, model, device) if config.classifier else None
     writer = writer_of(config, model, counter, frozen, classifier, config.window, config.stride)
     end, marks = writer.end, frozen & (not model.method.any_length)  # (L,) of words that stay there
     read = len(given) if model.method.left_to_right else min(len(given), L)  # tokens at once

@@ -29,6 +29,7 @@ def build_network(config, method, n_classes=0):
         dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
         time_input=config.time_input, norm_bias=config.norm_bias,
         places=vars(config).get("learned_places", False) and config.block_size + 1)  # and a start
-    if vars(config).get("sides") != "encoder":
+    sides = vars(config).get("sides", "joined")
+    if sides == "joined":
         return network
-    return divide(network, method, load_row(DATASETS, config.data).source)
+    return divide(network, method, load_row(DATASETS, config.data).source, sides)

@@ -43,6 +43,7 @@ class Dataset:
     box = 0  # texts are square grids of boxes, box x box cells each, which the page draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
     source = 0  # tokens of the question, where all texts begin with as many: see data/seq2seq.py
+    trees = None  # where texts are trees: their grammar, and what a tree is worth (data/trees.py)
     thoughts = ()  # tokens of each thought at the end of a text, and last of the answer; (): none
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored

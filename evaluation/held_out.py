@@ -10,7 +10,6 @@ import torch
 from checkpoints.load import require_text
 from data import load_data
 from data.tokenizer import to_json
-from diffusion import corrupt
 from evaluation.errors import mean_error, pooled_rate
 from evaluation.likelihood import (
     bytes_per_scored,
@@ -189,13 +188,14 @@ def entropy_of(data, given_class=False):
 # ---- classifiers
 
 @torch.no_grad()
-def classifier_by_noise(process, classifiers, x, label, times, batch_size=64, seed=1337):
-    """Several classifiers on the same noise. -> {time: [(nats, whether right), (n,) each]}"""
+def classifier_by_noise(noisy, classifiers, x, label, times, batch_size=64, seed=1337):
+    """Several classifiers on the same noise. noisy: (x, t) -> z
+    -> {time: [(nats, whether right), (n,) each]}"""
     torch.manual_seed(seed)
     results = {}
     for time in times:
         t = torch.full((len(x), 1), time, device=x.device)  # (n, 1)
-        z, rows = corrupt(process, x, t), []  # (n, L)
+        z, rows = noisy(x, t), []  # (n, L), or (n, L, V)
         for classifier in classifiers:
             parts = zip(z.split(batch_size), t.split(batch_size))
             log_p = torch.cat([classifier(*part).double().log_softmax(-1) for part in parts])
@@ -228,8 +228,9 @@ def classifier_rows(method, network, data, texts, device, batch_size=64, seed=13
         by_time = pairs_by_noise(method, network, x, TIMES, batch_size, seed)
     else:
         if data.language is not None:
-            classifiers["exact_"] = exact_classifier(data.language, method.process)
-        by_time = classifier_by_noise(method.process, classifiers.values(), x, label.to(device),
+            classifiers["exact_"] = exact_classifier(
+                data.language, None if method.noise.draw_evidence else method.process)
+        by_time = classifier_by_noise(method.noisy, classifiers.values(), x, label.to(device),
                                       TIMES, batch_size, seed)
     rows = []
     for t, results in by_time.items():

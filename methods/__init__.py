@@ -3,6 +3,8 @@ The table of methods, by family. What a method is: methods/base.py.
 
 A row is "module:Class", imported when it is chosen. The fields of the class are its flags.
 """
+from collections import ChainMap
+
 from flags import load_row
 
 METHODS = {
@@ -29,6 +31,7 @@ METHODS = {
     "audm": "methods.audm:AUDM",  # random words, marked as noise: masks that show a word
     "gidd": "methods.gidd:GIDD",  # masks and random words
     "duo": "methods.duo:Duo",  # random words, learned from relaxed inputs at first
+    "dfm": "methods.dfm:DFM",  # flows from masks or random words, and which bound belongs to which
 
     "plaid": "methods.plaid:Plaid",  # Gaussian noise on embeddings: the bound
     "cdcd": "methods.cdcd:CDCD",  # the same: cross-entropies at times that are learned
@@ -40,6 +43,10 @@ METHODS = {
     "latent_planner": "methods.latent_planner:LatentPlanner",  # the same, written out in order
     "lcm": "methods.lcm:LCM",  # the same: a sentence from the vectors of those before
     "dglm": "methods.dglm:DGLM",  # the same: vectors of what follows a prefix
+    "bfn": "methods.bfn:BFN",  # evidence: Gaussian noise on beliefs
+    "tess": "methods.tess:TESS",  # the same as logits, with self-conditioning; from ar: TESS 2
+    "ssd_lm": "methods.ssd_lm:SSDLM",  # the same in blocks, from left to right
+    "rdlm": "methods.rdlm:RDLM",  # points of a sphere: a walk from one point to each word
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
@@ -58,7 +65,13 @@ METHODS = {
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 
+FOR_SOME_DATA = {  # METHODS learn any texts, these only what has trees, or a source to edit
+    "tree_diffusion": "methods.tree_diffusion:TreeDiffusion",  # edits of trees, while it sees them
+    "diffuser": "methods.diffuser:Diffuser",  # words of the source are replaced, lost and added
+}
+EVERY_METHOD = ChainMap(FOR_SOME_DATA, METHODS)
+
 
 def make_method(name, n_tokens, **options):
     """The method `name` for texts of n_tokens symbols, with those options that are its flags."""
-    return load_row(METHODS, name).build(n_tokens, options)
+    return load_row(EVERY_METHOD, name).build(n_tokens, options)

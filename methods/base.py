@@ -42,7 +42,6 @@ from model import Cache, Transformer, kernels, select_rows, texts_with
 class Method:
     """What every method has. The attributes are facts, for code that must not name methods."""
     n_tokens: int  # symbols of the text; ids from n_tokens on are special
-
     # set in __post_init__
     process = None  # the noise, a process of diffusion.py; None: no noise
     vocab_size = None  # symbols of the network, special ones included
@@ -64,6 +63,7 @@ class Method:
     pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
     uniform_at_first = True  # to a fresh network all symbols are equally likely
     rate = None  # of an energy: (network, z, t, at) -> x (B, L) -> log p(x | z) + const
+    draw_evidence = None  # where noise is of real numbers: (x, t, frozen) -> weights (B, L, V)
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 

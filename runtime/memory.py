@@ -76,6 +76,7 @@ def texts_at_once(config, model, length, device):
     """--batch_size; 0: as many texts of `length` tokens as fit, at most --num_samples."""
     if config.batch_size or config.oracle:
         return min(config.num_samples, config.batch_size or MOST["cpu"])
-    copies = 1 + (config.guidance != 1) + bool(config.classifier) * config.candidates
+    rated = 2 if model.method.draw_evidence else config.candidates  # by a classifier, at once
+    copies = 1 + (config.guidance != 1) + bool(config.classifier) * rated
     need = copies * bytes_per_text(model.denoiser, length, model.method.block_length)
     return min(config.num_samples, batch_size_that_fits(need, device))

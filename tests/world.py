@@ -79,6 +79,12 @@ class Language:
         p = torch.stack(rows, 1)  # (B, n, N)
         return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
 
+    def topic_posterior(self, likelihood):
+        """p(y | evidence). likelihood (B, L, N) -> (B, K)"""
+        seen = likelihood[:, torch.arange(L), TEXTS]  # (B, 27, L)
+        joint = seen.prod(-1) @ JOINT[:-1].T  # (B, K)
+        return joint / joint.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, K)
+
     def log_prob(self, likelihood, topic=None):
         """log of the sum of p(x) times the evidence of x, whose largest entry is made 1 at each
         word. likelihood (B, L, N) -> (B,)"""

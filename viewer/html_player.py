@@ -128,7 +128,8 @@ class Recording:
         changed = set(map(tuple, (z != self.last).nonzero().tolist()))
         for steps in self.steps:
             steps.append([])
-        for text, position in sorted(changed | outputs.keys()):
+        inside = {(text, place) for text, place in outputs if place < z.shape[1]}  # of the text
+        for text, position in sorted(changed | inside):
             id = int(z[text, position])
             entry = [position, id, *top_probabilities(outputs.get((text, position)), id)]
             if (text, position) in changed:
@@ -264,7 +265,7 @@ def record_texts(config, model, device):
                                   model.method.end_id)  # (L,) each
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     counter = CallCounter(model.denoiser)
-    classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    classifier = load_classifier(config, model, device) if config.classifier else None
     config = choose_sampler(config, model, frozen)
     writer = writer_of(config, model, counter, frozen, classifier)
     recording = record(config, model, writer, counter, frozen.expand(n, -1))

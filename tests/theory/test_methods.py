@@ -33,9 +33,11 @@ BATCH = {"gidd": 16_000, "udlm": 5000, "sedd": 5000, "d3pm": 5000, "ggm": 5000, 
 # second values of flags that have no choices, and where one more than the default will not do
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
               block_sizes="1,3", size_weights="4,3,2,1", mask_rate=0.15, positions=16,
-              self_condition=0.25, scheduled=0.5, coupled=0.5,
+              self_condition=0.25, scheduled=0.5, coupled=0.5, noise_growth=0.5, reinforce=1.0,
+              rows_from="out/toy-plaid", noise_from="out/toy-plaid",
               ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
+BESIDE = {"noise_from": dict(noise_of="plaid")}  # what a flag needs
 WORDS, LENGTH = 7, 12
 NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=True,
                norm_bias=False, time_input="auto")
@@ -178,7 +180,7 @@ def test_two_values_of_every_flag_build_and_train_two_steps(name, flag):
     found = values(name, flag)
     assert len(set(found)) >= 2
     for value in found:
-        method, network = built(name, **{flag: value})
+        method, network = built(name, **{flag: value, **BESIDE.get(flag, {})})
         optimizer, (x, frozen) = torch.optim.SGD(network.parameters(), lr=0.1), texts()
         before = [p.clone() for p in network.parameters()]
         for step in range(2):
