@@ -50,7 +50,7 @@ from gaussian import (
 )
 from methods.base import Method, cross_entropy
 from methods.embedding import free_tokens, scatter_nats
-from methods.gammas import PlainCosine, Logistic
+from methods.gammas import Logistic, PlainCosine
 from methods.latent_network import LatentText
 from methods.latent_space import (
     LatentSpace,
