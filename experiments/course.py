@@ -94,7 +94,8 @@ def train_all(config):
         **(short if config.quick else length_of(config, "distil")))
     add("chat", train, data="chat", seed=config.seed, **length_of(config, "chat"))
     more = {**TINY, "max_iters": 2} if config.quick else length_of(config, "sft")
-    add("answers", train, data="chat", sft=True, init_from=folders["chat"], seed=config.seed, **more)
+    add("answers", train, data="chat", sft=True, init_from=folders["chat"], seed=config.seed,
+        **more)
     return folders, commands
 
 
@@ -192,10 +193,10 @@ def report(config, folders, commands, began):
         "What few steps cost: -log p of samples, nats per word": table(
             ["steps", "mdlm", "its student"], cost_of_steps(folders, config.quick)),
         "Answers": table(["question", "answer"], answers),
-        "Questions": "<p>Why is the student's bound worse, and are its samples better? Which method "
-                     "is nearest to the entropy, and which needs the fewest network calls? What "
-                     "would --sampler spread change in the last table but one? The chapters 1, 3, 4, "
-                     "10 and 24 in docs/ answer.</p>"}
+        "Questions": "<p>Why is the student's bound worse, and are its samples better? Which "
+                     "method is nearest to the entropy, and which needs the fewest network calls? "
+                     "What would --sampler spread change in the last table but one? The chapters "
+                     "1, 3, 4, 10 and 24 in docs/ answer.</p>"}
     seconds = time.time() - began
     sections["Where"] = f"<p>{escape(hardware())}, {seconds / 60:.1f} minutes, one seed.</p>"
     return sections
