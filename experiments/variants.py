@@ -1,9 +1,9 @@
 """
-Chapters 14 and 17. One method with several values of its flags, trained alike: which learns faster?
+Chapters 14 and 17. One method with several values of its flags, trained alike: which learns more?
 
-    python -m experiments.variants ggm            words or bits: (17.2) as published, or cross-entropy
-    python -m experiments.variants dfm            from random words: two heads, and two bounds of each
-    python -m experiments.variants ggm --seeds 3 --share 0.2     a fifth of the steps, three seeds
+    python -m experiments.variants ggm           words, or bits, (17.2), as published
+    python -m experiments.variants dfm           from random words: two heads, two bounds of each
+    python -m experiments.variants ggm --seeds 3 --share 0.2
 
 All train as in `python -m experiments.learning toy`, on the toy language; printed is how far their
 bound is above its entropy, and the differences to the first row, text by text.
