@@ -105,7 +105,7 @@ def main(config, given=()):
     passages = read_passages(config.lambada, model, config.ends) if config.lambada else []
     questions = read_questions(config.choices, model, config.ends) if config.choices else []
     denoiser = CallCounter(compile_for_sampling(config, model))
-    classifier = (load_classifier(config.classifier, model, device)
+    classifier = (load_classifier(config, model, device)
                   if config.classifier and config.label else None)
     data = data_of(model, config.data)
     check_samples(config, data)

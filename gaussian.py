@@ -8,8 +8,7 @@ Chapter 13. Gaussian noise on embeddings: process, evidence, posterior, bound, r
     c(v)   p(x_l = v | all of z but z_l), leave-one-out;   p(v) = p(x_l = v | z)
 
     forward    z = alpha e + sigma eps                                                        (13.1)
-    evidence   log q(z_l | x_l = v) = (alpha z_l . e_v - alpha^2 |e_v|^2 / 2) / sigma^2 + const
-                                                                                              (13.2)
+    evidence   log q(z_l | x_l = v) = (alpha z_l.e_v - alpha^2 |e_v|^2/2) / sigma^2 + const  (13.2)
     posterior  p(v) ~ c(v) exp (13.2),   x_hat = sum_v p(v) e_v                               (13.3)
     step       z_s = (1 - c) (alpha_s / alpha_t) z + c alpha_s x_hat + sqrt(c) sigma_s eps,
                c = 1 - exp(gamma_s - gamma_t)                                                 (13.4)
@@ -42,6 +41,7 @@ from diffusion import Sampler, draw_from, probabilities
 from flags import flag
 
 LEAST = 1e-6  # time of a token that is not given
+LARGER = {"posterior": 0, "mixed": 0.2, "large": 1}  # l of (15.7)
 GIVEN = -4.0  # gamma of a given token as a network reads it, beside gamma_0
 
 
@@ -58,8 +58,10 @@ def add_noise(e, gamma, eps):
 
 def log_evidence(z, gamma, table):
     """(13.2) without its constant. z (..., D), gamma (...), table (V, D) -> (..., V) nats"""
+    # exercise 28: what a noisy row says of each word, (13.2), 2 lines
     alpha, sigma = (a[..., None] for a in signal(gamma))  # (..., 1) each
     return alpha / sigma ** 2 * (z @ table.T - alpha / 2 * table.square().sum(-1))  # (..., V)
+    # end
 
 
 def word_evidence(z, gamma, table):
@@ -143,6 +145,7 @@ class EmbeddingSpace(nn.Module):
     text_stays, continuous, mask = True, True, None  # given text is right
     clock = None  # (13.10): of methods/clocks.py, set by the method; None: the common one
     vectors = False  # the network outputs x_hat (N, D), and not log c (N, V)
+    refuses = staticmethod(lambda walk: None)  # why a walk does not fit, as `fits` says it
     reads_words = False  # it also reads which words a row may be: (13.2) as probabilities
 
     def __init__(self, table, rule, schedule, warp=None, feeds_back=False, fixed=False):
@@ -258,7 +261,6 @@ class EmbeddingWalk(Sampler):
     """
     last: str = flag("draw", "the words: drawn, or the likeliest, as Plaid has it (biased: too "
                              "likely texts)", ["draw", "argmax"])
-
     jump = None  # the most time that a token lost in a step
 
     def costs(self, whole=False):
@@ -268,6 +270,7 @@ class EmbeddingWalk(Sampler):
     def fits(self, method):
         if not isinstance(method.process, EmbeddingSpace):
             return f"takes steps of embeddings, which {method.name} does not have"
+        return method.process.refuses(self)
 
     def move(self, process, z, found, s, t, eps):
         """z_s from z_t, at the tokens that are not given. z, eps (N, D); s, t (N,) -> (N, D)"""
@@ -301,9 +304,8 @@ class EmbeddingWalk(Sampler):
         times = [process.clock.times(u.expand(len(frozen), 1), *plan)[0] for u in clock]
         times = [process.spaced(t).clamp(min=LEAST) for t in times]  # n of (B, 1|L)
         self.jump = max([float((t - s).max()) for t, s in zip(times, times[1:])], default=1.0)
-        if not frozen.any():
-            return times
-        return [t.expand(frozen.shape).masked_fill(frozen, 0) for t in times]  # n of (B, L)
+        own = lambda t: t.expand(frozen.shape).masked_fill(frozen, 0)  # (B, L)
+        return [own(t) for t in times] if frozen.any() else times
 
     def words(self, process, found, z, t, free, to_probs, over):
         """The words at the tokens that are not given: the likeliest until the walk is over. -> (N,)
@@ -319,8 +321,8 @@ class EmbeddingWalk(Sampler):
 @dataclass(eq=False)
 class DDPM(EmbeddingWalk):
     """--sampler ddpm: steps of (13.4) on embeddings."""
-    variance: str = flag("posterior", "of a step: (13.4), or the larger one of Diffusion-LM",
-                         ["posterior", "large"])
+    variance: str = flag("posterior", "of a step: (13.4), the larger one of Diffusion-LM, or one "
+                         "between them, (15.7)", [*LARGER])
     clamp: bool = flag(False, "move x_hat to the nearest row in each step, as Diffusion-LM does "
                               "(biased: too likely texts)")
     score_temperature: float = flag(1.0, "below 1 sharpens x_hat, as Plaid does", least=0.01,
@@ -331,9 +333,8 @@ class DDPM(EmbeddingWalk):
 
         Where gamma depends on the word, that is the nearest one: a guess.
         """
-        x_hat, words = found.x_hat, None  # (N, D)
-        if self.clamp or process.by_word:
-            words = process.nearest(x_hat)  # (N,)
+        x_hat = found.x_hat  # (N, D)
+        words = process.nearest(x_hat) if self.clamp or process.by_word else None  # (N,)
         x_hat = process.rows()[words] if self.clamp else x_hat  # (N, D)
         words = words if process.by_word else None  # (N,)
         gamma_s, gamma_t = (process.gamma_of(a, words) for a in (s, t))  # (N,) each
@@ -344,6 +345,6 @@ class DDPM(EmbeddingWalk):
     def move(self, process, z, found, s, t, eps):
         x_hat, gamma_s, gamma_t = self.estimate(process, z, found, s, t)  # (N, D), (N,) twice
         mean, variance = step_law(z, x_hat, gamma_s, gamma_t)  # (N, D), (N,)
-        if self.variance == "large":
-            variance = large_variance(gamma_s, gamma_t)  # (N,)
+        l = LARGER[self.variance]
+        variance = large_variance(gamma_s, gamma_t) ** l * variance ** (1 - l)  # (N,) (15.7)
         return mean + variance.sqrt()[:, None] * eps  # (N, D)

@@ -193,8 +193,8 @@ class NetworkFlags:
     cond_dim: int = flag(128, "width of the condition, if there is one", least=1, fixed=True)
     qk_norm: bool = flag(True, "normalize queries and keys; published ones are not", fixed=True)
     norm_bias: bool = flag(False, "biases in the layer norms, as published in radd", fixed=True)
-    sides: str = flag("joined", "encoder: a given source sees itself only, so it is read once; "
-                      "joined: it sees the target, too", ["joined", "encoder"], fixed=True)
+    sides: str = flag("joined", "a given source sees: encoder, itself; joined, the target, too; "
+                      "spiral, with its own weights", ["joined", "encoder", "spiral"], fixed=True)
     learned_places: bool = flag(False, "learned vectors of places, beside rotary ones", fixed=True)
     time_input: str = flag("auto", "what the network reads of the time: auto t itself where the "
                            "method needs it; published networks -log alpha, or always 0",

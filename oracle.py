@@ -1,5 +1,6 @@
 """
-The exact denoiser of the toy language in the place of a trained network.
+The exact denoiser of the toy language, or of its sentences where texts may have any length, in the
+place of a trained network.
 
 Through it a bound must equal the entropy of the language, and a sampler with many steps must draw
 from the language. Any gap is an error of the loss or of the sampler, since there is no network.
@@ -12,16 +13,18 @@ from types import SimpleNamespace
 
 import torch
 
+from data.sentences import SentenceCorpus
 from data.toy import ToyCorpus
 from diffusion import likelihood
-from flags import UserError
-from methods import make_method
+from flags import UserError, load_row
+from methods import METHODS, make_method
 from methods.base import inside
 
 
 def exact(method_name, **options):
     """The oracle in the form of load_model: .config .encoding .method .denoiser .step .classes"""
-    data = ToyCorpus(block_size=32)
+    any_length = load_row(METHODS, method_name).any_length
+    data = SentenceCorpus() if any_length else ToyCorpus(block_size=32)
     method = make_method(method_name, data.encoding.n_vocab, **options)
     method.on_data(data)
     if method.classifies:
@@ -36,10 +39,13 @@ def exact_classifier(language, process):
     """The exact p(y | z_t) of the classes of a language, called like a trained classifier.
 
     classifier(z, t) -> log p (B, K). z: ids (B, L), or weights over symbols (B, L, V) at t (B, 1),
-    through which gradients flow.
+    through which gradients flow. process None: z is the evidence itself, p(z_l | x_l = v) up to a
+    factor, or clean soft text (B, L, V).
     """
     def log_posterior(z, t):
-        if z.is_floating_point():
+        if process is None:
+            e = z  # (B, L, n_tokens)
+        elif z.is_floating_point():
             symbols = torch.arange(process.V, device=z.device).expand(len(z), -1)  # (B, V)
             e = z @ likelihood(process, symbols, inside(t))  # (B, L, n_tokens)
         else:

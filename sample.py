@@ -4,6 +4,7 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py                                             three texts from out/python-mdlm
     python sample.py --prompt "Return the" --num_samples 2       continue
     python sample.py --prompt "Return ____ of the ____ object."  fill in: each _ is one token
+    python sample.py --oracle flexmdm --prompt "the ... dog ... ."    gaps of any number of words
     python sample.py --prompt FILE:notes.txt --gap "?"           a prompt from a file, another gap
     python sample.py --watch --steps 64                          watch it denoise in the terminal
     python sample.py --sampler psi --help                        the flags of one sampler
@@ -15,9 +16,8 @@ Generate text with a trained model: from nothing, after a prompt, or in the gaps
     python sample.py --init_from kuleshov-group/mdlm-owt         a published model, by its name
     python sample.py --html out.html --beside out/toy-udlm       a page that plays two models
 
-Texts are written --batch_size at a time and printed with their number as soon as they are finished.
-Those that end before the rest of their batch come first. A seed reproduces texts only at the same
---batch_size, because a batch shares one random stream.
+Texts are written --batch_size at a time, and printed as they are finished, with their number.
+A batch shares one random stream, so a seed reproduces texts at the same --batch_size only.
 """
 import sys
 import time
@@ -119,17 +119,16 @@ def print_text(number, text, ids, config, facts):
 
 def print_texts(config, model, device):
     """Print the texts of one model as they are finished. -> their Recording, for --html, or None"""
-    encoding, L = model.encoding, model.config.block_size
-    check_length(config.length)
-    given, frozen = encode_prompt(read_prompt(config.prompt), config.gap, encoding, config.length,
-                                  L, model.config.data, config.seed)  # (L,) each
+    encoding, L, prompt = model.encoding, model.config.block_size, read_prompt(config.prompt)
+    given, frozen = encode_prompt(prompt, config.gap, encoding, check_length(config.length), L,
+                                  model.config.data, config.seed, model.method.end_id)  # (L,) each
     check(config, model, len(given))
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     config = choose_sampler(config, model, frozen)
     counter = CallCounter(compile_for_sampling(config, model))
-    classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    classifier = load_classifier(config, model, device) if config.classifier else None
     writer = writer_of(config, model, counter, frozen, classifier, config.window, config.stride)
-    end, is_given = writer.end, frozen.tolist()
+    end, marks = writer.end, frozen & (not model.method.any_length)  # (L,) of words that stay there
     read = len(given) if model.method.left_to_right else min(len(given), L)  # tokens at once
     size, viewers, recording = texts_at_once(config, model, read, device), [], None
     if config.beside and not config.json:
@@ -139,14 +138,15 @@ def print_texts(config, model, device):
         size = config.num_samples  # a page plays one batch
         recording = html_player.record(config, model, writer, counter, frozen.expand(size, -1))
         viewers.append(recording)
-    terminal = Terminal(encoding, frozen, writer.count_states(len(given))) if config.watch else None
+    states, last = writer.count_states(len(given)), model.method.end_id
+    terminal = Terminal(encoding, marks, states, last) if config.watch else None
     viewers += [terminal] if terminal and not config.json else []
     texts = generate_in_batches(writer, counter, given, frozen, config.num_samples, size,
                                 config.seed, viewers)
     half = dtype_of(config.dtype, device) == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         for number, ids, costs in texts:
-            whole, ids = ids, truncate_at_eos(ids, is_given, end)
+            whole, ids = ids, truncate_at_eos(ids, marks.tolist(), end)
             facts = {"model": model_name(config), "batch_size": size, **costs}
             if not (terminal in viewers and terminal.still_shows(whole) and ids == whole):
                 print_text(number, decode(encoding, ids, config.gap), ids, config, facts)

@@ -23,7 +23,7 @@ import torch
 
 from data import DATASETS
 from flags import flag
-from methods import METHODS
+from methods import EVERY_METHOD
 from model import NetworkFlags
 from runtime.optim import OptimFlags
 from runtime.run import Run
@@ -43,7 +43,7 @@ class Config(NetworkFlags, OptimFlags):
     sft: bool = flag(False, "fine-tune on the answers of chats: questions are given", fixed=True)
     labels: bool = flag(False, "condition on the class of each text (toy, digits)", fixed=True)
     label_dropout: float = flag(0.1, "share of texts without their class", least=0, most=1)
-    method: str = flag("mdlm", "what to train", table=METHODS, fixed=True)
+    method: str = flag("mdlm", "what to train", table=EVERY_METHOD, fixed=True)
     out_dir: str = flag("", "where the checkpoint goes; empty means out/DATA-METHOD, "
                          "behind which -labels and -sft say so")
     init_from: str = flag("scratch", "scratch, resume, or whose weights to start from: a "

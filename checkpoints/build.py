@@ -2,6 +2,7 @@
 From flags to the method and the network that they describe.
 """
 from data import DATASETS
+from data.tokenizer import end_of_text
 from flags import load_row
 from methods import make_method
 from samplers.sides import divide
@@ -12,6 +13,8 @@ def build_method(config, encoding, state=None):
     flags = vars(config)
     method = make_method(config.method, encoding.n_vocab, **flags)
     method.first_token = flags.get("first")  # only published networks have one
+    if method.any_length:
+        method.end_id = end_of_text(encoding)
     if state:
         method.load_extra_state(state)
     return method
@@ -26,6 +29,7 @@ def build_network(config, method, n_classes=0):
         dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
         time_input=config.time_input, norm_bias=config.norm_bias,
         places=vars(config).get("learned_places", False) and config.block_size + 1)  # and a start
-    if vars(config).get("sides") != "encoder":
+    sides = vars(config).get("sides", "joined")
+    if sides == "joined":
         return network
-    return divide(network, method, load_row(DATASETS, config.data).source)
+    return divide(network, method, load_row(DATASETS, config.data).source, sides)

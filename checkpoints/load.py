@@ -9,9 +9,13 @@ A model that is ready to use: from a run of ours, from a published model, or for
 """
 import difflib
 import os
+import sys
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
 
 from checkpoints import hub
 from checkpoints.build import build_method, build_network
@@ -19,7 +23,7 @@ from checkpoints.file import read_checkpoint
 from data import DATASETS, load_data
 from data.tokenizer import from_json, to_json
 from flags import UserError, flags_of, load_row
-from methods import METHODS
+from methods import EVERY_METHOD, METHODS
 from model import NetworkFlags
 from oracle import exact, exact_classifier
 from samplers.guidance import check_classifier_fits
@@ -28,6 +32,8 @@ from samplers.guidance import check_classifier_fits
 # is left out: networks without a condition do not use it, and shapes show it in the others.
 NETWORK = [name for name, f in flags_of(NetworkFlags).items()
            if f.metadata["fixed"] and name != "cond_dim"]
+
+SHIPPED = Path(__file__).parent.parent / "weights"  # by experiments/weights.py
 
 
 def read_state(where, device="cpu"):
@@ -56,8 +62,9 @@ def flags_later(values):
     if values["oracle"]:
         return {}
     try:
-        saved = read_state(values["init_from"] or values["out_dir"])["config"]
-        known = flags_of(load_row(METHODS, saved.get("method")))
+        where = values["init_from"] or find_shipped(values["out_dir"]) or values["out_dir"]
+        saved = read_state(where)["config"]
+        known = flags_of(load_row(EVERY_METHOD, saved.get("method")))
     except UserError:  # the script will say what is wrong
         return {}
     return {name: (f, saved.get(name, f.default)) for name, f in known.items()
@@ -65,11 +72,16 @@ def flags_later(values):
 
 
 def load_chosen(config, device):
-    """The model that the flags of sampling name: a run, a published model, or an oracle.
-    .beside(flag, name) is the model that a flag of its sampler names."""
+    """The model that the flags of sampling name: a run, a published model, or an oracle. Where the
+    run is not there, and such a model ships, config.init_from becomes its folder. .beside(flag,
+    name) is the model that a flag of its sampler names."""
     if config.oracle:
         model = exact(config.oracle, **vars(config))
     else:
+        if not config.init_from and (shipped := find_shipped(config.out_dir)):
+            config.init_from = shipped
+            print(f"there is no run in {config.out_dir} yet, so this is {shipped}, which comes with "
+                  "the project: train.py trains your own", file=sys.stderr)
         where = config.init_from or config.out_dir
         state = read_state(where, device)
         later = {name: vars(config)[name] for name in config.more if name in state["config"]}
@@ -78,6 +90,14 @@ def load_chosen(config, device):
             model.method.check(model.config)
     model.beside = cache(partial(load_beside, encoding=model.encoding, device=device))
     return model
+
+
+def find_shipped(out_dir):
+    """The folder of the weights that come with the project for a run of the usual name, out/NAME,
+    which is not there; "" if there is one, or no such weights."""
+    path = Path(out_dir)
+    ships = path.parent == Path("out") and (SHIPPED / path.name / "config.json").is_file()
+    return os.path.relpath(SHIPPED / path.name) if ships and not path.exists() else ""
 
 
 def load_beside(option, name, encoding, device):
@@ -216,28 +236,43 @@ def adapted_by(method):
 
 # ---- a classifier that guides
 
-def load_classifier(where, model, device):
-    """-> classifier(z, t), the names of its classes, and the length of its texts; UserError if it
-    was trained on other noise than that of the model.
-
-    where: the folder of a run, or "exact" for a language that knows its classes
-    """
-    check_classifier_fits(model.method)
+def load_classifier(config, model, device):
+    """That of --classifier, a folder or "exact". -> classifier(z, t), the names of its classes, and
+    the length of its texts; UserError if it was trained on other noise than that of the model and
+    does not read clean text."""
+    where, soft = config.classifier, model.method.draw_evidence
+    check_classifier_fits(model.method, config.gradient)
     process = model.method.classifier_process
     if where == "exact":
         if not load_row(DATASETS, model.config.data).has_language:
             raise UserError(f"--classifier exact knows the toy language alone: train one for "
                             f"{model.config.data}")
         data = load_data(model.config.data, model.config.block_size, model.encoding)
-        return exact_classifier(data.language, process), data.classes, data.block_size
+        judge = exact_classifier(data.language, None if soft else process)
+        return judge, data.classes, data.block_size
     classifier = load_model(where, device)
     others, told = classifier.method, to_json(classifier.encoding) == to_json(model.encoding)
     if not (told and others.classifies) or others.pairs_at:
         raise UserError(f"--classifier {where} must be a run of train.py --method classifier with "
                         f"the same tokens")
-    theirs = classifier.method.process
-    if (type(theirs), vars(theirs)) != (type(process), vars(process)):
+    facts = classifier.classes, classifier.config.block_size
+    if config.gradient == "clean":  # any noise will do: it reads words, and never a mask
+        more = others.vocab_size - model.method.n_tokens
+        return lambda p, t: classifier.denoiser(F.pad(p, (0, more)), t), *facts
+    if not same_noise(others.process, process):
         raise UserError(f"--classifier {where} reads the noise of {classifier.config.noise_of}, "
                         f"which is not that of {model.config.method}: train one with another "
-                        f"--noise_of, or the flags of that method")
-    return classifier.denoiser, classifier.classes, classifier.config.block_size
+                        f"--noise_of, or the flags of that method"
+                        + " and --noise_from its run" * bool(soft))
+    return classifier.denoiser, *facts
+
+
+def same_noise(one, other):
+    """Whether two processes are alike: those of embeddings by table and schedule."""
+    if type(one) is not type(other) or not isinstance(one, torch.nn.Module):
+        own = lambda a: (type(a), vars(a)) if type(a).__module__.startswith("methods.") else a
+        facts = [{key: own(a) for key, a in vars(p).items()} for p in (one, other)]
+        return type(one) is type(other) and facts[0] == facts[1]
+    t = torch.linspace(0, 1, 11)  # (11,)
+    return (torch.equal(one.rows(), other.rows().to(one.rows()))
+            and torch.equal(one.gamma(t), other.gamma(t)))

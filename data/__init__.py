@@ -4,10 +4,12 @@ Every data set by name. To add one, write its class (the contract is in data/bas
 A row is "module:Class" and is imported when it is chosen. A name with * is a pattern. Files:
 
     toy, toy_grammar           a small English whose entropy is known exactly
+    sentences                  its sentences, which end: lengths and what is missing, exactly
     digits                     images of 8 x 8 pixels, which are tokens too
     puzzles, sudoku, countdown, planning, sat      questions with a checker of answers
+    arithmetic, trees          the same, whose answers are trees of a grammar
     multiplication, boolean    the same, with or without the thoughts that lead to an answer
-    seq2seq, rewriting, wording               a source and a target, whose entropy is known
+    seq2seq, rewriting, wording, spans        a source and a target, whose entropy is known
     chat, synthetic_chats      questions and answers: made up, or from your own file
     texts, docstrings, corpus  text that is small enough to be tokenized in one go
     corpora                    the corpora of the papers' tables: sources, splits, conventions
@@ -23,6 +25,7 @@ from flags import load_row
 
 DATASETS = {
     "toy": "data.toy:ToyCorpus",  # a small English of known entropy
+    "sentences": "data.sentences:SentenceCorpus",  # its sentences, one by one: texts that end
     "digits": "data.digits:Digits",  # handwritten digits, 8 x 8 pixels
     "chat": "data.chat:Chat",  # made-up questions and answers
     "names": "data.texts:Names",  # the names of Unicode's characters
@@ -45,6 +48,7 @@ DATASETS = {
     "sat9": "data.sat:Sat9",
     "boolean": "data.boolean:BooleanAnswer",  # the value of a formula
     "boolean-thoughts": "data.boolean:BooleanThoughts",  # and of each bracket
+    "arithmetic": "data.arithmetic:Arithmetic",  # expressions that have a given value
     "multiplication": "data.multiplication:MultiplicationAnswer",  # 2 digits times 2 digits
     "multiplication-thoughts": "data.multiplication:MultiplicationThoughts",
 
@@ -55,9 +59,11 @@ DATASETS = {
     "translit": "data.rewriting:Translit",  # words as they sound
     "add": "data.rewriting:Add",  # sums
     "add-reversed": "data.rewriting:AddReversed",  # the last digit first
+    "repair": "data.repair:Repair",  # sentences with a typo, as they were meant
     "paraphrase": "data.wording:Paraphrase",  # a sentence in other words
     "summary": "data.wording:Summary",  # who and what is most frequent
     "describe": "data.wording:Describe",  # all that a table has
+    "describe-spans": "data.spans:DescribeSpans",  # GENIE's pre-training for it
 
     # downloaded: the corpora of the papers' tables
     "text8": "data.corpora:PublishedCorpus",

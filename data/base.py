@@ -43,6 +43,7 @@ class Dataset:
     box = 0  # texts are square grids of boxes, box x box cells each, which the page draws
     prompted = False  # texts begin as questions: samples answer held-out ones, `score` rates them
     source = 0  # tokens of the question, where all texts begin with as many: see data/seq2seq.py
+    trees = None  # where texts are trees: their grammar, and what a tree is worth (data/trees.py)
     thoughts = ()  # tokens of each thought at the end of a text, and last of the answer; (): none
     first_choice = None  # the sampler where none is given, if it fits; None: that of the method
     answers = False  # texts are chats: their prompts are given, their answers are scored
@@ -102,6 +103,21 @@ class Dataset:
         """Where texts x (n, L) are padded. -> (n, L) bool, or None if nowhere"""
         return None
 
+    def lengths(self, x):
+        """The words of each text, where texts end by themselves: rates are per word, while all
+        tokens are scored. (n, L) -> (n,), or None: all tokens count"""
+        return None
+
+    def unequal(self, x):
+        """What is not None if texts have more or fewer tokens that count."""
+        padding = self.padding(x)  # (n, L)
+        return self.lengths(x) if padding is None else padding
+
+    @property
+    def mean_length(self):
+        """The tokens of a text that count, on average: where `lengths` are known."""
+        return self.block_size
+
     def text(self, ids):
         """The text that ids spell."""
         return decode(self.encoding, ids)
@@ -124,6 +140,10 @@ class Dataset:
     def score(self, x, label=None):
         """Measures of samples x (n, L) that only this data set has. -> [(what it is, values
         (n,))]"""
+        return []
+
+    def score_set(self, x):
+        """The same of samples as a set. -> [(what it is, value, standard error)]"""
         return []
 
     @classmethod

@@ -7,6 +7,7 @@ Chapter 20. Puzzles as texts: a question that is given, an answer that a checker
     sat             values that make all clauses of a formula true      data/sat.py
     boolean         the value of a formula, bracket by bracket          data/boolean.py
     multiplication  of two numbers, step by step                        data/multiplication.py
+    arithmetic      an expression that has a given value                data/arithmetic.py
 
 Puzzles are made as training needs them, so no puzzle is seen twice on purpose, and nothing is
 downloaded. A token is one symbol. A checker reads the question and the answer, and no stored

@@ -100,10 +100,9 @@ class Toy:
         u = torch.rand(2 * length + 1, n, dtype=torch.double, generator=generator)  # (2L + 1, n)
         k = draw_rows(self.log_prior(topic, n).exp(), torch.arange(n), u[-1])  # (n,)
         emission = self.emission.flatten(0, 1)  # (K Q, V) row k Q + h
-        h_l = torch.full_like(k, self.places.index("sentence stop"))  # (n,) before word 1
-        x, h = [], []
+        x, h, h_l = [], [], torch.zeros_like(k)  # (n,)
         for l in range(length):
-            h_l = draw_rows(self.transition, h_l, u[l])  # (n,)
+            h_l = draw_rows(self.transition if l else self.initial[None], h_l, u[l])  # (n,)
             x.append(draw_rows(emission, k * len(self.places) + h_l, u[length + l]))  # (n,)
             h.append(h_l)
         return torch.stack(x, 1), torch.stack(h, 1), k  # (n, L), (n, L), (n,)

@@ -14,9 +14,10 @@ known.
 `phrase` and `mix` build all ways to say something with their probabilities, so what is drawn, what
 is accepted and the entropy are one table. Held out: what is said, however it is worded.
 """
+import math
 from collections import Counter
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product
 
 from data.seq2seq import Task
 from script import one_line_errors
@@ -165,6 +166,17 @@ CLAUSES = {
     "price": lambda price: {"low": {"is cheap": 0.8, "costs little": 0.2},
                             "high": {"is dear": 0.3, "costs much": 0.7}}[price],
 }
+
+
+def all_tables():
+    """{table: its probability}"""
+    tables = {}
+    for kept in range(1, 8):  # as bits
+        slots = ["name", *(slot for i, slot in enumerate(CLAUSES) if kept >> i & 1)]
+        for values in product(*(SLOTS[slot] for slot in slots)):
+            table = " ".join(map(" ".join, zip(slots, values)))
+            tables[table] = 1 / 7 / math.prod(len(SLOTS[slot]) for slot in slots)
+    return tables
 
 
 class Describe(Drawn):

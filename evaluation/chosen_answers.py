@@ -81,11 +81,13 @@ def equality(answer, reference):
 
 def choose(candidates, utility=bleu):
     """(19.3): the number of the candidate, of a list of tuples of words, that the others agree with
-    most."""
+    most, the first of several. utility(answer, reference)"""
+    # exercise 30: the answer that the others agree with, (19.3), 4 lines
     counts = Counter(candidates)
     score = {y: sum(n * utility(y, other) for other, n in counts.items()) - utility(y, y)
              for y in counts}
     return candidates.index(max(counts, key=score.__getitem__))
+    # end
 
 
 def answer_rows(x, reference, data):

@@ -10,8 +10,7 @@ import torch
 from checkpoints.load import require_text
 from data import load_data
 from data.tokenizer import to_json
-from diffusion import corrupt
-from evaluation.errors import mean_error
+from evaluation.errors import mean_error, pooled_rate
 from evaluation.likelihood import (
     bytes_per_scored,
     likelihood_figures,
@@ -104,9 +103,13 @@ def bound_figures(model, data, held, config, rival=None, sampler=None):
     padding, alone = data.padding(x), data.independent_texts  # (n, L)
     nats, scored = nats_of(model.method, model.denoiser, x, config.draws, config.batch_size, frozen,
                            config.seed, condition, padding)  # (n,) each
-    mean, error = mean_nats(nats, scored, padding, alone)
+    lengths = data.lengths(x)  # (n,)
+    scored = scored if lengths is None else lengths  # (n,)
+    mean, error = mean_nats(nats, scored, data.unequal(x), alone)
     facts = {"method": model.config.method, "data": data.about, "split": config.split,
              "step": model.step, "draws": config.draws, "exact": model.method.exact}
+    if measures := model.method.measures(model.denoiser, x, frozen, lengths):
+        facts["measures"] = [(what, *mean_error(values, alone)) for what, values in measures]
     if not model.method.bounded:
         return facts | {"loss_per_token": mean, "loss_per_token_error": error, "texts": len(x),
                         "no_bound": model.method.unbounded_reason}
@@ -121,21 +124,30 @@ def bound_figures(model, data, held, config, rival=None, sampler=None):
         figures |= rival.figures(nats, scored, held, padding, config, alone)
     if sampler and sampler.follows and (law := sampler.follows(config)):
         figures |= law_figures(*law, held, config, padding, alone)
-    if (exact := data.answer_nats(x)) is not None:  # of these very texts, as below
-        entropy, entropy_error = mean_error(exact / scored.cpu(), alone)
-        _, gap_error = mean_error((nats.cpu() - exact) / scored.cpu(), alone)
+    exact, known = data.answer_nats(x), None if condition is None else label  # (n,)
+    if data.language is not None and not (label is None and lengths is None):
+        exact = -data.language.log_prob(x.cpu(), known)  # (n,)
+    if exact is not None:  # of these very texts, so that the gap is a mean of differences
+        entropy, entropy_error = pooled_rate(exact, scored.cpu(), alone)
+        _, gap_error = pooled_rate(nats.cpu() - exact, scored.cpu(), alone)
     elif data.language is None:
         return figures
-    elif label is None:
+    else:
         entropy, entropy_error = data.language.entropy(data.block_size)
         gap_error = math.hypot(error, entropy_error)
-    else:  # of these very texts, so that the gap is a mean of differences
-        known = None if condition is None else label
-        log_p = data.language.log_prob(x.cpu(), known)  # (n,)
-        entropy, entropy_error = mean_error(-log_p / x.shape[1], alone)
-        _, gap_error = mean_error((nats / scored).cpu() + log_p / x.shape[1], alone)
+    if lengths is not None:
+        figures |= per_text(nats.cpu(), exact, alone)
     return figures | {"entropy": entropy, "entropy_error": entropy_error, "gap": mean - entropy,
                       "gap_error": gap_error}
+
+
+def per_text(nats, exact, independent):
+    """Nats of whole texts (n,), and their exact -log p (n,), or None. -> dict"""
+    figures = dict(zip(("nats_per_text", "nats_per_text_error"), mean_error(nats, independent)))
+    if exact is not None:
+        names = ("entropy_per_text", "entropy_per_text_error")
+        figures |= dict(zip(names, mean_error(exact, independent)))
+    return figures
 
 
 def law_figures(other, sentence, held, config, padding, independent):
@@ -164,25 +176,26 @@ def zero_shot_figures(model, name, config, device):
 def entropy_of(data, given_class=False):
     """The exact entropy of a known language, or that given the class. -> nats/token, error"""
     language, L = data.language, data.block_size
-    entropy, error = language.entropy(L)
+    entropy, error = (L / data.mean_length * a for a in language.entropy(L))
     if not given_class:
         return entropy, error
     posterior = language.topic_posterior(data.windows("val", 4000))  # (n, K)
     left, left_error = mean_error(torch.special.entr(posterior).sum(-1), True)  # H(class | text)
     prior = torch.special.entr(language.prior).sum().item()  # H(class)
-    return entropy - (prior - left) / L, math.hypot(error, left_error / L)
+    return entropy - (prior - left) / data.mean_length, math.hypot(error, left_error / L)
 
 
 # ---- classifiers
 
 @torch.no_grad()
-def classifier_by_noise(process, classifiers, x, label, times, batch_size=64, seed=1337):
-    """Several classifiers on the same noise. -> {time: [(nats, whether right), (n,) each]}"""
+def classifier_by_noise(noisy, classifiers, x, label, times, batch_size=64, seed=1337):
+    """Several classifiers on the same noise. noisy: (x, t) -> z
+    -> {time: [(nats, whether right), (n,) each]}"""
     torch.manual_seed(seed)
     results = {}
     for time in times:
         t = torch.full((len(x), 1), time, device=x.device)  # (n, 1)
-        z, rows = corrupt(process, x, t), []  # (n, L)
+        z, rows = noisy(x, t), []  # (n, L), or (n, L, V)
         for classifier in classifiers:
             parts = zip(z.split(batch_size), t.split(batch_size))
             log_p = torch.cat([classifier(*part).double().log_softmax(-1) for part in parts])
@@ -215,8 +228,9 @@ def classifier_rows(method, network, data, texts, device, batch_size=64, seed=13
         by_time = pairs_by_noise(method, network, x, TIMES, batch_size, seed)
     else:
         if data.language is not None:
-            classifiers["exact_"] = exact_classifier(data.language, method.process)
-        by_time = classifier_by_noise(method.process, classifiers.values(), x, label.to(device),
+            classifiers["exact_"] = exact_classifier(
+                data.language, None if method.noise.draw_evidence else method.process)
+        by_time = classifier_by_noise(method.noisy, classifiers.values(), x, label.to(device),
                                       TIMES, batch_size, seed)
     rows = []
     for t, results in by_time.items():

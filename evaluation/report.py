@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from checkpoints.file import as_json
+from checkpoints.load import SHIPPED
 from data.files import check_writable, remove_parts, write_file
 from data.reading import parse_json
 from evaluation.comparison import describe_difference
@@ -61,6 +62,8 @@ def print_results(r, data, config, exact):
         print(f"{r['data']}\n{r['method']}, step {r['step']}: loss on held-out text "
               f"{pair(r, 'loss_per_token')} nats/token ({r['texts']:,} texts of {data.block_size} "
               f"tokens, {r['draws']} noise draws each)\nno bound on -log p: {r['no_bound']}")
+    for what, mean, error in r.get("measures", []):
+        print(f"{what}: {with_error(mean, error)}")
     if "answers" in r:
         print_answers(r, config)
     if "samples" in r:
@@ -105,6 +108,10 @@ def print_bound(r, data, config, bound):
     if "nats_per_answer" in r:
         line += f", {pair(r, 'nats_per_answer', 2)} nats/answer with its ends"
     print(f"{line}, over {r['tokens']:,} tokens")
+    if "nats_per_text" in r:
+        exact = (f", exact {pair(r, 'entropy_per_text', 2)}" if "entropy_per_text" in r else "")
+        print(f"{bound}{pair(r, 'nats_per_text', 2)} nats/text{exact}; a token is a word, ends "
+              "are scored and not counted")
     if "gap" in r:
         print(f"exact entropy {pair(r, 'entropy', 4)} nats/token: the model is "
               + describe_difference(r["gap"], r["gap_error"], "it"))
@@ -181,8 +188,10 @@ def evaluation_path(config):
     """The file for the figures of a model, beside its checkpoint: evaluation.json for ckpt.pt,
     evaluation.previous.json for ckpt.previous.pt."""
     where = Path(config.init_from or config.out_dir)
-    published = Path("out", where.name)  # a model that is not on this disk
-    folder = where if where.is_dir() else where.parent if where.exists() else published
+    published = Path("out", where.name)  # a model that is not on this disk, or comes with the code
+    ships = where.parent.resolve() == SHIPPED
+    there = where.exists() and not ships
+    folder = published if not there else where if where.is_dir() else where.parent
     name = where.stem.removeprefix("ckpt").strip(".") if where.suffix == ".pt" else ""
     return folder / ".".join(["evaluation", *[name] * bool(name), "json"])
 

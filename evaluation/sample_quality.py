@@ -125,10 +125,16 @@ def judge_rows(judge, x, data, batch_size, independent=True):
             ("the same, mean over texts", *mean_error(each, independent))]
 
 
-def exact_rows(x, language, label=None):
+def exact_rows(x, data, label=None):
     """Rows of exact probabilities; with a label (1,) also those of its class."""
-    x, n = x.cpu(), x.shape[1]  # (n, L)
-    rows = [("exact -log p, nats/token", *mean_error(-language.log_prob(x) / n, True))]
+    x, language, n = x.cpu(), data.language, x.shape[1]  # (n, L)
+    nats, lengths = -language.log_prob(x), data.lengths(x)  # (n,) each
+    rows = [("exact -log p, nats/token", *mean_error(nats / n, True))]
+    if lengths is not None:
+        some = nats.isfinite()  # (n,)
+        rows = [("texts of a possible length", *mean_error(some.double(), True)),
+                ("exact -log p of these, nats/word", *pooled_rate(nats[some], lengths[some], True)),
+                ("exact -log p of these, nats/text", *mean_error(nats[some], True))]
     if label is not None:
         of_class = -language.log_prob(x, label) / n  # (n,)
         posterior = language.topic_posterior(x)[:, label.cpu()][:, 0]  # (n,)
@@ -145,7 +151,7 @@ def rate_samples(x, data, judge, batch_size, label=None, independent=True):
     entropy = mean_error(unigram_entropy(x), independent)
     rows = [("entropy of the tokens within a text, nats", *entropy)]
     if data.language is not None:
-        rows += exact_rows(x, data.language, label)
+        rows += exact_rows(x, data, label)
     elif judge:
         rows += judge_rows(judge, x, data, batch_size, independent)
     rows += [(what, *mean_error(values, independent)) for what, values in data.score(x, label)]
@@ -252,7 +258,7 @@ def sample_figures(samples, x, data, judge, label, config):
     spread = torch.linspace(0, len(x) - 1, few).long().to(x.device)  # (few,)
     sets = samples[:few], x[spread]  # (few, L) each
     rows = [rate_samples(a, data, judge, config.batch_size, label, independent)
-            + rate_diversity(part, data)
+            + rate_diversity(part, data) + data.score_set(a.cpu())
             for a, part, independent in zip((samples, x), sets, (True, data.independent_texts))]
     figures = {"samples": rows[0], "held_out": rows[1], "num_samples": len(samples)}
     if data.is_text and not has_words(data):

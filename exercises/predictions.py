@@ -108,3 +108,25 @@ def excess_of_the_flow_bound(n_words):
     # exercise 27: one line
     return (n_words - 1) / n_words * (math.log(n_words) + 1) - math.log(n_words)
     # end
+
+
+def integral_of_a_bit(decoder_nats):
+    """29: a text is one token, +1 or -1, equally likely, and its row is that number (D = 1). With
+    the exact denoiser the first term of (13.7) costs decoder_nats at gamma_0. gamma_1 is so high
+    that the KL is 0. What is the integral from gamma_0 to gamma_1, in nats?"""
+    # exercise 29: one line
+    return math.log(2) - decoder_nats
+    # end
+
+
+def lengths_of_published_ilm(law):
+    """32: ILM inserts words one at a time. Published, it is trained on a text with k of its n words
+    left, k uniform on 0 .. n, and each text counts once: is it complete, and if not, which word is
+    missing? law[n] is the share of texts of n words. Which law of lengths do samples of the perfect
+    network have, if it draws whether to stop?
+
+    -> a list as long as law"""
+    # exercise 32: two lines
+    q = [p / (n + 1) for n, p in enumerate(law)]
+    return [part / sum(q) for part in q]
+    # end

@@ -35,11 +35,10 @@ from script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ["checkpoints", "data", "docs", "evaluation", "exercises", "experiments",
-           "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer"]
+           "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer", "weights"]
 MARK = re.compile(r"^( *)# exercise (\d+): ([^\n]*)\n(.*?)^\1# end\n", re.M | re.S)
 UNMARKED = Path(__file__).name, "test_student_copy.py"  # they only talk about marks
-SOLVED = {"answers.py", "answers_more.py", "answers_stars.py",
-          "answers_flow.py", "test_graders.py"}  # what no student's copy has
+SOLVED = re.compile(r"answers(_\w+)?\.py|test_graders\.py")  # what no student's copy has
 BLANK = "still blank"
 
 
@@ -89,10 +88,10 @@ def remove_solutions(text, only=0):
     return MARK.sub(empty, text)
 
 
-def copy_files(out, change=lambda path, text: text, without=()):
+def copy_files(out, change=lambda path, text: text, without=None):
     """A copy of the project, with change(path, text) of each source file, but no graders' file
-    named in `without`. UserError if `out` has files already, or lies in a folder of the project,
-    which would then contain every file twice."""
+    whose name `without` matches. UserError if `out` has files already, or lies in a folder of the
+    project, which would then contain every file twice."""
     out = Path(os.path.realpath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: name a new folder")
@@ -100,7 +99,7 @@ def copy_files(out, change=lambda path, text: text, without=()):
         raise UserError(f"{out} lies in {room}/, a folder of the project: name a new folder beside "
                         f"it, such as student")
     files = [path for path in project_files()
-             if path.parent.name != "exercises" or path.name not in without]
+             if path.parent.name != "exercises" or not (without and without.fullmatch(path.name))]
     is_new = not out.exists()
     try:
         for path in files:

@@ -3,6 +3,8 @@ The table of methods, by family. What a method is: methods/base.py.
 
 A row is "module:Class", imported when it is chosen. The fields of the class are its flags.
 """
+from collections import ChainMap
+
 from flags import load_row
 
 METHODS = {
@@ -37,11 +39,21 @@ METHODS = {
     "sed": "methods.sed:SED",  # the same: a table that is fixed, random or pictures of letters
     "difformer": "methods.difformer:Difformer",  # the same: an anchor, and more noise
 
+    "ld4lg": "methods.ld4lg:LD4LG",  # Gaussian noise on a few vectors that encode a text
+    "latent_planner": "methods.latent_planner:LatentPlanner",  # the same, written out in order
+    "lcm": "methods.lcm:LCM",  # the same: a sentence from the vectors of those before
+    "dglm": "methods.dglm:DGLM",  # the same: vectors of what follows a prefix
+    "bfn": "methods.bfn:BFN",  # evidence: Gaussian noise on beliefs
+    "tess": "methods.tess:TESS",  # the same as logits, with self-conditioning; from ar: TESS 2
+    "ssd_lm": "methods.ssd_lm:SSDLM",  # the same in blocks, from left to right
     "rdlm": "methods.rdlm:RDLM",  # points of a sphere: a walk from one point to each word
 
     "sedd": "methods.sedd:SEDD",  # ratios of probabilities
     "d3pm": "methods.d3pm:D3PM",  # any transition matrices, in finitely many steps
     "ggm": "methods.ggm:GGM",  # one token at a time, from its neighbors
+
+    "flexmdm": "methods.flexmdm:FlexMDM",  # masks that are inserted, and then opened: any length
+    "ilm": "methods.ilm:ILM",  # words that are inserted, one at a time
 
     "planner": "methods.planner:Planner",  # mdlm or udlm, and a head for wrong words
 
@@ -53,7 +65,13 @@ METHODS = {
     "classifier": "methods.classifier:Classifier",  # p(class | noisy text), which guides the others
 }
 
+FOR_SOME_DATA = {  # METHODS learn any texts, these only what has trees, or a source to edit
+    "tree_diffusion": "methods.tree_diffusion:TreeDiffusion",  # edits of trees, while it sees them
+    "diffuser": "methods.diffuser:Diffuser",  # words of the source are replaced, lost and added
+}
+EVERY_METHOD = ChainMap(FOR_SOME_DATA, METHODS)
+
 
 def make_method(name, n_tokens, **options):
     """The method `name` for texts of n_tokens symbols, with those options that are its flags."""
-    return load_row(METHODS, name).build(n_tokens, options)
+    return load_row(EVERY_METHOD, name).build(n_tokens, options)

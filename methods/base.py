@@ -42,7 +42,6 @@ from model import Cache, Transformer, kernels, select_rows, texts_with
 class Method:
     """What every method has. The attributes are facts, for code that must not name methods."""
     n_tokens: int  # symbols of the text; ids from n_tokens on are special
-
     # set in __post_init__
     process = None  # the noise, a process of diffusion.py; None: no noise
     vocab_size = None  # symbols of the network, special ones included
@@ -62,7 +61,9 @@ class Method:
     unbounded_reason = ""  # and this, as the end of a sentence: why there is none
     classifies = False  # the loss is that of a class, and there is no text to sample
     pairs_at = None  # where classes are text and draws: (network, x, t) -> nats (n,), share right
+    uniform_at_first = True  # to a fresh network all symbols are equally likely
     rate = None  # of an energy: (network, z, t, at) -> x (B, L) -> log p(x | z) + const
+    draw_evidence = None  # where noise is of real numbers: (x, t, frozen) -> weights (B, L, V)
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
 
@@ -78,6 +79,8 @@ class Method:
     block_length = None  # of methods that write blocks in order: tokens per block
     max_steps = None  # the most steps there are (in a block); None: no limit
     first_token = None  # the id that every text of a published network begins with
+    any_length = False  # gaps take any number of words, and where texts end they are filled up
+    end_id = None  # .. with this id, which checkpoints/build.py sets
 
     # other scripts
     also_called = ()  # names that people know from elsewhere, for "did you mean ...?"
@@ -150,8 +153,7 @@ class Method:
                window=None, end=None):
         """From noise to text; yields z (B, L) after each step.
 
-        window, end: for methods that write in order, how many tokens they see, and the id that ends
-        a text
+        window, end: for methods that write in order: tokens that they see, the id that ends a text
         """
         return sampler(self.process, denoiser, z, frozen, steps, to_probs)
 
@@ -175,12 +177,10 @@ class Method:
         """Raises UserError where flags of the script do not fit this method's."""
 
     def on_start(self, read_model):
-        """Before a new run. read_model(flag, folder) -> the model of another run on the same
-        tokens, as checkpoints/load.py: load_model returns it."""
+        """Before a new run. read_model(flag, folder) -> another run: checkpoints/load.py."""
 
     def on_data(self, data):
-        """Before a new run, and for an oracle: what the method keeps of the training text, a data
-        set. The default is nothing."""
+        """Before a new run, and for an oracle: what to keep of the training text, a data set."""
 
     def on_step(self, step, trainer):
         """Before each training step: curricula, searches, schedules."""
@@ -198,6 +198,10 @@ class Method:
 
     def usage(self, folder, classes):
         """Of methods that classify: the flags of sample.py that name a run, {name: value}."""
+
+    def measures(self, network, x, frozen=None, lengths=None):
+        """Of texts x (n, L), lengths (n,): what only this method tells. -> [(what, values (n,))]"""
+        return []
 
     def with_network(self, network):
         """The method to use with another network, such as the average, if it reads parts of it."""
@@ -331,9 +335,7 @@ def read_with_cache(denoiser, cache, ids, at, final, mask_mod):
 def end_texts(z, frozen, lo, hi, end, going, cache):
     """Texts that drew `end` at lo .. hi - 1, with nothing given after it, leave batch and cache.
 
-    Their remaining tokens become `end`. z, frozen (B, L); going (b,): the texts that have not ended
-    -> z, going
-    """
+    Their other tokens become `end`. z, frozen (B, L); going (b,): those that go on -> z, going"""
     more = frozen.flip(-1).cumsum(-1).flip(-1) > 0  # (B, L) given here or further right
     hit = (z == end) & ~more if end is not None else torch.zeros_like(frozen)  # (B, L)
     if not hit[going, lo:hi].any():

@@ -7,6 +7,9 @@ It is no language model: it has no bound on -log p(x) and writes no text. Its ne
 model.py with K outputs for K classes at each position; the logits are their mean over the text. The
 least possible (11.5) is the entropy of the class given the noisy text. For the toy language it is
 known (oracle.py), and `python evaluate.py` shows both.
+
+Where noise is of real numbers it reads what they say of each word, as probabilities: for embeddings
+exp (13.2), normalized. A table that was learned is that of a run: `--noise_from`.
 """
 from dataclasses import dataclass
 
@@ -39,6 +42,8 @@ class Classifier(Method):
     """--method classifier: trained on the noise of another method, whose models it can guide."""
     noise_of: str = flag("mdlm", "the method whose noise it reads; mdlm serves radd, pgm and ar, "
                          "udlm duo", table=METHODS, fixed=True)
+    noise_from: str = flag("", "the folder of a run of that method whose table of embeddings, or "
+                           "other noise that was learned, it reads", fixed=True)
     noise: object = None  # that method, with flags of its own
     predicts = "the class of a text"
     uses_time, classifies = True, True
@@ -50,14 +55,43 @@ class Classifier(Method):
         noise_of = options.get("noise_of", cls.noise_of)
         if load_row(METHODS, noise_of).classifies:
             raise UserError(f"no classifier can guide {noise_of}: give another --noise_of")
-        return cls(n_tokens, noise_of, make_method(noise_of, n_tokens, **options))
+        return cls(n_tokens, noise_of, options.get("noise_from", ""),
+                   make_method(noise_of, n_tokens, **options))
 
     def __post_init__(self):
         self.noise = self.noise or make_method(self.noise_of, self.n_tokens)
         self.process = self.noise.classifier_process
         if self.process is None:
             raise UserError(f"no classifier can guide {self.noise_of}: give another --noise_of")
+        if self.noise_from and not isinstance(self.process, torch.nn.Module):
+            raise UserError(f"--noise_from: {self.noise_of} learns no noise: leave it out")
         self.vocab_size = self.process.V
+
+    def on_data(self, data):
+        if self.noise.draw_evidence:
+            self.noise.on_data(data)
+
+    def on_start(self, read_model):
+        if not self.noise_from:
+            return
+        theirs = read_model("--noise_from", self.noise_from)
+        if theirs.method.name != self.noise_of:
+            raise UserError(f"--noise_from {self.noise_from} is a run of {theirs.method.name}, and "
+                            f"not of --noise_of {self.noise_of}")
+        self.noise, self.process = theirs.method, theirs.method.process
+
+    def extra_state(self):
+        """Noise that has a table: that, its schedule and what else it counted."""
+        if not isinstance(self.process, torch.nn.Module):
+            return {}
+        own = {f"noise.{name}": a for name, a in self.process.state_dict().items()}
+        return {**own, **self.noise.extra_state()}
+
+    def load_extra_state(self, state):
+        if isinstance(self.process, torch.nn.Module):
+            own = {name[6:]: a for name, a in state.items() if name.startswith("noise.")}
+            self.process.load_state_dict(own)
+            self.noise.load_extra_state(state)
 
     def check(self, config):
         if not config.labels or config.label_dropout:
@@ -67,10 +101,17 @@ class Classifier(Method):
     def usage(self, folder, classes):
         return {"label": classes[0], "classifier": folder}
 
+    @torch.no_grad()
+    def noisy(self, x, t, frozen=None):
+        """What it reads of a text at times t (B, 1). -> ids (B, L), or weights (B, L, V)"""
+        if self.noise.draw_evidence:
+            return self.noise.draw_evidence(x, t, frozen)  # (B, L, V)
+        return corrupt(self.process, x, t, frozen)  # (B, L)
+
     def loss(self, labeled, x, frozen=None):
         """(11.5). labeled: a Labeled, the network and the classes of x. -> (B, 1) nats per text"""
         t = stratified(len(x), x.device)  # (B, 1)
-        logits = labeled.denoiser(corrupt(self.process, x, t, frozen), t).float()  # (B, K)
+        logits = labeled.denoiser(self.noisy(x, t, frozen), t).float()  # (B, K)
         return F.cross_entropy(logits, labeled.label, reduction="none")[:, None]  # (B, 1)
 
     nelbo = loss

@@ -67,7 +67,7 @@ class Embedding(Method):
                          "first and the last; for other clocks than common", least=0.01, most=1000,
                          later=True)
     uses_time, shardable, fixed_positions, takes_steps = True, False, False, False
-    samplers, classifier_process = ("ancestral", "ddpm", "ddim", "word-steps"), None
+    samplers = ("ancestral", "ddpm", "ddim", "word-steps")
     predicts = "each token from a noisy embedding"
     unbounded_reason = ("the amount of noise depends on the word, so it tells the word; "
                         "--token_clock common has a bound")
@@ -161,15 +161,19 @@ class Embedding(Method):
     def predict(self, denoiser, z, t, at, fed_back=None):
         """The output at `at` (B, L), after a first call for the texts `fed_back` (B,); None: all.
         -> Prediction"""
-        space = self.process
+        return self.two_calls(denoiser, z, t, at, fed_back)[-1]
+
+    def two_calls(self, denoiser, z, t, at, fed_back=None):
+        """The same with the first call. -> where that was (B, L), its x_hat (N', D), Prediction"""
+        space, x_hat = self.process, z.new_zeros(0, self.process.D)  # (0, D)
         first = at if fed_back is None else at & fed_back[:, None]  # (B, L)
         if not (space.feeds_back and first.any()):
-            return space.predict(denoiser, z, t, at)
+            return torch.zeros_like(at), x_hat, space.predict(denoiser, z, t, at)
         with torch.no_grad():
-            x_hat = space.predict(denoiser, z, t, first).x_hat.to(z.dtype)  # (N, D)
+            x_hat = space.predict(denoiser, z, t, first).x_hat.to(z.dtype)  # (N', D)
         fed = z.masked_scatter(first[..., None], x_hat)  # (B, L, D)
         fed = torch.where(first.any(-1)[:, None, None], fed, 0.0).detach()  # (B, L, D)
-        return space.predict(denoiser, z, t, at, fed)
+        return first, x_hat, space.predict(denoiser, z, t, at, fed)
 
     def noisy(self, x, t, frozen=None):
         """A draw of (13.1), and what comes of it. -> e, z (B, L, D), t (B, 1|L)"""
@@ -185,10 +189,15 @@ class Embedding(Method):
         times of these tokens (N,), Prediction"""
         e, z, t = self.noisy(x, t, frozen)  # (B, L, D) twice, (B, 1|L)
         found = self.predict(denoiser, z, t, at, fed_back)
+        return *self.select(e, t, at, found), found
+
+    def select(self, e, t, at, found):
+        """e and t at the tokens of a Prediction; a clock that is fitted sees its error. -> (N, D),
+        (N,)"""
         e, t = e[at], t.expand(at.shape)[at]  # (N, D), (N,)
         if torch.is_grad_enabled():
             self.process.clock.observe(t, (e - found.x_hat).square().sum(-1), at)
-        return e, t, found
+        return e, t
 
     # ---- the terms of (13.7) at the tokens `at` (B, L), none of them given
 
@@ -250,6 +259,13 @@ class Embedding(Method):
         e = space.evidence(z, t.double().clamp(min=LEAST).expand(z.shape[:2]))  # (B, L, V) nats
         e = (e - e.amax(-1, keepdim=True)).exp()  # (B, L, V)
         return torch.where((t < LEAST / 2)[..., None], given, e)  # (B, L, V)
+
+    def draw_evidence(self, x, t, frozen=None):
+        """What a classifier reads: a draw of (13.1) at t (B, 1|L), as (13.2) for each word, normal-
+        ized. -> (B, L, V)"""
+        _, z, t = self.noisy(x, t, frozen)  # (B, L, D), (B, 1|L)
+        e = self.likelihood(z, t)  # (B, L, V)
+        return (e / e.sum(-1, keepdim=True)).float()  # (B, L, V)
 
     def oracle(self, language):
         """The leave-one-out distribution, or x_hat where the network predicts vectors."""

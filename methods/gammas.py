@@ -72,6 +72,47 @@ class Alpha2(nn.Module):
         return ((high - low) * fall / (a * (1 - a))).to(t.dtype)
 
 
+class Cosine(nn.Module):
+    """alpha = cos(pi t / 2), with `scale` times as much signal for its noise; |gamma| <= most."""
+
+    def __init__(self, scale=1.0, most=15.0):
+        super().__init__()
+        self.shift, self.most = 2 * math.log(scale), most
+
+    def forward(self, t):
+        gamma = 2 * torch.tan(math.pi / 2 * t.double()).clamp(min=1e-30).log() - self.shift
+        gamma = torch.where(t >= 1, self.most, gamma).clamp(-self.most, self.most)
+        return gamma.to(t.dtype)
+
+    def time(self, gamma):
+        """The inverse of `forward`."""
+        return (2 / math.pi * torch.atan(((gamma.double() + self.shift) / 2).exp())).to(gamma.dtype)
+
+
+class Growing(nn.Module):
+    """Another schedule, whose noise is multiplied by 1 + growth t: (19.8)."""
+
+    def __init__(self, schedule, growth):
+        super().__init__()
+        self.schedule, self.growth = schedule, growth
+
+    def forward(self, t):
+        return self.schedule(t) + 2 * torch.log1p(self.growth * t)
+
+    def time(self, gamma):
+        """The inverse of `forward`, by bisection."""
+        low, high = torch.zeros_like(gamma, dtype=torch.float64), torch.ones_like(gamma).double()
+        for _ in range(50):
+            t = (low + high) / 2
+            below = self(t) < gamma
+            low, high = torch.where(below, t, low), torch.where(below, high, t)
+        return t.to(gamma.dtype)
+
+    def slope(self, t):
+        """dgamma/dt. -> shape of t"""
+        return self.schedule.slope(t) + 2 * self.growth / (1 + self.growth * t)
+
+
 class Logistic:
     """gammas of a logistic density between two ends.
 

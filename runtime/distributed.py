@@ -94,7 +94,10 @@ def sum_over_processes(tensor):
 
 def wrap_ddp(network):
     """DDP: a copy of the network in every process. -> what to call in place of the network"""
-    return torch.nn.parallel.DistributedDataParallel(network) if WORLD > 1 else network
+    if WORLD == 1:
+        return network
+    some = vars(type(network)).get("in_stages", False)  # a step trains some weights only
+    return torch.nn.parallel.DistributedDataParallel(network, find_unused_parameters=some)
 
 
 def wrap_fsdp(network, device):

@@ -61,7 +61,7 @@ def batch_size_that_fits(need, device):
 
 
 def check_length(length):
-    """UserError if the memory cannot hold one text of `length` tokens, whatever the network.
+    """The length; UserError if the memory cannot hold one text of it, whatever the network.
 
     Without it, a system that promises more memory than it has ends the process without a word.
     """
@@ -69,12 +69,14 @@ def check_length(length):
     if need > free:
         raise UserError(f"--length {length} takes {need / 1e9:.0f} GB of memory at least, and "
                         f"{free / 1e9:.0f} GB are free: lower it")
+    return length
 
 
 def texts_at_once(config, model, length, device):
     """--batch_size; 0: as many texts of `length` tokens as fit, at most --num_samples."""
     if config.batch_size or config.oracle:
         return min(config.num_samples, config.batch_size or MOST["cpu"])
-    copies = 1 + (config.guidance != 1) + bool(config.classifier) * config.candidates
+    rated = 2 if model.method.draw_evidence else config.candidates  # by a classifier, at once
+    copies = 1 + (config.guidance != 1) + bool(config.classifier) * rated
     need = copies * bytes_per_text(model.denoiser, length, model.method.block_length)
     return min(config.num_samples, batch_size_that_fits(need, device))

@@ -109,7 +109,7 @@ def make_optimizers(model, config):
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     muon = [p for name, p in trained.items()
             if config.optimizer == "muon" and p.ndim == 2
-            and name.startswith(inside) and "adaln" not in name]
+            and (name.startswith(inside) or ".blocks." in name) and "adaln" not in name]
     others = [p for p in trained.values() if not any(p is q for q in muon)]
     free = [p for name, p in trained.items() if p.ndim < 2 or name.startswith("space.")]
     matrices, vectors = ([p for p in others if any(p is q for q in free) == is_free]

@@ -18,6 +18,7 @@ from samplers.generate import generate
 from script import spell
 
 SUMMARY_TEXTS, SUMMARY_DRAWS = 1000, 4
+MEASURED = 256  # texts for what only one method can tell
 
 
 def run_facts(trainer):
@@ -55,7 +56,8 @@ def print_evaluation(trainer, step, folder):
 
     if step == 0:
         folder.log(step=0, **run_facts(trainer))
-    known = config.init_from == "scratch" and method.bounded and not method.pairs_at
+    known = config.init_from == "scratch" and method.bounded and method.uniform_at_first
+    known = known and not method.pairs_at
     if step == 0 and known:  # no need to measure: predictions are uniform
         n = len(trainer.classes) if method.classifies else data.encoding.n_vocab
         what = "classes" if method.classifies else "symbols"
@@ -69,6 +71,10 @@ def print_evaluation(trainer, step, folder):
         name = "bound" if method.bounded else "loss"
         folder.log(step=step, **{f"train_{name}": train[0], "train_se": train[1],
                                  f"val_{name}": val[0], "val_se": val[1]})
+        x, frozen, _ = trainer.to_device(data.example_windows("val", MEASURED))  # (n, L) each
+        found = trainer.averaged_method.measures(trainer.gathered, x, frozen, data.lengths(x))
+        for what, values in found:
+            tqdm.write(f"            {what}  {with_error(*mean_error(values, True))}")
     if not method.classifies:
         tqdm.write("    | " + sample_text(trainer, config.block_size).replace("\n", "\n    | "))
 
@@ -83,7 +89,7 @@ def print_summary(trainer):
         print(f"\npython sample.py {use} --out_dir ...")
         return
     x, nats, scored = trainer.nats("val", SUMMARY_TEXTS, SUMMARY_DRAWS)  # (n, L), (n,), (n,)
-    mean, error = mean_nats(nats, scored, data.padding(x), data.independent_texts)
+    mean, error = mean_nats(nats, scored, data.unequal(x), data.independent_texts)
     model = spell({"out_dir": config.out_dir})
     commands = f"\npython sample.py {model}\npython evaluate.py {model}"
     if not method.bounded:

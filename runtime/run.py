@@ -28,7 +28,7 @@ from checkpoints.load import (
 )
 from data import load_data
 from flags import UserError, load_row
-from methods import METHODS
+from methods import EVERY_METHOD
 from model import kernels
 from runtime import distributed, progress
 from runtime.device import device_of, dtype_of, keep_memory
@@ -95,7 +95,7 @@ class Run:
             refuse_own_folder(f"--init_from {config.init_from}", config.init_from, config.out_dir)
         if os.path.isabs(config.out_dir) and is_path(config.data):  # so that it is found from there
             config = replace(config, data=os.path.abspath(config.data))
-        method = load_row(METHODS, config.method)
+        method = load_row(EVERY_METHOD, config.method)
         if config.labels and config.time_input == "auto" and not method.uses_time:
             # labels bring in the layers for the time, which this method does not need
             config = replace(config, time_input="none")

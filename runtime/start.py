@@ -13,7 +13,7 @@ import torch
 from checkpoints.hub import is_published
 from checkpoints.load import assemble, is_path, read_state
 from flags import UserError, change, flags_of, load_row, restored
-from methods import METHODS
+from methods import EVERY_METHOD
 from model import NetworkFlags
 from runtime import distributed
 from runtime.progress import SUMMARY_DRAWS, SUMMARY_TEXTS, sample_text
@@ -59,7 +59,8 @@ def run_folder(data="python", method="mdlm", sft=False, labels=False, out_dir=""
     """--out_dir, or the usual folder of a run with these flags."""
     if out_dir:
         return out_dir
-    conditioned = labels and not load_row(METHODS, method).classifies  # which always has labels
+    row = load_row(EVERY_METHOD, method)
+    conditioned = labels and not row.classifies  # which always has labels
     name = f"{Path(data).resolve().stem}-{method}"
     return f"out/{name}" + "-labels" * conditioned + "-sft" * sft
 
@@ -74,10 +75,11 @@ def rows_implied(given):
         saved = read_state(run_folder(**given) if start == "resume" else start)["config"]
     except UserError:  # `resume_flags` or `adopt` says what is wrong
         return {}
-    if saved.get("method") not in METHODS:
+    if saved.get("method") not in EVERY_METHOD:
         return {}
     if start != "resume":
-        return {} if load_row(METHODS, saved["method"]).classifies else {"method": saved["method"]}
+        row = load_row(EVERY_METHOD, saved["method"])
+        return {} if row.classifies else {"method": saved["method"]}
     return {name: saved[name] for name in ("method", "data", "noise_of") if name in saved}
 
 

@@ -221,9 +221,10 @@ class Trainer:
         nats, scored = nats_of(
             self.averaged_method, self.gathered, x, draws, self.config.batch_size, frozen,
             label=label if self.classes else None, padding=self.data.padding(x))  # (n,) each
-        return x, nats, scored
+        lengths = self.data.lengths(x)  # (n,)
+        return x, nats, scored if lengths is None else lengths
 
     def bound(self, split, texts, draws=1):
         """nats/token of these texts. -> mean, standard error"""
         x, nats, scored = self.nats(split, texts, draws)  # (n, L), (n,), (n,)
-        return mean_nats(nats, scored, self.data.padding(x), self.data.independent_texts)
+        return mean_nats(nats, scored, self.data.unequal(x), self.data.independent_texts)

@@ -39,8 +39,14 @@ SAMPLERS = {
 
     "ddpm": "gaussian:DDPM",                                 # steps of (13.4), for embeddings
     "ddim": "samplers.ddim:DDIM",                            # steps of (13.5): no noise
+    "2m": "samplers.ddim:TwoM",                              # the same, of second order: (15.8)
     "word-steps": "samplers.ddim:WordSteps",                 # steps of (13.6): towards a word
 
+    "insertion": "samplers.insertion:Insertion",             # masks are inserted, and opened
+    "bfn": "samplers.evidence:WordEvidence",                 # steps of (14.8): evidence of a word
+    "sde": "samplers.evidence:MeanEvidence",                 # steps of (14.9): of the mean
+    "ode": "samplers.evidence:StraightEvidence",             # steps of (14.10): no noise
+    "renoise": "samplers.evidence:Renoise",                  # steps of (14.11): all noise anew
     "geodesic": "methods.sphere:Geodesic",                   # steps of (14.34), on a sphere
 
     "arpc": "samplers.ar_informed:ARPC",                     # words are checked from left to right
@@ -55,6 +61,8 @@ SAMPLERS = {
     "smc": "samplers.particles:SMC",                         # texts side by side, with weights
     "particle-gibbs": "samplers.particles:ParticleGibbs",    # the same, beside the last one
     "grammar": "samplers.constraints:Grammar",               # words given that the text parses
+
+    "tree-edits": "samplers.tree_edits:TreeEdits",           # edits of trees, one or side by side
 }
 CORRECTORS = {
     "draw": "samplers.base:Draw",                            # the text stays as it was drawn
@@ -92,6 +100,11 @@ class SamplingFlags:
                            "that of the toy language")
     classifier_order: str = flag("first", "exact: a call for each candidate; first: a call per "
                                  "step and its gradient", ["first", "exact"], needs=["classifier"])
+    gradient: str = flag("noisy", "where noise is of real numbers: a classifier reads noisy "
+                         "text, or clean text that is expected, or moves z (samplers/gradients.py)",
+                         ["noisy", "clean", "control"], needs=["classifier"])
+    gradient_steps: int = flag(1, "of --gradient clean and control, in each step", least=1,
+                               most=1000, needs=["classifier"])
     candidates: int = flag(200, "guidance from left to right: words that the classifier rates",
                            least=1, needs=["classifier"])
     compile: str = flag("", "torch.compile the network; reduce-overhead: CUDA graphs, for small "

@@ -140,6 +140,8 @@ def writer_of(config, model, denoiser, frozen, classifier=None, window=0, stride
         if writer.window % method.block_length:
             raise UserError(f"--window {writer.window} must be a multiple of the block of "
                             f"{method.block_length} tokens, and at least that")
+    elif method.end_id is not None:
+        writer.end = method.end_id
     elif stride is not None:
         writer.stride = stride_of(stride, L)
         writer.window = L if len(frozen) > L else None
@@ -196,7 +198,8 @@ def generate_in_batches(writer, counter, given, frozen, n, size, seed, viewers=(
         batch = [a.expand(min(size, n - first), -1) for a in (given, frozen)]  # (B, L) each
         calls, began = counter.calls, time.time()
         torch.manual_seed(seed + 1_000_003 * first)
-        texts = in_order_of_completion(writer.trajectory(*batch), batch[1], writer.end,
+        end = writer.end if writer.method.left_to_right else None  # the others end all at once
+        texts = in_order_of_completion(writer.trajectory(*batch), batch[1], end,
                                        writer.method.block_length, viewers)
         try:
             for i, row in texts:

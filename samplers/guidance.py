@@ -50,6 +50,7 @@ from diffusion import (
 from flags import UserError, load_row
 from methods import METHODS
 from samplers.base import MaskSampler
+from samplers.gradients import guide_by_gradients
 from suggest import suggest
 
 TEXTS_AT_ONCE = 4096  # how many a classifier reads in one call
@@ -278,6 +279,8 @@ def guide(config, model, denoiser, sampler, classifier=None, window=None, device
         return guide_by_label(method, denoiser, sampler, label, len(model.classes), gamma)
     judge, classes, length = classifier
     label = label_of(config.label, classes, device)  # (1,)
+    if method.draw_evidence:
+        return denoiser, guide_by_gradients(config, method, sampler, label, judge)
     return guide_by_classifier(method, denoiser, sampler, label, gamma, judge,
                                config.classifier_order, length, config.candidates, window)
 
@@ -304,7 +307,8 @@ def guide_by_label(method, denoiser, sampler, label, none, gamma):
         label = label if gamma else torch.full_like(label, none)  # (B,) or (1,)
         return Labeled(denoiser, label), sampler
     if method.scores_ratios or not method.revises_text or not method.takes_steps:
-        return CFG(denoiser, label, none, gamma, method.scores_ratios), sampler
+        unnormalized = method.scores_ratios or method.any_length  # whose columns are not all words
+        return CFG(denoiser, label, none, gamma, unnormalized), sampler
     step = partial(classifier_free_step, label=label, none=none, gamma=gamma)
     return denoiser, guided_ancestral(sampler, step)
 
@@ -325,8 +329,11 @@ def guide_by_classifier(method, denoiser, sampler, label, gamma, classifier, ord
     return denoiser, guided_ancestral(sampler, step)
 
 
-def check_classifier_fits(method):
-    """Raises UserError if no classifier can guide a method."""
+def check_classifier_fits(method, gradient="noisy"):
+    """Raises UserError if no classifier can guide a method, or none by that --gradient."""
+    if gradient != "noisy" and not method.draw_evidence:
+        raise UserError(f"--gradient {gradient} is for noise of real numbers, and {method.name} "
+                        "has symbols: leave it out")
     if method.classifier_process is None:
         raise UserError(f"no classifier can guide {method.name}: train it with --labels, and leave "
                         "out --classifier")

@@ -85,11 +85,16 @@ class OwnChance:
             "somebody draws by a function that OwnChance does not replace")
 
 
-def knows_its_own_text(z, t, at=None, **layout):
+def knows_its_own_text(z, t, at=None, words=None, **layout):
     """A denoiser of 5 symbols, of the network's shape for any method, that depends on all it is
     given for a text, and on no other text."""
+    if words is not None:  # of latents (B, K, D): words of their decoder, or latents at time t
+        known = words.masked_fill(at, 0)  # (B, L)
+        z = z.sum((1, 2))[:, None] + known if t is None else z.sum(-1) + known.sum(-1)[:, None]
+        at = at if t is None else None
+    elif z.is_floating_point():
+        z = z.sum(-1)  # (B, L) of rows of embeddings
     place = torch.arange(z.shape[1])  # (L,)
-    z = z.sum(-1) if z.is_floating_point() else z  # (B, L) of rows of embeddings
     time = 0 if t is None else 3 * t.double()
     seen = 1.3 * z + 0.7 * z.roll(1, -1) + 2 * place + time  # (B, L)
     logits = 3 * torch.sin(seen[..., None].double() + 1.7 * torch.arange(6))  # (B, L, 6)

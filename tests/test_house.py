@@ -14,13 +14,13 @@ import pytest
 
 from data import DATASETS
 from forks import forked
-from methods import METHODS
+from methods import EVERY_METHOD as METHODS
 from runs import python
 from samplers import CORRECTORS, SAMPLERS
 from tree import CODE, FLOOR, ROOT, TESTS
 
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "rl.py": 150, "chat.py": 150,
-           "sample.py": 180}
+           "sample.py": 180, "micro.py": 120}
 CODE_TEXT = {name: path.read_text("utf-8") for name, path in CODE.items()}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
 BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm", "methods.diffugpt",
@@ -254,6 +254,7 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             "udlm",
             "generate",
             "guidance",
+            "gradients",
             "sliding_window",
             "reply",
             "sides",

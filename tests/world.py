@@ -8,6 +8,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+from any_length import FewTexts
 from data.tokenizer import chars
 from diffusion import Absorbing, Hybrid, Uniform, likelihood, posterior_x0, reverse
 from methods import make_method
@@ -57,6 +58,9 @@ def posterior_of_all(likelihood, leave_one_out=True):
     return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
 
 
+FEW = FewTexts([*map(tuple, TEXTS.tolist())], P, N)
+
+
 class Language:
     """The world as a language (see data/toy.py): what Method.oracle needs to know of one."""
     V, n_topics = N, len(JOINT) - 1
@@ -75,6 +79,12 @@ class Language:
         p = torch.stack(rows, 1)  # (B, n, N)
         return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
 
+    def topic_posterior(self, likelihood):
+        """p(y | evidence). likelihood (B, L, N) -> (B, K)"""
+        seen = likelihood[:, torch.arange(L), TEXTS]  # (B, 27, L)
+        joint = seen.prod(-1) @ JOINT[:-1].T  # (B, K)
+        return joint / joint.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, K)
+
     def log_prob(self, likelihood, topic=None):
         """log of the sum of p(x) times the evidence of x, whose largest entry is made 1 at each
         word. likelihood (B, L, N) -> (B,)"""
@@ -91,6 +101,10 @@ class Language:
             rows.append(torch.stack([match[:, TEXTS[:, l] == v].sum(-1) for v in range(N)], -1))
         p = torch.stack(rows, 1)  # (B, L, N)
         return p / p.sum(-1, keepdim=True)  # (B, L, N)
+
+
+    # of texts that are written by insertions, z (B, M) with a place more than texts have
+    fill_in, next_word = FEW.fill_in, FEW.next_word
 
 
 LANGUAGE = Language()

@@ -29,7 +29,7 @@ from data.reading import parse_json
 from evaluation.errors import mean_over_seeds
 from evaluation.held_out import entropy_of
 from flags import UserError, flag, load_row
-from methods import METHODS
+from methods import EVERY_METHOD
 from script import run_script
 
 PANELS = {"loss": "training loss, nats/token", "bound": "held-out bound, nats/token",
@@ -54,7 +54,7 @@ def is_number(value, least=-LARGEST, kinds=(int, float)):
 READABLE = {  # what the lines of a run hold; a line with something else was damaged
     "step": lambda value: is_number(value, 0, kinds=(int,)),
     "seconds": lambda value: is_number(value, 0),
-    "method": lambda value: value in METHODS, "data": lambda value: type(value) is str,
+    "method": lambda value: value in EVERY_METHOD, "data": lambda value: type(value) is str,
     "block_size": lambda value: is_number(value, 1, kinds=(int,)),
     "labels": lambda value: type(value) is bool,
     "bytes_per_token": lambda value: value is None or is_number(value, 1e-9),
@@ -121,7 +121,7 @@ def exact_entropy(about):
         return None
     if not load_row(DATASETS, about["data"]).has_language:
         return None
-    method = load_row(METHODS, about["method"])
+    method = load_row(EVERY_METHOD, about["method"])
     if method.classifies or not method.bounded:  # its loss is that of a class, or bounds nothing
         return None
     return entropy_of(load_data(about["data"], about["block_size"]), about["labels"])[0]

@@ -128,7 +128,8 @@ class Recording:
         changed = set(map(tuple, (z != self.last).nonzero().tolist()))
         for steps in self.steps:
             steps.append([])
-        for text, position in sorted(changed | outputs.keys()):
+        inside = {(text, place) for text, place in outputs if place < z.shape[1]}  # of the text
+        for text, position in sorted(changed | inside):
             id = int(z[text, position])
             entry = [position, id, *top_probabilities(outputs.get((text, position)), id)]
             if (text, position) in changed:
@@ -192,6 +193,9 @@ def record(config, model, writer, counter, frozen):
     It changes the writer: all texts go on to their last token, beyond their end.
     """
     method = model.method
+    if method.end_id is not None:
+        raise UserError(f"--html plays texts whose words keep their places, and {method.name} "
+                        "moves them: try --watch")
     if writer.window is not None and not method.left_to_right:
         raise UserError(f"--html plays texts of one window: --length {writer.window} at most, or a "
                         "model that writes from left to right")
@@ -257,10 +261,11 @@ def record_texts(config, model, device):
     check_length(config.length)
     prompt, n = read_prompt(config.prompt), config.num_samples
     given, frozen = encode_prompt(prompt, config.gap, model.encoding, config.length,
-                                  model.config.block_size, model.config.data, config.seed)  # (L,)
+                                  model.config.block_size, model.config.data, config.seed,
+                                  model.method.end_id)  # (L,) each
     given, frozen = (a[0].to(device) for a in prepend_bos(model.method, given[None], frozen[None]))
     counter = CallCounter(model.denoiser)
-    classifier = load_classifier(config.classifier, model, device) if config.classifier else None
+    classifier = load_classifier(config, model, device) if config.classifier else None
     config = choose_sampler(config, model, frozen)
     writer = writer_of(config, model, counter, frozen, classifier)
     recording = record(config, model, writer, counter, frozen.expand(n, -1))

@@ -29,14 +29,15 @@ FASTEST, WHOLE, SLOWEST = 0.03, 4.0, 0.15    # seconds: per frame, per text, per
 class Terminal:
     """Shows the first text of a batch; plain lines for NO_COLOR, TERM=dumb or without a terminal.
 
+    end: the id that fills up texts behind their end, which is not shown
     steps: of a text, 0 if unknown. Texts of few steps are slowed down so that they can be seen; of
     many steps, some frames are skipped.
     """
 
-    def __init__(self, encoding, frozen, steps=0):
+    def __init__(self, encoding, frozen, steps=0, end=None):
         dumb = os.name != "nt" and os.environ.get("TERM", "") in ("", "dumb")
         self.live = sys.stdout.isatty() and not dumb and not os.environ.get("NO_COLOR")
-        self.encoding, self.frozen, self.steps = encoding, frozen.tolist(), steps
+        self.encoding, self.frozen, self.steps, self.end = encoding, frozen.tolist(), steps, end
         self.last = self.skipped = self.size = None  # ids of the last frame, a skipped state
         self.drawn, self.top, self.began = 0, 0, 0.0  # the last frame: lines, first line, time
         self.whole = False  # the last frame shows the whole text
@@ -55,8 +56,16 @@ class Terminal:
         if passed >= FASTEST or hold >= FASTEST:
             self.draw()
 
+    def without_ends(self, z):
+        """The ids z up to what fills up the text."""
+        n = len(z)
+        while n and z[n - 1] == self.end:
+            n -= 1
+        return z[:n]
+
     def print_line(self):
         (step, z), self.skipped = self.skipped, None
+        z = self.without_ends(z)
         z = shown_words(z, self.encoding.n_vocab)
         print(f"step {step:>4}: {decode(self.encoding, z)!r}", flush=True)
 
@@ -68,6 +77,7 @@ class Terminal:
         self.size, width = size, max(20, size.columns - 1)
         styles = [token_style(*now, n_vocab) for now in zip(z, self.last or z, self.frozen)]
         self.last = z
+        z = self.without_ends(z)
         cells = [(char, style * (char != " "))
                  for piece, style in zip(pieces(self.encoding, shown_words(z, n_vocab)), styles)
                  for char in visible(piece)]

@@ -23,6 +23,7 @@ from train import Config
 ROOT = Path(__file__).parents[2]
 SETS = {                                         # name: the arguments of load_data
     "toy": dict(data="toy", block_size=12),
+    "sentences": dict(data="sentences", block_size=20),
     "digits": dict(data="digits", block_size=64),
     "chat": dict(data="chat", block_size=48, vocab_size=512),
     "chat, sft": dict(data="chat", block_size=160, tokenizer="bytes", sft=True),
@@ -33,8 +34,11 @@ SETS = {                                         # name: the arguments of load_d
     "countdown4": dict(data="countdown4", block_size=0),
     "planning5": dict(data="planning5", block_size=0),
     "date": dict(data="date", block_size=0),
+    "repair": dict(data="repair", block_size=0),
     "paraphrase": dict(data="paraphrase", block_size=0),
+    "describe-spans": dict(data="describe-spans", block_size=0),
     "sat7": dict(data="sat7", block_size=0),
+    "arithmetic": dict(data="arithmetic", block_size=0),
     "boolean-thoughts": dict(data="boolean-thoughts", block_size=0),
     "multiplication-thoughts": dict(data="multiplication-thoughts", block_size=0),
     "a file": dict(data="story.txt", block_size=16, tokenizer="chars"),
@@ -86,7 +90,8 @@ def test_a_data_set_says_what_it_is(data):
     for fact in ("is_text", "answers", "prompted", "pads", "counts_words", "counts_bytes"):
         assert type(getattr(data, fact)) is bool, fact
     assert not data.answers or not data.counts_words
-    assert data.has_language == (data.language is not None) == (data.name == "toy")
+    assert data.has_language == (data.language is not None) == (
+        data.name in ("toy", "sentences"))
 
 
 def test_examples_and_windows_are_ids_with_what_is_given_and_classes(data):
@@ -123,10 +128,11 @@ def test_windows_are_spread_over_the_split_from_its_beginning(data):
 
 
 def test_text_is_what_the_ids_spell(data):
-    row = data.windows("val", 1)[0].tolist()
+    x = data.windows("val", 1)  # (1, L)
+    row = x[0].tolist()
     spelled = decode(data.encoding, row)
-    assert data.text(row) == (spelled.replace(MARKS[-1], "") if data.answers or data.source
-                               else spelled)
+    ends = data.answers or data.source or data.lengths(x) is not None  # they fill a text up
+    assert data.text(row) == (spelled.replace(MARKS[-1], "") if ends else spelled)
     assert "_" in data.text([*row[:3], data.encoding.n_vocab])
 
 
@@ -162,6 +168,8 @@ def test_bytes_per_token_are_those_of_the_scored_text(data):
     scored = torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen  # (n, L)
     if data.pads:
         scored &= ~data.padding(x)
+    if (lengths := data.lengths(x)) is not None:
+        scored = torch.arange(x.shape[1]) < lengths[:, None]  # (n, L)
     size = sum(len(data.encoding.decode_bytes(row[keep].tolist()))
                for row, keep in zip(x, scored)) / int(scored.sum())
     for mark in data.encoding.special_tokens_set:

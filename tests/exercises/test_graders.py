@@ -1,26 +1,20 @@
 """The graders themselves: an answer that is right passes, however it is written, and one that is
 wrong gets a sentence that names the slip."""
+import importlib
 import inspect
 import textwrap
+from pathlib import Path
 from types import ModuleType
 
-import answers
-import answers_flow
-import answers_more
-import answers_stars
 import pytest
-import test_exercises
-import test_exercises_figures
-import test_exercises_flow
-import test_exercises_more
-import test_exercises_stars
 
 from exercises.student_copy import MARK, ROOT, exercises, grader_message
 
-GRADERS = (test_exercises, test_exercises_more, test_exercises_figures, test_exercises_stars,
-           test_exercises_flow)
-RIGHT = answers.RIGHT | answers_more.RIGHT | answers_stars.RIGHT | answers_flow.RIGHT
-WRONG = answers.WRONG | answers_more.WRONG | answers_stars.WRONG | answers_flow.WRONG
+HERE = Path(__file__).parent
+GRADERS, ANSWERS = ([importlib.import_module(path.stem) for path in sorted(HERE.glob(f"{name}*.py"))]
+                    for name in ("test_exercises", "answers"))
+RIGHT = {n: texts for answers in ANSWERS for n, texts in answers.RIGHT.items()}
+WRONG = {n: texts for answers in ANSWERS for n, texts in answers.WRONG.items()}
 BLANKS = exercises()  # reads the whole project
 FORKS = 6, 12  # graders that run a test in a copy: seconds each
 
@@ -83,5 +77,6 @@ def test_an_answer_that_is_wrong_gets_a_sentence_that_names_the_slip(number, ans
 
 
 def test_there_are_three_of_each_for_every_exercise():
+    assert set(RIGHT) == set(WRONG) == set(BLANKS)
     for n in BLANKS:
         assert len(RIGHT[n]) >= (1 if n in FORKS else 3) and len(WRONG[n]) >= 3, n

@@ -49,7 +49,7 @@ def test_it_learns_the_exact_posterior_where_that_is_known(noise):
         e = likelihood(method.process, z, t.double().clamp(1e-6, 1 - 1e-6))  # (B, L, N)
         return e.clamp(min=1e-30).log().sum(1)[:, :4]  # (B, 4)
     x, _, label = OneWord().example_windows("val", 1000)
-    rows = classifier_by_noise(method.process, [trainer.average, exact], x, label, TIMES)
+    rows = classifier_by_noise(method.noisy, [trainer.average, exact], x, label, TIMES)
     for t, ((nats, right), (least, most)) in rows.items():
         sure = least < 0.5  # elsewhere classes tie, and who is right is chance
         assert nats.mean() < least.mean() + 0.1
@@ -107,22 +107,12 @@ def test_it_reads_the_noise_of_any_method_that_a_classifier_can_guide(noise):
     assert vars(method.process).get("scale") == vars(theirs.classifier_process).get("scale")
 
 
-class Classes(world.Language):
-    """The world, as a language that knows its classes."""
-
-    def topic_posterior(self, likelihood):
-        """p(y | evidence). likelihood (B, L, N) -> (B, K)"""
-        seen = likelihood[:, torch.arange(world.L), world.TEXTS]  # (B, 27, L)
-        joint = seen.prod(-1) @ world.JOINT[:-1].T  # (B, K)
-        return joint / joint.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, K)
-
-
 @pytest.mark.parametrize("name", world.PROCESSES)
 def test_the_exact_classifier_of_a_language_is_bayes_rule(name):
     """On the world of 27 texts, for ids, and for weights over symbols that are certain."""
     process = world.PROCESSES[name]
     z, t = world.states(process), torch.full((process.V ** 3, 1), 0.4, dtype=torch.float64)
-    judge = exact_classifier(Classes(), process)
+    judge = exact_classifier(world.LANGUAGE, process)
     exact = world.classifier(process)(z, t)
     torch.testing.assert_close(judge(z, t), exact, atol=1e-8, rtol=1e-8)
     one_hot = F.one_hot(z, process.V).double()

@@ -268,7 +268,7 @@ def test_a_run_of_ar_is_taken_over_and_its_bound_begins_as_that_of_ar():
 def test_a_method_that_cannot_adapt_them_says_who_can(method, capsys):
     fit("ar", method="ar", max_iters=1)
     said = complaint(train, *tiny(init_from="ar", method=method, out_dir="o"), capsys=capsys)
-    assert "leave --init_from out, or take --method diffugpt or ar2diff" in said
+    assert "leave --init_from out, or take --method tess or diffugpt or ar2diff" in said
     fit("sedd", method="sedd", max_iters=1)
     said = complaint(train, *tiny(init_from="sedd", method="diffugpt", out_dir="o"), capsys=capsys)
     assert "a network of sedd, and diffugpt needs another" in said

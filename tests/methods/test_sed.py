@@ -3,8 +3,11 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bounds import close
+from test_plaid import NETWORK
 
+from checkpoints.build import build_network
 from data.tokenizer import chars, words
 from flags import UserError
 from methods import make_method
@@ -79,3 +82,21 @@ def test_the_loss_has_both_terms():
     t, _ = method.draw_times(torch.ones_like(x, dtype=torch.bool))
     ce = method.cross_entropies(lambda z, t, at: torch.zeros(int(at.sum()), 7), x, t).mean()
     assert nothing > ce + 0.1
+
+
+def test_rows_of_another_run_are_the_table():
+    """Those of a table, or what the network reads of each token; of another width they are refused.
+    """
+    for name in ("plaid", "mdlm"):
+        other = make_method(name, 7)
+        network = build_network(NETWORK, other)
+        model = type("Model", (), {"method": other, "denoiser": network})
+        method = make_method("sed", 7, rows_from="another", dim=16)
+        method.on_start(lambda option, folder: model)
+        rows = other.process.rows() if name == "plaid" else network.embed[:7]  # (7, 16)
+        close(method.process.rows(), F.normalize(rows, dim=-1), 1e-6)
+        assert not method.process.table.requires_grad
+        with pytest.raises(UserError, match="has rows of 16 numbers: give --dim 16"):
+            make_method("sed", 7, rows_from="another", dim=4).on_start(lambda *_: model)
+    with pytest.raises(UserError, match="--table glyphs has rows: leave out --rows_from"):
+        make_method("sed", 7, table="glyphs", rows_from="another")

@@ -47,7 +47,7 @@ SEQ2SEQ = [
      "a source that is to be written is cached"),
     ("model.py", "noise = noise * (positions >= self.source)", "noise = noise + 0 * positions",
      "test_sides", "a source reads the time, so its cache is out of date"),
-    ("evaluation/held_out.py", "mean_error((nats.cpu() - exact) / scored.cpu(), alone)",
-     "mean_error(nats.cpu() / scored.cpu(), alone)", "test_answers_runs",
+    ("evaluation/held_out.py", "pooled_rate(nats.cpu() - exact, scored.cpu(), alone)",
+     "pooled_rate(nats.cpu(), scored.cpu(), alone)", "test_answers_runs",
      "the error of the gap is that of the bound"),
 ]

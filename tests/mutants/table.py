@@ -5,10 +5,16 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 """
 from pathlib import Path
 
+from tests.mutants.edits import EDITS
 from tests.mutants.embedding import EMBEDDING
+from tests.mutants.evidence import EVIDENCE
 from tests.mutants.flows import FLOWS
+from tests.mutants.front import FRONT
+from tests.mutants.gradients import GRADIENTS, RECIPES
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
+from tests.mutants.insertion import INSERTION
+from tests.mutants.latents import LATENTS
 from tests.mutants.program import PROGRAM
 from tests.mutants.reasoning import REASONING
 from tests.mutants.rewards import POLICY
@@ -20,8 +26,9 @@ from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
 
 TESTS = Path(__file__).parent.parent
-MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *FLOWS, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS,
-           *COLLAPSE, *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID]
+MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
+           *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
+           *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS]
 
 
 def find_tests(names):

@@ -9,7 +9,7 @@ from evaluation.held_out import classifier_rows, entropy_of
 from evaluation.likelihood import estimate_bound
 from evaluation.sample_quality import rate_samples
 from flags import load_row
-from kinds import bounds_differ
+from kinds import bounds_differ, in_place
 from methods import METHODS, make_method
 from oracle import exact_classifier
 from samplers import make_sampler
@@ -19,7 +19,7 @@ from samplers.guidance import guide_by_classifier, guide_by_label
 DATA = ToyCorpus(block_size=16)
 LANGUAGE = DATA.language
 V, K = LANGUAGE.V, LANGUAGE.n_topics
-WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
+WRITERS = in_place(name for name in METHODS if not load_row(METHODS, name).classifies)
 
 
 def with_oracle(name):

@@ -21,7 +21,8 @@ from world import L, N, P, distance, numbers
 
 WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 BIASED = {"klass": dict(certainty=0.4, drift=10.0, patience=1),  # flags that show it in three words
-          "edit": dict(open_above=0.4, edit_above=0.4), "arpc": dict(steps=8)}
+          "edit": dict(open_above=0.4, edit_above=0.4), "arpc": dict(steps=8),
+          "renoise": dict(projection="argmax", steps=8)}
 # texts that show it: the error of `distance` is 7 / n, and what all but the first are off by, 0.07
 # and more, is 4 times the limit of 2000 texts, and 0.5 of unroll 8 times that of 500
 BIASED_TEXTS = {"remdm-conf": 20_000, "unroll": 500}
@@ -36,8 +37,10 @@ def method_of(name, n_tokens, block):
                                    dim=6)
 
 
-def rough(z, t, at=None, **layout):
+def rough(z, t, at=None, words=None, **layout):
     """A denoiser of 5 symbols that knows nothing, of the network's shape for any method."""
+    if words is not None:  # of latents: words of their decoder, or latents at time t
+        z, at = (words, at) if t is None else (z, None)
     logits = torch.randn(*z.shape[:2], 6, generator=torch.Generator().manual_seed(0))  # (B, L, 6)
     return logits if at is None else logits[at]
 
@@ -158,8 +161,8 @@ def drawn(name, sampler, corrector="draw", n=8_000, steps=128, **options):
     -> the distance, its standard error
     """
     method = method_of(name, N, L)
-    points = {"ddpm", "geodesic"} & {*(method.samplers or ())}
-    n, steps = (1000, 32) if points else (n, steps)
+    points = {"ddpm", "bfn", "geodesic"} & {*(method.samplers or ())}
+    n, steps = (min(n, 1000), min(steps, 32)) if points else (n, steps)
     sampler = make_sampler(sampler, method, corrector, **options)
     torch.manual_seed(0)
     z, nothing = method.prior((n, L)), torch.zeros(n, L, dtype=torch.bool)  # (n, L) each

@@ -78,7 +78,7 @@ def answering(tmp_path_factory):
 def test_every_method_answers_by_a_sampler_that_fits_it(name, answering, monkeypatch, capsys):
     out, err = talk(monkeypatch, capsys, answering / name, typed="What is 3?\nAnd 4?\n")
     assert out.startswith("> What is 3?\n") and out.count("\n> And 4?\n") == 1
-    own = {"pgm": "spread", "ar2diff": "unroll", "dot": "thoughts"}
+    own = {"pgm": "spread", "ar2diff": "unroll", "dot": "thoughts", "flexmdm": "insertion"}
     sampler = own.get(name, "ancestral")
     masks = ("mdlm", "md4", "radd", "audm", "planner", "diffugpt", "diffusion_llm", "rdm", "mgdm")
     sampler = "semi-ar" if name in masks else sampler

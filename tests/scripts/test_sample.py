@@ -13,7 +13,7 @@ import sample
 from data.tokenizer import byte_level, end_of_text
 from flags import UserError, configure, flags_of, load_row
 from forks import forked
-from kinds import enough
+from kinds import enough, in_place
 from methods import METHODS, make_method
 from models import random_checkpoint
 from runs import cache, commanded, complaint, disk_of, elsewhere, script  # noqa: F401
@@ -63,7 +63,8 @@ def test_every_sampler_writes_the_text_of_every_method_that_it_fits(name, sample
                                                                     random_runs, capsys):
     """Given tokens survive wherever they stand, from an exact denoiser and from a network."""
     flags = dict(sampler=sampler, corrector=corrector, steps=3, prompt="_ the cat _ _ every red _")
-    for source in (dict(oracle=name), dict(out_dir=str(random_runs(name)))):
+    oracles = [dict(oracle=one) for one in in_place([name])]
+    for source in (*oracles, dict(out_dir=str(random_runs(name)))):
         found = texts(capsys, **source, **flags)
         assert len(found) == 2 and all(len(text["ids"]) == 8 for text in found)
         for words in (text["text"].split() for text in found):

@@ -58,7 +58,7 @@ BESIDE = dict(
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
-          "n_orders blockgen-diffusion_block").split()
+          "n_orders blockgen-diffusion_block bound_steps").split()
 HARDWARE = ("device matmul_precision attention").split()
 
 # Flags with tests of their own: which.

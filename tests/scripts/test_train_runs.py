@@ -165,6 +165,7 @@ KINDS = [("toy", "toy", {}), ("digits", "digits", dict(block_size=64)),
          ("sat5", "sat5", dict(block_size=68)), ("boolean", "boolean", dict(block_size=31)),
          ("multiplication", "multiplication-thoughts", dict(block_size=20)),
          ("add", "add", dict(block_size=13)), ("describe", "describe", dict(block_size=23)),
+         ("describe-spans", "describe-spans", dict(block_size=28)),
          ("*.jsonl", "mine.jsonl", dict(CHATS, sft=True))]
 
 

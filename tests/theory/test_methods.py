@@ -29,13 +29,15 @@ ENTROPY = -(P * P.log()).sum()
 WORLD = dict(diffusion_block=L, diffusion_steps=1024, dim=4, self_condition=0.0)
 # texts, for an error below 1 %: draws of gidd have heavy tails, any order is exact at the exact law
 BATCH = {"gidd": 16_000, "udlm": 5000, "sedd": 5000, "d3pm": 5000, "ggm": 5000, "maria": 200,
-         "sigma_gpt": 200, "eso_lm": 200}
+         "flexmdm": 4000, "ld4lg": 4000, "sigma_gpt": 200, "eso_lm": 200}
 # second values of flags that have no choices, and where one more than the default will not do
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
               block_sizes="1,3", size_weights="4,3,2,1", mask_rate=0.15, positions=16,
-              self_condition=0.25, scheduled=0.5, coupled=0.5,
+              self_condition=0.25, scheduled=0.5, coupled=0.5, noise_growth=0.5, reinforce=1.0,
+              rows_from="out/toy-plaid", noise_from="out/toy-plaid",
               ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
+BESIDE = {"noise_from": dict(noise_of="plaid")}  # what a flag needs
 WORDS, LENGTH = 7, 12
 NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=True,
                norm_bias=False, time_input="auto")
@@ -142,7 +144,7 @@ def trainer_of(network):
     """What `on_step` may read of a trainer."""
     config = SimpleNamespace(max_iters=4, eval_interval=1, eval_iters=1, batch_size=4, seed=1)
     data = SimpleNamespace(windows=lambda split, most: torch.randint(WORDS, (most, LENGTH)))
-    return SimpleNamespace(config=config, data=data, average=network, device="cpu")
+    return SimpleNamespace(config=config, data=data, average=network, model=network, device="cpu")
 
 
 def per_token(nats, frozen=None):
@@ -178,7 +180,7 @@ def test_two_values_of_every_flag_build_and_train_two_steps(name, flag):
     found = values(name, flag)
     assert len(set(found)) >= 2
     for value in found:
-        method, network = built(name, **{flag: value})
+        method, network = built(name, **{flag: value, **BESIDE.get(flag, {})})
         optimizer, (x, frozen) = torch.optim.SGD(network.parameters(), lr=0.1), texts()
         before = [p.clone() for p in network.parameters()]
         for step in range(2):
@@ -200,7 +202,9 @@ def test_every_weight_gets_a_finite_gradient(name):
     method, network = built(name)
     (x, _), randomized = texts(24), randomize(network, std=0.2)
     torch.manual_seed(0)
-    method.loss(denoiser_of(method, randomized, len(x)), x).mean().backward()
+    for step in (0, 3):  # the first and the last: a method may train in stages
+        method.on_step(step, trainer_of(network))
+        method.loss(denoiser_of(method, randomized, len(x)), x).mean().backward()
     for key, p in network.named_parameters():
         if not p.requires_grad:
             assert p.grad is None, key
@@ -277,7 +281,7 @@ def test_facts_name_what_there_is(name):
     assert all(isinstance(getattr(method, fact), bool) for fact in (
         "uses_time", "bidirectional", "shardable", "exact", "bounded", "classifies",
         "fixed_positions", "one_by_one", "takes_steps", "counts_padding", "opens_masks",
-        "scores_ratios", "left_to_right", "revises_text"))
+        "scores_ratios", "left_to_right", "revises_text", "uniform_at_first"))
     assert method.bounded or method.unbounded_reason
     with pytest.raises(TypeError):
         type(method)(WORDS, no_such_flag=1)

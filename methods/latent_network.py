@@ -1,0 +1,148 @@
+"""
+Chapter 15. The network of latent diffusion: an encoder, a decoder and a denoiser in one module.
+
+    h       = encoder( [k queries ; words] ), normalized                 ids -> (B, K, d)
+    logits  = decoder( [z ; words, blank where they are wanted] )        (B, K, d) -> (N, V)
+    v'      = denoiser( [z ; given words] ), told gamma and the class    (B, K, d) -> (B, K, d)
+
+One call does one of the three: `forward` sees from its arguments which. So whatever wraps, counts,
+compiles or averages a network works as for any other. Each part is a Transformer that reads vectors
+in place of ids. The denoiser reads given words through the embedding that the encoder learned, and
+does not train it.
+
+Latents are normalized to mean 0 and variance 1 for each coordinate over the data, which is what
+(15.7) wants. In training the statistics are those of the batch, and their average is kept beside
+the weights, so it is saved and averaged with them.
+"""
+import torch
+import torch.nn as nn
+
+from model import Transformer, causal
+
+KEPT = 0.05  # share of a batch in the running statistics
+EPS = 1e-5  # of a variance: a coordinate that never changes would be divided by 0
+
+
+class VectorTransformer(Transformer):
+    """A Transformer of hidden states (B, n, D): its input has been embedded."""
+
+    def __init__(self, outputs, *shape, **options):
+        super().__init__(outputs, *shape, **options)
+        self.embed = None
+
+    def embedding(self, z):
+        return z  # (B, n, D)
+
+
+def only_seen(seen):
+    """An attention pattern for each text: which keys any query sees. seen (B, n) bool"""
+    return lambda batch, head, query, key: seen[batch, key]  # (B, 1, 1, n)
+
+
+def statistics(rows):
+    """The mean, and the log of the variance. rows (n, k, d) -> (k, d) each"""
+    return rows.mean(0), (rows.var(0, unbiased=False) + EPS).log()
+
+
+class LatentText(nn.Module):
+    """Encoder, decoder and denoiser of texts as K vectors of d numbers.
+
+    inputs       numbers of a vector that the denoiser reads: 2 d with self-conditioning
+    ordered      the decoder writes from left to right: K vectors in front of a language model
+    hides_given  the encoder reads the words that are not given, and no others
+    """
+    supports_cache = supports_fused_head = fixed_shapes = False
+    source, mask_mod = 0, None
+    in_stages = True  # a step trains some of the weights only
+
+    def __init__(self, vocab_size, n_layer, n_head, n_embd, latents, dim, inputs, ordered=False,
+                 hides_given=False, cond_dim=128, n_classes=0, **options):
+        super().__init__()
+        self.vocab_size, self.blank, self.K = vocab_size, vocab_size - 1, latents
+        self.ordered, self.hides_given = ordered, hides_given
+        shape = n_layer, n_head, n_embd
+        plain = {key: options[key] for key in ("dropout", "qk_norm", "norm_bias")}
+        self.embed = nn.Parameter(0.5 * torch.randn(vocab_size, n_embd))
+        self.queries = nn.Parameter(0.5 * torch.randn(latents, n_embd))
+        self.encoder = VectorTransformer(dim, *shape, cond_dim=0, **plain)
+        for block in self.encoder.blocks:  # if blocks were closed, all texts would be one
+            block.out.reset_parameters()
+            block.mlp[2].reset_parameters()
+        self.encoder.head.reset_parameters()
+        self.mean = nn.Parameter(torch.zeros(latents, dim), requires_grad=False)  # (k, d)
+        self.log_variance = nn.Parameter(torch.zeros(latents, dim), requires_grad=False)  # (k, d)
+        self.read = nn.Linear(dim, n_embd)  # by the decoder
+        self.read_places = nn.Parameter(0.5 * torch.randn(latents, n_embd))
+        self.text_decoder = VectorTransformer(vocab_size - 1, *shape, cond_dim=0, **plain)
+        self.read_noisy = nn.Linear(inputs, n_embd)  # by the denoiser
+        self.places = nn.Parameter(0.5 * torch.randn(latents, n_embd))
+        self.denoiser = VectorTransformer(dim, *shape, cond_dim=cond_dim, n_classes=n_classes,
+                                          **plain)
+
+    def forward(self, z, noise=None, at=None, label=None, words=None):
+        """Latents (B, K, d) of ids z; logits (N, V) at `at` from latents z; or, with the noise
+        gamma (B, 1), v' or h' (B, K, d).
+
+        at (B, L) bool: the words that are wanted, None for all; the other `words` are given
+        """
+        if not z.is_floating_point():
+            at = torch.ones_like(z, dtype=torch.bool) if at is None else at  # (B, L)
+            return self.normalize(self.encode(z, at))
+        at = torch.ones_like(words, dtype=torch.bool) if at is None else at  # (B, L)
+        if noise is None:
+            return self.decode(z, words, at)
+        return self.denoise(z, noise, words, at, label)
+
+    # ---- words to latents
+
+    def encode(self, x, at):
+        """Latents (B, K, d), not normalized, of x (B, L)."""
+        h = torch.cat([self.queries.expand(len(x), -1, -1), self.embed[x]], 1)  # (B, K + L, D)
+        pattern = only_seen(self.beside_latents(at)) if self.hides_given else None
+        return self.encoder(h, mask_mod=pattern)[:, :self.K]  # (B, K, d)
+
+    def beside_latents(self, seen):
+        """Which of [K latents ; L words] are seen: all latents. (B, L) -> (B, K + L)"""
+        return torch.cat([seen.new_ones(len(seen), self.K), seen], 1)  # (B, K + L)
+
+    def normalize(self, h):
+        """Mean 0 and variance 1 of each coordinate; in training, over the batch. -> (B, K, d)"""
+        rows = h.reshape(-1, *self.mean.shape).float()  # (B', k, d)
+        mean, log_variance = self.mean, self.log_variance  # (k, d) each
+        if self.training and torch.is_grad_enabled() and len(rows) > 1:
+            mean, log_variance = statistics(rows)  # (k, d) each
+            with torch.no_grad():
+                self.mean.lerp_(mean, KEPT)
+                self.log_variance.lerp_(log_variance, KEPT)
+        return ((rows - mean) * (-log_variance / 2).exp()).reshape(h.shape)  # (B, K, d)
+
+    @torch.no_grad()
+    def set_statistics(self, h):
+        """Normalize by the statistics of these latents (n, K, d), which are not normalized."""
+        for kept, found in zip((self.mean, self.log_variance),
+                               statistics(h.reshape(-1, *self.mean.shape))):
+            kept.copy_(found)  # (k, d)
+
+    # ---- latents to words
+
+    def decode(self, z, words, at):
+        """Logits (N, V) at `at`, of all words at once, or each from those to its left."""
+        h = self.read(z.to(self.embed.dtype)) + self.read_places  # (B, K, D)
+        if self.ordered:
+            words = torch.cat([torch.full_like(words[:, :1], self.blank), words[:, :-1]], 1)
+        else:
+            words = words.masked_fill(at, self.blank)  # (B, L)
+        h = torch.cat([h, self.embed[words]], 1)  # (B, K + L, D)
+        wanted = torch.cat([at.new_zeros(len(at), self.K), at], 1)  # (B, K + L)
+        rows = wanted.flatten().nonzero()[:, 0]  # (N,) of all rows, so that no text is left out
+        return self.text_decoder(h, at=rows, mask_mod=causal if self.ordered else None)  # (N, V)
+
+    # ---- noisy latents to latents
+
+    def denoise(self, z, gamma, words, at, label):
+        """-> (B, K, d) what the method predicts. No word that is not given is read."""
+        h, pattern = self.read_noisy(z.to(self.embed.dtype)) + self.places, None  # (B, K, D)
+        if not at.all():
+            h = torch.cat([h, self.embed.detach()[words]], 1)  # (B, K + L, D)
+            pattern = only_seen(self.beside_latents(~at))
+        return self.denoiser(h, gamma, label=label, mask_mod=pattern)[:, :self.K]  # (B, K, d)
