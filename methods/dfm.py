@@ -89,7 +89,7 @@ class PowerWords(Uniform):
         return -self.dalpha(t) / self.V * torch.ones_like(v)
 
 
-def path(n_tokens, source, power):
+def flow_path(n_tokens, source, power):
     """The process of (14.20). For n = 1 it is that of mdlm or udlm."""
     masks = source == "mask"
     if power == 1:
@@ -152,7 +152,7 @@ class DFM(Method):
 
     def __post_init__(self):
         masks = self.source == "mask"
-        self.process = path(self.n_tokens, self.source, self.power)
+        self.process = flow_path(self.n_tokens, self.source, self.power)
         self.vocab_size, self.opens_masks, self.uses_time = self.process.V, masks, not masks
         if not masks:
             self.samplers, self.takes_steps = ("ancestral", "flow"), False

@@ -19,7 +19,7 @@ from data.toy import ToyCorpus
 from diffusion import Absorbing, Uniform, corrupt
 from flags import UserError
 from methods import make_method
-from methods.dfm import WithEvidence, PowerMasks, PowerWords, flow_factor, flow_nats, path
+from methods.dfm import WithEvidence, PowerMasks, PowerWords, flow_factor, flow_nats, flow_path
 from methods.mdlm import masked_bound
 from methods.udlm import UDLM
 from samplers import make_sampler
@@ -244,7 +244,8 @@ def test_random_words_have_the_two_samplers_whose_bounds_are_known_and_masks_hav
     assert masks.first_choice == "spread" and masks.samplers is None and masks.opens_masks
     assert words.uses_time and not masks.uses_time and words.vocab_size == N == masks.process.mask
     for source, process in (("mask", Absorbing), ("uniform", Uniform)):  # kappa = u: nothing new
-        assert type(path(N, source, 1.0)) is process and type(path(N, source, 2.0)) is not process
+        kinds = [type(flow_path(N, source, power)) for power in (1.0, 2.0)]
+        assert kinds[0] is process and kinds[1] is not process
     for sampler, flags, says in (
             ("psi", {}, "--sampler psi does not work with dfm, which takes steps of its own: take "
                         "ancestral or flow"),
