@@ -258,7 +258,7 @@ def sample_figures(samples, x, data, judge, label, config):
     spread = torch.linspace(0, len(x) - 1, few).long().to(x.device)  # (few,)
     sets = samples[:few], x[spread]  # (few, L) each
     rows = [rate_samples(a, data, judge, config.batch_size, label, independent)
-            + rate_diversity(part, data) + data.score_set(part.cpu())
+            + rate_diversity(part, data) + data.score_set(a.cpu())
             for a, part, independent in zip((samples, x), sets, (True, data.independent_texts))]
     figures = {"samples": rows[0], "held_out": rows[1], "num_samples": len(samples)}
     if data.is_text and not has_words(data):

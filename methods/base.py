@@ -199,8 +199,8 @@ class Method:
     def usage(self, folder, classes):
         """Of methods that classify: the flags of sample.py that name a run, {name: value}."""
 
-    def measures(self, network, x, frozen=None):
-        """Of texts x (n, L): what only this method can tell. -> [(what it is, values (n,))]"""
+    def measures(self, network, x, frozen=None, lengths=None):
+        """Of texts x (n, L), lengths (n,): what only this method tells. -> [(what, values (n,))]"""
         return []
 
     def with_network(self, network):

@@ -1,4 +1,4 @@
-"""Texts that end, through the scripts: trained, filled in, watched, and evaluated per text and word.
+"""Texts that end, through the scripts: trained, filled in, watched, evaluated per text and word.
 """
 import json
 
@@ -39,7 +39,7 @@ def test_a_run_on_sentences_is_sampled_and_evaluated_per_text_and_per_word(metho
     flags = dict(out_dir="out", max_texts=12, draws=1, num_samples=8, steps=3, device="cpu")
     evaluate.main(configure(evaluate.Config, **flags), [])
     shown = capsys.readouterr().out
-    assert "nats/text" in shown and "total variation of the lengths of 8 texts" in shown
+    assert "nats/text" in shown and "total variation from the exact law of lengths" in shown
     evaluate.main(configure(evaluate.Config, json=True, **flags), [])
     r = json.loads(capsys.readouterr().out)
     assert r["nats_per_text"] == pytest.approx(r["nats_per_token"] * r["tokens"] / 12)
