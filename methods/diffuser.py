@@ -23,8 +23,8 @@ a token of z belongs to is hidden, so z does not tell which events have happened
 texts, from random words, its minimum is 3.051 nats where the entropy is 2.219 (tests/methods). The
 chain with the rates lam* still leads to the law of x.
 
-The network outputs log lam for each place of z: n words to replace the token there, n words to
-insert before it, and its deletion. All that may happen to one token is drawn at once, so that it is
+The network outputs lam for each place of z: n words to replace the token there, n words to insert
+before it, and its deletion. All that may happen to one token is drawn at once, so that it is
 not deleted and replaced in one step. Published losses leave out the 1 (DiffusER has a tagger and a
 generator in place of rates), and some divide by the length, which changes what is learned.
 """
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from math import log
 
 import torch
+import torch.nn.functional as F
 
 from data import DATASETS
 from diffusion import categorical, probabilities, stratified
@@ -76,6 +77,12 @@ def state_of(columns, noisy, n):
     return z, pending
 
 
+def log_softplus(x):
+    """log lam = log log(1 + e^x): rates that are small as e^x, and grow like x, not like e^x, which
+    would overflow in training. -> shape of x"""
+    return torch.where(x < -15, x, F.softplus(x.clamp(min=-15)).log())
+
+
 @dataclass(eq=False)
 class Diffuser(Method):
     """--method diffuser, for data with a source: --data repair, sort."""
@@ -104,6 +111,7 @@ class Diffuser(Method):
                             "none: give --data repair, or sort")
         self.source, self.target = data.source, data.target
         self.places = data.source + data.target  # of z, with the gap behind it
+        self.offset = log(self.actions * self.places)  # at first about one edit of a text
 
     def load_extra_state(self, state):
         self.on_data(load_row(DATASETS, state["config"]["data"]))
@@ -132,8 +140,9 @@ class Diffuser(Method):
         ids = torch.tensor(rows, device=t.device)  # (B, S + M)
         m = torch.tensor([len(z) for z in texts], device=t.device)[:, None]  # (B, 1)
         place = torch.arange(self.places, device=t.device).expand(len(rows), -1)  # (B, M)
-        at = torch.nn.functional.pad(place <= m, (self.source, 0))  # (B, S + M)
-        log_rate = to_float32(denoiser(ids, t.float(), at=at)) - log(self.actions)  # (N, 2 n + 1)
+        at = F.pad(place <= m, (self.source, 0))  # (B, S + M)
+        logits = to_float32(denoiser(ids, t.float(), at=at)) - self.offset  # (N, 2 n + 1)
+        log_rate = log_softplus(logits)  # (N, 2 n + 1)
         behind = (place == m)[place <= m]  # (N,)
         action, n = torch.arange(self.actions, device=t.device), self.n_tokens  # (2 n + 1,)
         inserts = (action >= n) & (action < 2 * n)  # (2 n + 1,)

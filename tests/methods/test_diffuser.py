@@ -23,7 +23,7 @@ import train
 from evaluations import results
 from flags import UserError, configure
 from methods import make_method
-from methods.diffuser import align, state_of
+from methods.diffuser import align, log_softplus, state_of
 from world import distance
 
 FIGURES = numpy.load(FOLDER / "edits.npz")
@@ -140,6 +140,11 @@ def world_method(**flags):
     return method
 
 
+def as_logits(rates, method):
+    """What the network must output for these rates: softplus, undone."""
+    return torch.expm1(rates).log() + method.offset
+
+
 def exact(ids, t, at):
     """The exact rates as a denoiser, at one time."""
     rates, tables, found = exact_rates(min(max(t[0].item(), 1e-4), 1 - 1e-4)), {}, []
@@ -151,7 +156,7 @@ def exact(ids, t, at):
             for (place, action), lam in rates.get(z, {}).items():
                 tables[z][place, action] = lam
         found.append(tables[z])
-    return torch.from_numpy(numpy.log(numpy.concatenate(found)) + math.log(2 * N + 1))  # (N, A)
+    return as_logits(torch.from_numpy(numpy.concatenate(found)), world_method())  # (N, A)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.6])
@@ -182,16 +187,17 @@ def test_draws_of_the_bound_are_at_times_that_its_weights_pay_for(monkeypatch):
 
 
 def test_noise_mixes_columns_by_their_own_coins():
-    """For the start ab and the text b: the first column is pending with probability t."""
+    """For the start ab and the text ba: each place is pending with probability t by itself."""
     method = make_method("diffuser", N)
     method.on_data(SimpleNamespace(source=2, target=3, name="task"))
-    x, t = torch.tensor([[1, 2, 2, 3, 3]] * 1500), torch.full((1500, 1), 0.3)
+    x, t = torch.tensor([[1, 2, 2, 1, 3]] * 1500), torch.full((1500, 1), 0.3)
     torch.manual_seed(0)
-    sources, z, pending = method.noised(x, t)
-    assert sources[0] == [1, 2] and all(p == ([(0, 2 * N)] if text == [1, 2] else [])
-                                        for text, p in zip(z, pending))
-    assert abs(z.count([1, 2]) / 1500 - 0.3) < 4.5 * (0.21 / 1500) ** 0.5
-    assert z.count([1, 2]) + z.count([2]) == 1500
+    sources, texts, pending = method.noised(x, t)
+    assert sources[0] == [1, 2]
+    for z, p in (([1, 2], 0.09), ([1, 1], 0.21), ([2, 2], 0.21), ([2, 1], 0.49)):
+        left = [(place, 2 - place) for place in (0, 1) if z[place] == 1 + place]
+        assert all(found == left for text, found in zip(texts, pending) if text == z)
+        assert abs(texts.count(z) / 1500 - p) < 4.5 * (p * (1 - p) / 1500) ** 0.5
 
 
 def test_many_steps_by_the_exact_rates_lead_to_the_law_of_the_texts():
@@ -233,7 +239,7 @@ def test_a_token_is_not_deleted_and_replaced_in_one_step_and_chances_are_those_o
     rates = torch.full((2 * n, 13), 1e-12)
     rates[::2, 12], rates[::2, 3] = 0.3, 0.2
     torch.manual_seed(0)
-    logits = rates.log() + math.log(13)
+    logits = as_logits(rates, method)
     half, one = torch.tensor([0.5, 1.0], dtype=torch.float64)
     found = method.step(lambda ids, t, at: logits, [[1]] * n, [[1]] * n, half, one,
                         lambda logits: logits.double().softmax(-1))
@@ -276,3 +282,12 @@ def test_runs_are_trained_resumed_sampled_and_evaluated(flags, capsys):
 def test_data_without_a_source_are_refused_in_one_line(capsys):
     said = complaint(train, "--data=toy", "--method=diffuser", capsys=capsys)
     assert "edits a source, and the texts of toy have none: give --data repair" in said
+
+
+def test_rates_are_softplus_and_do_not_overflow():
+    x = torch.tensor([-200.0, -20.0, -14.9, 0.0, 5.0, 300.0], requires_grad=True)
+    found = log_softplus(x)
+    found.exp().sum().backward()
+    wanted = torch.nn.functional.softplus(x.detach().double()).log()
+    torch.testing.assert_close(found[1:].double(), wanted[1:], atol=1e-5, rtol=1e-5)
+    assert found[0] == -200 and x.grad.isfinite().all() and x.grad[-1] > 0.99
