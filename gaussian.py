@@ -333,9 +333,8 @@ class DDPM(EmbeddingWalk):
 
         Where gamma depends on the word, that is the nearest one: a guess.
         """
-        x_hat, words = found.x_hat, None  # (N, D)
-        if self.clamp or process.by_word:
-            words = process.nearest(x_hat)  # (N,)
+        x_hat = found.x_hat  # (N, D)
+        words = process.nearest(x_hat) if self.clamp or process.by_word else None  # (N,)
         x_hat = process.rows()[words] if self.clamp else x_hat  # (N, D)
         words = words if process.by_word else None  # (N,)
         gamma_s, gamma_t = (process.gamma_of(a, words) for a in (s, t))  # (N,) each

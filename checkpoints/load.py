@@ -9,6 +9,7 @@ A model that is ready to use: from a run of ours, from a published model, or for
 """
 import difflib
 import os
+import sys
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,8 @@ from samplers.guidance import check_classifier_fits
 # is left out: networks without a condition do not use it, and shapes show it in the others.
 NETWORK = [name for name, f in flags_of(NetworkFlags).items()
            if f.metadata["fixed"] and name != "cond_dim"]
+
+SHIPPED = Path(__file__).parent.parent / "weights"  # by experiments/weights.py
 
 
 def read_state(where, device="cpu"):
@@ -59,7 +62,8 @@ def flags_later(values):
     if values["oracle"]:
         return {}
     try:
-        saved = read_state(values["init_from"] or values["out_dir"])["config"]
+        where = values["init_from"] or find_shipped(values["out_dir"]) or values["out_dir"]
+        saved = read_state(where)["config"]
         known = flags_of(load_row(EVERY_METHOD, saved.get("method")))
     except UserError:  # the script will say what is wrong
         return {}
@@ -68,11 +72,16 @@ def flags_later(values):
 
 
 def load_chosen(config, device):
-    """The model that the flags of sampling name: a run, a published model, or an oracle.
-    .beside(flag, name) is the model that a flag of its sampler names."""
+    """The model that the flags of sampling name: a run, a published model, or an oracle. Where the
+    run is not there, and such a model ships, config.init_from becomes its folder. .beside(flag,
+    name) is the model that a flag of its sampler names."""
     if config.oracle:
         model = exact(config.oracle, **vars(config))
     else:
+        if not config.init_from and (shipped := find_shipped(config.out_dir)):
+            config.init_from = shipped
+            print(f"there is no run in {config.out_dir} yet, so this is {shipped}, which comes with "
+                  "the project: train.py trains your own", file=sys.stderr)
         where = config.init_from or config.out_dir
         state = read_state(where, device)
         later = {name: vars(config)[name] for name in config.more if name in state["config"]}
@@ -81,6 +90,14 @@ def load_chosen(config, device):
             model.method.check(model.config)
     model.beside = cache(partial(load_beside, encoding=model.encoding, device=device))
     return model
+
+
+def find_shipped(out_dir):
+    """The folder of the weights that come with the project for a run of the usual name, out/NAME,
+    which is not there; "" if there is one, or no such weights."""
+    path = Path(out_dir)
+    ships = path.parent == Path("out") and (SHIPPED / path.name / "config.json").is_file()
+    return os.path.relpath(SHIPPED / path.name) if ships and not path.exists() else ""
 
 
 def load_beside(option, name, encoding, device):

@@ -108,7 +108,7 @@ def bound_figures(model, data, held, config, rival=None, sampler=None):
     mean, error = mean_nats(nats, scored, data.unequal(x), alone)
     facts = {"method": model.config.method, "data": data.about, "split": config.split,
              "step": model.step, "draws": config.draws, "exact": model.method.exact}
-    if measures := model.method.measures(model.denoiser, x, frozen):
+    if measures := model.method.measures(model.denoiser, x, frozen, lengths):
         facts["measures"] = [(what, *mean_error(values, alone)) for what, values in measures]
     if not model.method.bounded:
         return facts | {"loss_per_token": mean, "loss_per_token_error": error, "texts": len(x),

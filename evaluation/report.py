@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from checkpoints.file import as_json
+from checkpoints.load import SHIPPED
 from data.files import check_writable, remove_parts, write_file
 from data.reading import parse_json
 from evaluation.comparison import describe_difference
@@ -187,8 +188,10 @@ def evaluation_path(config):
     """The file for the figures of a model, beside its checkpoint: evaluation.json for ckpt.pt,
     evaluation.previous.json for ckpt.previous.pt."""
     where = Path(config.init_from or config.out_dir)
-    published = Path("out", where.name)  # a model that is not on this disk
-    folder = where if where.is_dir() else where.parent if where.exists() else published
+    published = Path("out", where.name)  # a model that is not on this disk, or comes with the code
+    ships = where.parent.resolve() == SHIPPED
+    there = where.exists() and not ships
+    folder = published if not there else where if where.is_dir() else where.parent
     name = where.stem.removeprefix("ckpt").strip(".") if where.suffix == ".pt" else ""
     return folder / ".".join(["evaluation", *[name] * bool(name), "json"])
 

@@ -35,7 +35,7 @@ from script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ["checkpoints", "data", "docs", "evaluation", "exercises", "experiments",
-           "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer"]
+           "kernels_triton", "methods", "runtime", "samplers", "tests", "viewer", "weights"]
 MARK = re.compile(r"^( *)# exercise (\d+): ([^\n]*)\n(.*?)^\1# end\n", re.M | re.S)
 UNMARKED = Path(__file__).name, "test_student_copy.py"  # they only talk about marks
 SOLVED = re.compile(r"answers(_\w+)?\.py|test_graders\.py")  # what no student's copy has

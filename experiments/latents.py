@@ -80,7 +80,7 @@ def measure(config, method, seed):
              "their -log p": mean_error(-log_p[possible], True) if possible.any() else (0.0, 0.0),
              "words of a sample": mean_error(words, True),
              "samples that differ": (distinct, (distinct * (1 - distinct) / len(made)) ** 0.5)}
-    measures = model.method.measures(model.denoiser, x)
+    measures = model.method.measures(model.denoiser, x, None, language.lengths(x))
     return found | {what: mean_error(values, True) for what, values in measures}
 
 

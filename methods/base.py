@@ -42,7 +42,6 @@ from model import Cache, Transformer, kernels, select_rows, texts_with
 class Method:
     """What every method has. The attributes are facts, for code that must not name methods."""
     n_tokens: int  # symbols of the text; ids from n_tokens on are special
-
     # set in __post_init__
     process = None  # the noise, a process of diffusion.py; None: no noise
     vocab_size = None  # symbols of the network, special ones included
@@ -200,8 +199,8 @@ class Method:
     def usage(self, folder, classes):
         """Of methods that classify: the flags of sample.py that name a run, {name: value}."""
 
-    def measures(self, network, x, frozen=None):
-        """Of texts x (n, L): what only this method can tell. -> [(what it is, values (n,))]"""
+    def measures(self, network, x, frozen=None, lengths=None):
+        """Of texts x (n, L), lengths (n,): what only this method tells. -> [(what, values (n,))]"""
         return []
 
     def with_network(self, network):

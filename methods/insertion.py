@@ -120,8 +120,8 @@ def leave(x, n, keep, frozen, fill):
     before = F.pad(of[:, :-1], (1, 0), value=-1)  # (B, L + 1)
     missing = (of - before - 1).masked_fill(place > m, 0)  # (B, L + 1)
     closed = closed_places(torch.zeros_like(keep) if frozen is None else frozen)  # (B, L + 1)
-    closed = closed.gather(-1, of) & (missing == 0)  # (B, L + 1)
-    return Left(z, of, m, missing, closed & (place <= m))
+    closed = closed.gather(-1, of) & (place <= m)  # (B, L + 1) given tokens are never missing
+    return Left(z, of, m, missing, closed)
 
 
 def told(denoiser, closed):

@@ -306,14 +306,17 @@ class Latent(Method):
         return x.masked_scatter(at, draw_from(to_probs, logits)[0])  # (B, L)
 
     @torch.no_grad()
-    def measures(self, network, x, frozen=None):
-        """Of texts: what the decoder makes of z_0, and the statistics of latents."""
+    def measures(self, network, x, frozen=None, lengths=None):
+        """Of texts: what the decoder makes of z_0, and the statistics of latents. The ends that
+        fill up texts of some `lengths` (B,) are no words."""
         at = free_tokens(x, frozen)  # (B, L)
         h = self.encode(network, x, at)  # (B, K, d)
         found = self.write(network, self.for_decoder(h), x.masked_fill(at, 0), at, likeliest)
-        right = ((found == x) & at).sum(-1) / at.sum(-1).clamp(min=1)  # (B,)
-        return [("reconstruction: tokens", right),
-                ("reconstruction: whole texts", (right == 1).double()),
+        place = torch.arange(x.shape[1], device=x.device)  # (L,)
+        words = at if lengths is None else at & (place < lengths.to(x.device)[:, None])  # (B, L)
+        right = ((found == x) & words).sum(-1) / words.sum(-1).clamp(min=1)  # (B,)
+        whole = ((found == x) | ~at).all(-1).double()  # (B,)
+        return [("reconstruction: words", right), ("reconstruction: whole texts", whole),
                 ("variance of latents", h.square().mean((1, 2)))]
 
     # ---- the exact denoiser

@@ -34,7 +34,7 @@ class VectorTransformer(Transformer):
         return z  # (B, n, D)
 
 
-def visible(seen):
+def only_seen(seen):
     """An attention pattern for each text: which keys any query sees. seen (B, n) bool"""
     return lambda batch, head, query, key: seen[batch, key]  # (B, 1, 1, n)
 
@@ -98,7 +98,7 @@ class LatentText(nn.Module):
     def encode(self, x, at):
         """Latents (B, K, d), not normalized, of x (B, L)."""
         h = torch.cat([self.queries.expand(len(x), -1, -1), self.embed[x]], 1)  # (B, K + L, D)
-        pattern = visible(self.beside_latents(at)) if self.hides_given else None
+        pattern = only_seen(self.beside_latents(at)) if self.hides_given else None
         return self.encoder(h, mask_mod=pattern)[:, :self.K]  # (B, K, d)
 
     def beside_latents(self, seen):
@@ -144,5 +144,5 @@ class LatentText(nn.Module):
         h, pattern = self.read_noisy(z.to(self.embed.dtype)) + self.places, None  # (B, K, D)
         if not at.all():
             h = torch.cat([h, self.embed.detach()[words]], 1)  # (B, K + L, D)
-            pattern = visible(self.beside_latents(~at))
+            pattern = only_seen(self.beside_latents(~at))
         return self.denoiser(h, gamma, label=label, mask_mod=pattern)[:, :self.K]  # (B, K, d)

@@ -8,10 +8,10 @@ The network outputs h', and stage two minimizes P2's weight of the error in eps,
 
 Steps are those of (13.4), l = 0. The encoder of stage one reads a text some of whose words are
 wrong, --noisy_words, and the decoder writes the right ones, so texts that differ little have
-latents that differ little. The published autoencoder is variational: its noise on the vectors is that of
---decode_at here, which (15.5) counts, and so no other term keeps them apart. (Its KL is summed over
-the batch, so its weight grows with the batch.) The sampler of the public code clamps h' and keeps
-the eps' of the h' before: the two disagree. Nothing is clamped here.
+latents that differ little. The published autoencoder is variational: its noise on the vectors is
+that of --decode_at here, which (15.5) counts, and there is no other KL. (Theirs is summed over the
+batch, so its weight grows with the batch.) The sampler of the public code clamps h' and keeps the
+eps' of the h' before: the two disagree. Nothing is clamped here.
 """
 from dataclasses import dataclass
 

@@ -39,10 +39,10 @@ class PrefixLatent(Latent):
         return x
 
     @torch.no_grad()
-    def measures(self, network, x, frozen=None):
+    def measures(self, network, x, frozen=None, lengths=None):
         """And how many nats a text costs more with the vectors of another one."""
         at = free_tokens(x, frozen)  # (B, L)
         h = self.encode(network, x, at)  # (B, K, d)
         own, other = (self.word_nats(network, a, x, at).sum(-1) for a in (h, h.roll(1, 0)))  # (B,)
-        return [*super().measures(network, x, frozen),
+        return [*super().measures(network, x, frozen, lengths),
                 ("nats/text that the vectors save the decoder", other - own)]

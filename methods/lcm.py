@@ -28,7 +28,7 @@ from flags import flag
 from gaussian import signal
 from methods.gammas import Alpha2
 from methods.latent import Latent
-from methods.latent_network import LatentText, VectorTransformer, visible
+from methods.latent_network import LatentText, VectorTransformer, only_seen
 from methods.latent_space import one_hot
 from model import causal
 
@@ -86,7 +86,7 @@ class SentenceNetwork(LatentText):
         seen = self.beside_latents(torch.cat([seen, ~at & (self.cut(words, self.blank)
                                                            < self.blank)], 1))  # (B n, K + n + c)
         out = self.denoiser(torch.cat(parts, 1), each(gamma), label=each(label),
-                            mask_mod=visible(seen))[:, :self.K]  # (B n, K, d)
+                            mask_mod=only_seen(seen))[:, :self.K]  # (B n, K, d)
         return out.reshape(B, n * self.K, -1)  # (B, n K, d)
 
 

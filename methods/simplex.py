@@ -2,8 +2,8 @@
 Chapter 14. What bfn, tess and ssd_lm share: the network, the bounds (14.4) and (14.5), the oracle.
 
 `denoiser(z, t, at)` gets log-evidence, z = y (B, L, V), and an EvidenceNetwork reads probabilities
-made of it (Evidence.shown), since these lie between 0 and 1 at any lam. With self-conditioning z has V more
-columns, the last e_hat. A batch is B L V numbers, several times over: this family is for
+made of it (Evidence.shown), since these lie between 0 and 1 at any lam. With self-conditioning z
+has V more columns, the last e_hat. A batch is B L V numbers, several times over: this family is for
 vocabularies of a few thousand.
 
 The times of the bound are lam = lam1 u^2, u uniform, whatever the times of training are: only the

@@ -72,7 +72,8 @@ def print_evaluation(trainer, step, folder):
         folder.log(step=step, **{f"train_{name}": train[0], "train_se": train[1],
                                  f"val_{name}": val[0], "val_se": val[1]})
         x, frozen, _ = trainer.to_device(data.example_windows("val", MEASURED))  # (n, L) each
-        for what, values in trainer.averaged_method.measures(trainer.gathered, x, frozen):
+        found = trainer.averaged_method.measures(trainer.gathered, x, frozen, data.lengths(x))
+        for what, values in found:
             tqdm.write(f"            {what}  {with_error(*mean_error(values, True))}")
     if not method.classifies:
         tqdm.write("    | " + sample_text(trainer, config.block_size).replace("\n", "\n    | "))

@@ -3,10 +3,10 @@ Chapter 13. Other steps of embeddings: DDIM without noise, (13.5), and steps of 
 latents also DDIM of second order, (15.8).
 
 All of them, with (13.4), have the model's own distribution in many steps. DDIM draws nothing
-between the first noise and the last words (arXiv:2010.02502). Where noise depends on the word, only steps
-of words have it: the word that is drawn takes a step of its own noise. The others guess. Each call
-is at the gamma that the last step went to. (DiffuSeq's public code goes to the level just below,
-and names a time further on.)
+between the first noise and the last words (arXiv:2010.02502). Where noise depends on the word, only
+steps of words have it: the word that is drawn takes a step of its own noise. The others guess. Each
+call is at the gamma that the last step went to. (DiffuSeq's public code goes to the level just
+below, and names a time further on.)
 """
 from dataclasses import dataclass
 

@@ -101,9 +101,9 @@ class StraightEvidence(EvidenceWalk):
 @dataclass(eq=False)
 class Renoise(EvidenceWalk):
     """--sampler renoise: steps of (14.11), with fresh noise, as in SSD-LM and TESS."""
-    projection: str = flag("draw", "what a step goes to: a draw, the likeliest word (TESS), all "
-                           "words of --top_p or else of 0.9 (SSD-LM's script), or the mean; all but a "
-                           "draw are biased", ["draw", "multi-hot", "mean", "argmax"])
+    projection: str = flag("draw", "what a step goes to: a draw, the likeliest word (TESS), the "
+                           "mean, or all words of --top_p, else of 0.9 (SSD-LM's script); all "
+                           "but a draw are biased", ["draw", "multi-hot", "mean", "argmax"])
     draws_from_model = False
 
     def endpoint(self, log_p, to_probs):

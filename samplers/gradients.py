@@ -30,7 +30,7 @@ each number by the rate, whatever the gradient; and divides by the deviation. He
 serves a walk. Nothing is exact about (11.9) either: z_s leaves the noise that the model expects.
 """
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -205,8 +205,8 @@ def guide_by_gradients(config, method, sampler, label, classifier):
                             "have: take --gradient noisy or clean")
         if not isinstance(sampler, Ancestral) and type(sampler) is not DDPM:
             raise UserError("--gradient control moves z after steps of (13.4): take --sampler ddpm")
-        own = {} if isinstance(sampler, Ancestral) else vars(sampler)
-        return Control(**own, guide=process)
+        plain = DDPM() if isinstance(sampler, Ancestral) else sampler
+        return Control(**{f.name: getattr(plain, f.name) for f in fields(DDPM)}, guide=process)
     if config.gradient == "clean" and rows and method.process.vectors:
         raise UserError(f"--gradient clean changes logits, and {method.name} predicts rows: take "
                         "--gradient noisy or control")

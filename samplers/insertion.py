@@ -64,7 +64,7 @@ class Draft:
         of = torch.searchsorted(to, place).clamp(max=k.shape[1] - 1)  # (B, M) and what comes there
         old = to.gather(-1, of) == place  # (B, M)
         z = torch.where(old, self.z.gather(-1, of), process.mask)  # (B, M)
-        return Draft(z, self.given.gather(-1, of) & old, self.closed.gather(-1, of) & old,
+        return Draft(z, self.given.gather(-1, of) & old, self.closed.gather(-1, of),
                      self.part.gather(-1, of), self.room.scatter_add(-1, self.part, -k))
 
     def text(self, process):

@@ -41,6 +41,7 @@ KEYS = {
     "space": " ",
     "escape": "\ue00c",
     "tab": "\ue004",
+    "delete": "\ue017",
 }
 
 

@@ -20,7 +20,7 @@ from samplers import CORRECTORS, SAMPLERS
 from tree import CODE, FLOOR, ROOT, TESTS
 
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "rl.py": 150, "chat.py": 150,
-           "sample.py": 180}
+           "sample.py": 180, "micro.py": 120}
 CODE_TEXT = {name: path.read_text("utf-8") for name, path in CODE.items()}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
 BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm", "methods.diffugpt",

@@ -17,7 +17,7 @@ FLOORS = [
     ["checkpoints"],
     ["evaluation"],
     ["runtime", "viewer"],
-    ["train", "sample", "evaluate", "distill", "rl", "chat"],
+    ["train", "sample", "evaluate", "distill", "rl", "chat", "micro"],
     ["experiments", "exercises"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -37,7 +37,7 @@ def test_the_first_two_blocks_are_the_commands_that_ci_runs():
 def test_the_tree_names_every_script_and_every_folder():
     tree = README.split("## The tree")[1].split("```")[1]
     assert set(re.findall(r"\b(\w+\.py) ", tree)) == {path.name for path in ROOT.glob("*.py")}
-    assert set(re.findall(r"\b(\w+)/ ", tree)) == FOLDERS | {"docs"}
+    assert set(re.findall(r"\b(\w+)/ ", tree)) == FOLDERS | {"docs", "weights"}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -134,7 +134,7 @@ def test_what_belongs_to_a_set_of_texts_is_compared_on_sets_of_one_size(monkeypa
     monkeypatch.setattr(sample_quality, "rate_samples", lambda *of: [])
     monkeypatch.setattr(sample_quality, "rate_diversity",
                         lambda x, data: seen.append(x[:, 0].tolist()) or [])
-    data = SimpleNamespace(is_text=False, independent_texts=False)
+    data = SimpleNamespace(is_text=False, independent_texts=False, score_set=lambda x: [])
     config = SimpleNamespace(batch_size=64, mauve=False)
     for n in (7, 90):
         samples = torch.arange(100, 100 + n)[:, None]

@@ -20,7 +20,7 @@ def test_every_method_has_its_figures(tmp_path, monkeypatch, capsys):
     first, second = shown.split("\nmdlm\n")
     for part in (first, second):
         assert float(part.split("bound above -log p")[1].split()[0]) > 5
-    assert "reconstruction: tokens" in first and "reconstruction" not in second
+    assert "reconstruction: words" in first and "reconstruction" not in second
 
 
 @pytest.mark.parametrize("method", ["ld4lg", "mdlm"])

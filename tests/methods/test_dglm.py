@@ -72,7 +72,7 @@ def test_the_decoder_uses_its_latents_after_a_short_training():
         pass
     found = dict(method.measures(trainer.average, texts(200, 3)))
     assert found["nats/text that the vectors save the decoder"].mean() > 4
-    assert found["reconstruction: tokens"].mean() > 0.5
+    assert found["reconstruction: words"].mean() > 0.5
 
 
 def test_words_are_written_one_after_the_other_and_given_ones_stay():

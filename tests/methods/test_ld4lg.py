@@ -137,11 +137,11 @@ def test_the_decoder_finds_the_words_again_after_a_short_training():
     """Random words, so nothing but the vectors can tell: more than nine in ten, after chance."""
     method, net = built(latents=6, dim=6, decode_at=0.1, autoencoder=1.0)
     x = texts(100, 3)
-    before = dict(method.measures(net, x))["reconstruction: tokens"].mean()
+    before = dict(method.measures(net, x))["reconstruction: words"].mean()
     for trainer in train(method, net, 100, last=1000):
         pass
     found = dict(method.measures(trainer.average, x))
-    assert before < 0.4 and found["reconstruction: tokens"].mean() > 0.9
+    assert before < 0.4 and found["reconstruction: words"].mean() > 0.9
 
 
 # ---- the walk ends where the decoder was trained
@@ -246,6 +246,16 @@ def test_what_has_no_meaning_for_latents_is_refused_in_one_line():
         method.check(SimpleNamespace(**usual | dict(learned_places=True)))
 
 
+def test_ends_are_no_words_that_are_found_again():
+    """Of a text that ends after two words, the rest does not count, but belongs to the whole."""
+    method, net = built()
+    x, lengths = texts(4), torch.tensor([2, 2, 6, 6])
+    method.write = lambda network, z, *rest: torch.cat([x[:, :3], (x[:, 3:] + 1) % V], 1)
+    found = dict(method.measures(net, x, None, lengths))
+    assert found["reconstruction: words"].tolist() == [1, 1, 0.5, 0.5]
+    assert found["reconstruction: whole texts"].tolist() == [0, 0, 0, 0]
+
+
 def test_evaluation_prints_what_the_decoder_finds_again(capsys):
-    print_results({"measures": [("reconstruction: tokens", 0.99, 0.01)]}, None, None, exact=False)
-    assert capsys.readouterr().out == "reconstruction: tokens: 0.990 +- 0.010\n"
+    print_results({"measures": [("reconstruction: words", 0.99, 0.01)]}, None, None, exact=False)
+    assert capsys.readouterr().out == "reconstruction: words: 0.990 +- 0.010\n"

@@ -38,7 +38,7 @@ LATENTS = [
      "test_ld4lg", "self-conditioning is tossed once for a batch"),
     ("methods/latent_network.py", "words = words.masked_fill(at, self.blank)  # (B, L)",
      "pass", "test_ld4lg", "the decoder reads the words that it is asked for"),
-    ("methods/latent_network.py", "pattern = visible(self.beside_latents(~at))",
+    ("methods/latent_network.py", "pattern = only_seen(self.beside_latents(~at))",
      "pattern = None", "test_ld4lg", "the denoiser reads wanted words"),
     ("methods/latent_network.py", "self.embed.detach()[words]", "self.embed[words]",
      "test_ld4lg test_dglm", "stage two trains the words of the decoder, where some are given"),

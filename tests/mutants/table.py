@@ -9,6 +9,7 @@ from tests.mutants.edits import EDITS
 from tests.mutants.embedding import EMBEDDING
 from tests.mutants.evidence import EVIDENCE
 from tests.mutants.flows import FLOWS
+from tests.mutants.front import FRONT
 from tests.mutants.gradients import GRADIENTS, RECIPES
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
@@ -27,7 +28,7 @@ from tests.mutants.thoughts import THOUGHTS
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
-           *FLOWS, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS]
+           *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS]
 
 
 def find_tests(names):

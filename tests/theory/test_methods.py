@@ -281,7 +281,7 @@ def test_facts_name_what_there_is(name):
     assert all(isinstance(getattr(method, fact), bool) for fact in (
         "uses_time", "bidirectional", "shardable", "exact", "bounded", "classifies",
         "fixed_positions", "one_by_one", "takes_steps", "counts_padding", "opens_masks",
-        "scores_ratios", "left_to_right", "revises_text"))
+        "scores_ratios", "left_to_right", "revises_text", "uniform_at_first"))
     assert method.bounded or method.unbounded_reason
     with pytest.raises(TypeError):
         type(method)(WORDS, no_such_flag=1)

@@ -32,7 +32,7 @@ FLAGS = dict(diffusion_steps=1024, rounds=1, keep=0.05, context="full", slope=0.
 # batches of 200 texts for an error of half a percent; 16 if not said
 BATCHES = {"ar": 2, "bd3lm": 5, "genmd4": 24, "sedd": 58, "gidd": 80, "udlm": 80, "d3pm": 72,
            "ggm": 72, "diffusion_forcing": 36, "diffusionbert": 24, "maria": 2, "sigma_gpt": 2,
-           "eso_lm": 2, "plaid": 44, "bfn": 52}
+           "eso_lm": 2, "plaid": 44, "bfn": 60}
 # to tell a wrong denoiser from the exact one
 TEXTS = {"ggm": 2500, "maria": 100, "sigma_gpt": 200, "eso_lm": 200}
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,

@@ -11,6 +11,7 @@ import sample
 from data.tokenizer import chars, grid, words
 from diffusion import probabilities
 from flags import configure, load_row
+from kinds import in_place
 from methods import METHODS, make_method
 from networks import random_net
 from oracle import exact
@@ -52,7 +53,7 @@ def states(recording, number):
         yield [recording["tokens"][token] for token in z]
 
 
-WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
+WRITERS = in_place(name for name in METHODS if not load_row(METHODS, name).classifies)
 FLAGS = [dict(oracle="mdlm", sampler="psi", eta=0.5), dict(oracle="mdlm", sampler="confidence"),
          dict(oracle="udlm", corrector="gibbs", rounds=5),
          dict(oracle="duo", label="sea", guidance=3.0)]
