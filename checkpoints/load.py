@@ -80,8 +80,8 @@ def load_chosen(config, device):
     else:
         if not config.init_from and (shipped := find_shipped(config.out_dir)):
             config.init_from = shipped
-            print(f"there is no run in {config.out_dir} yet, so this is {shipped}, which comes with "
-                  "the project: train.py trains your own", file=sys.stderr)
+            print(f"there is no run in {config.out_dir} yet, so this is {shipped}, which comes "
+                  "with the project: train.py trains your own", file=sys.stderr)
         where = config.init_from or config.out_dir
         state = read_state(where, device)
         later = {name: vars(config)[name] for name in config.more if name in state["config"]}

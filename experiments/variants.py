@@ -1,9 +1,9 @@
 """
-Chapters 14 and 17. One method with several values of its flags, trained alike: which learns faster?
+Chapters 14 and 17. One method with several values of its flags, trained alike: which learns more?
 
-    python -m experiments.variants ggm            words or bits: (17.2) as published, or cross-entropy
-    python -m experiments.variants dfm            from random words: two heads, and two bounds of each
-    python -m experiments.variants ggm --seeds 3 --share 0.2     a fifth of the steps, three seeds
+    python -m experiments.variants ggm           words, or bits, (17.2), as published
+    python -m experiments.variants dfm           from random words: two heads, two bounds of each
+    python -m experiments.variants ggm --seeds 3 --share 0.2 --length 8
 
 All train as in `python -m experiments.learning toy`, on the toy language; printed is how far their
 bound is above its entropy, and the differences to the first row, text by text.
@@ -34,6 +34,7 @@ class Config:
     command: str = flag("", "whose flags; also the first word", [*RUNS])
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps", least=0.0001, most=100)
+    length: int = flag(32, "words of a text", least=2)
     texts: int = flag(4000, "held-out texts", least=2)
     out_dir: str = flag("out/variants", "where the checkpoints go")
     hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
@@ -41,13 +42,15 @@ class Config:
 
 def main(config, given=()):
     runs = choose_command(config, RUNS)
-    data, rows = load_data("toy", 32), []
-    x, entropy = data.windows("val", config.texts), data.language.entropy(32)  # (n, 32)
+    data, rows = load_data("toy", config.length), []
+    x = data.windows("val", config.texts)  # (n, L)
+    entropy, recipe = data.language.entropy(config.length), dict(training.TWO_MINUTES)
+    recipe.update(block_size=config.length)
     for seed in range(1, config.seeds + 1):
         for name, (flags, others) in runs.items():
             out_dir = f"{config.out_dir}/{config.command}-{name.replace(', ', '-')}-{seed}"
             model, *minutes = train_model(out_dir, config.share, seed=seed, data="toy", **flags,
-                                          **training.TWO_MINUTES)
+                                          **recipe)
             for later in ({}, *others):
                 method = replace(model.method, **later)
                 method.load_extra_state(model.method.extra_state())

@@ -89,7 +89,7 @@ class PowerWords(Uniform):
         return -self.dalpha(t) / self.V * torch.ones_like(v)
 
 
-def path(n_tokens, source, power):
+def flow_path(n_tokens, source, power):
     """The process of (14.20). For n = 1 it is that of mdlm or udlm."""
     masks = source == "mask"
     if power == 1:
@@ -146,13 +146,13 @@ class DFM(Method):
                      fixed=True)
     objective: str = flag("ce", "train on cross-entropies of p(x_l given z), or on (14.22)",
                           ["ce", "gkl"])
-    bound: str = flag("flow", "whose steps it bounds: those of --sampler flow, (14.22), or of "
-                      "ancestral, (0.2); from masks they are the same", ["flow", "reversal"],
+    bound: str = flag("gkl", "whose steps it bounds: those of --sampler flow, (14.22), or of "
+                      "ancestral, (0.2); from masks they are the same", ["gkl", "reversal"],
                       later=True)
 
     def __post_init__(self):
         masks = self.source == "mask"
-        self.process = path(self.n_tokens, self.source, self.power)
+        self.process = flow_path(self.n_tokens, self.source, self.power)
         self.vocab_size, self.opens_masks, self.uses_time = self.process.V, masks, not masks
         if not masks:
             self.samplers, self.takes_steps = ("ancestral", "flow"), False
@@ -181,7 +181,7 @@ class DFM(Method):
             masks = torch.distributions.Beta(k, (n - k + 1).clamp(min=1)).sample()  # (B, 1)
             t = 1 - (1 - masks.clamp(1e-6, 1)) ** (1 / self.power)  # (B, 1)
             return self.score(denoiser, z, t, cross_entropy, (x,), n / k, frozen)  # (B, L)
-        if self.bound == "flow":
+        if self.bound == "gkl":
             return self.flow_bound(denoiser, x, frozen)  # (B, L)
         return draw_bound(self.process, self.of_others(denoiser), x, frozen)  # (B, L)
 

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import torch
 
 from flags import flag
-from methods.gammas import Cosine
+from methods.gammas import PlainCosine
 from methods.latent_prefix import PrefixLatent
 
 SCALE = 3.0  # alpha / sigma, compared with the cosine
 
 
 def density_of_gamma(gamma):
-    """Of gamma = `Cosine(SCALE)`, t uniform in (0, 1). -> shape of gamma"""
+    """Of gamma = `PlainCosine(SCALE)`, t uniform in (0, 1). -> shape of gamma"""
     return 1 / (2 * math.pi * torch.cosh((gamma + 2 * math.log(SCALE)) / 2))
 
 
@@ -40,7 +40,7 @@ class DGLM(PrefixLatent):
     hides_given, variance = True, "mixed"
 
     def schedule(self):
-        return Cosine(SCALE, 20.0)
+        return PlainCosine(SCALE, 20.0)
 
     def loss_weight(self, gamma):
         """sigmoid(gamma) on eps, over the density of gamma: (15.4). -> shape of gamma"""

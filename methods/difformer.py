@@ -85,7 +85,7 @@ class Difformer(Embedding):
         drawn = categorical(log_p.detach().double().exp())  # (N,)
         before = categorical((seen @ rows.T).detach().double().softmax(-1))  # (N',)
         gain = share_right(drawn[again], x, first) - share_right(before, x, first)  # (B, 1)
-        gain = (gain * first)[at].to(log_p.dtype)  # (N,)
+        gain = gain.expand(at.shape)[at].to(log_p.dtype)  # (N,) 0 where there was no first call
         return -gain * log_p.gather(-1, drawn[:, None])[:, 0]  # (N,)
 
 

@@ -72,7 +72,7 @@ class Alpha2(nn.Module):
         return ((high - low) * fall / (a * (1 - a))).to(t.dtype)
 
 
-class Cosine(nn.Module):
+class PlainCosine(nn.Module):
     """alpha = cos(pi t / 2), with `scale` times as much signal for its noise; |gamma| <= most."""
 
     def __init__(self, scale=1.0, most=15.0):

@@ -50,7 +50,7 @@ from gaussian import (
 )
 from methods.base import Method, cross_entropy
 from methods.embedding import free_tokens, scatter_nats
-from methods.gammas import Cosine, Logistic
+from methods.gammas import Logistic, PlainCosine
 from methods.latent_network import LatentText
 from methods.latent_space import (
     LatentSpace,
@@ -107,7 +107,7 @@ class Latent(Method):
     # ---- what a method may change
 
     def schedule(self):
-        return Cosine()
+        return PlainCosine()
 
     def loss_weight(self, gamma):
         """The weight of |h - h'|^2 in stage two, (15.4): v and v' as they are. -> shape of gamma"""

@@ -109,7 +109,7 @@ def one_round(grammar, z, x, sigma, rng):
     return edits
 
 
-def path(grammar, z, x, sigma, rng):
+def find_path(grammar, z, x, sigma, rng):
     """(17.9). -> [(tree, edit)], the trees from z on, each before its edit; [] if z is x"""
     steps = []
     while z != x:
@@ -272,7 +272,7 @@ class TreeDiffusion(Method):
             return *steps[-1], len(steps)
         if rng.random() < self.unrelated:
             z = task.draw_any(rng)
-        steps = path(task, z, x, self.sigma, rng)
+        steps = find_path(task, z, x, self.sigma, rng)
         if not steps:  # mutations led back
             return self.noised(x, rng)
         k = rng.randrange(len(steps))

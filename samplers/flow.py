@@ -12,7 +12,7 @@ Chapter 14. Steps of a flow, (14.21): a token jumps to a draw of its clean word,
 
 kappa is alpha, and s < t. If p knows x, both lines of a step keep q(z_s | x), for any eta and any
 length of a step; only the words are drawn independently. (14.24) and (14.27) are (14.26) in a whole
-step. `--form euler` takes instead a jump with probability 1 - exp(-(t - s) rate), rates and redraws
+step. `--form rates` takes instead a jump with probability 1 - exp(-(t - s) rate), rates and redraws
 of time t: that is right in many steps only. In the last step all tokens become draws of p.
 
 A redraw is the second line of (7.3). Rates of both ends, the first of (14.26), are those of Gat et
@@ -51,7 +51,7 @@ def draw_words(process, denoiser, z, t, at, to_probs=probabilities):
 class Flow(Sampler):
     """--sampler flow: jumps to clean words, (14.24), and words drawn again."""
     form: str = flag("exact", "rates over a step: exactly, or those of its beginning",
-                     ["exact", "euler"])
+                     ["exact", "rates"])
     eta: float = flag(0.0, "how much is drawn again; 0: nothing", least=0, most=1000)
     redraw_rate: str = flag("ends", "of (14.26): eta kappa'/(kappa (1 - kappa)), or "
                             "eta kappa'/(1 - kappa), which is Campbell's", ["ends", "end"])
@@ -69,7 +69,7 @@ class Flow(Sampler):
     def chances(self, process, s, t):
         """Probabilities of (14.24) and (14.25); s, t () float64 -> () each"""
         early, late = process.alpha(t), process.alpha(s)  # () each kappa_t < kappa_s
-        if self.form == "euler" and s > 0:
+        if self.form == "rates" and s > 0:
             rate = -process.dalpha(t) / (1 - early)  # ()
             again = rate / early if self.redraw_rate == "ends" else rate  # () inf at t = 1
             again = 1 - torch.exp(-(t - s) * self.eta * again) if self.eta else 0 * rate  # ()
@@ -83,7 +83,7 @@ class Flow(Sampler):
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)  # (n + 1,)
         for t, s in zip(times[:-1], times[1:]):
             jump, again = self.chances(process, s, t)  # () each
-            level = t if self.form == "euler" and s > 0 else s  # () of a redraw
+            level = t if self.form == "rates" and s > 0 else s  # () of a redraw
             redrawn = (coin() < again) & ~frozen  # (B, L)
             noised = redrawn & (coin() >= process.alpha(level))  # (B, L)
             moves = (redrawn | (coin() < jump)) & ~noised  # (B, L)

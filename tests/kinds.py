@@ -16,8 +16,8 @@ from flags import load_row
 from methods import METHODS, make_method
 from methods.base import Method
 
-HOOKS = ("check on_start on_data on_step extra_state weights_from with_network usage measures prior "
-         "sample count_states").split()
+HOOKS = ("check on_start on_data on_step extra_state weights_from with_network usage measures "
+         "prior sample count_states").split()
 FACTS = ("process mask_mod uses_time bidirectional shardable exact bounded classifies "
          "fixed_positions counts_padding samplers takes_steps opens_masks plans scores_ratios "
          "reads_in_order uniform_at_first one_by_one block_length max_steps revises_text").split()

@@ -1,4 +1,4 @@
-"""The weights that come with the project: how they were made, what they give, when they stand in."""
+"""The weights that come with the project: how they were made, what they give, who reads them."""
 import hashlib
 import json
 import re
@@ -13,7 +13,7 @@ import train
 from checkpoints import load
 from checkpoints.load import SHIPPED, find_shipped, flags_later, load_chosen
 from checkpoints.tensor_layouts import read_safetensors
-from data import load_data
+from data import docstrings, load_data
 from evaluation.likelihood import estimate_bound
 from evaluation.report import evaluation_path
 from experiments import weights
@@ -53,9 +53,12 @@ def figure(unit):
 
 
 @pytest.mark.parametrize("name, bits", [("toy-mdlm", False), ("python-mdlm", True)])
-def test_they_have_the_bound_that_readme_prints(name, bits):
-    """Half of the texts and one draw: within four standard errors of ours and of README's. The
-    docstrings of another Python differ, by less than that."""
+def test_they_have_the_bound_that_readme_prints(name, bits, monkeypatch, tmp_path):
+    """One draw, and the docstrings of every eighth file: within four standard errors, of these and
+    of README's. Those of another Python differ by less."""
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))  # a part is no corpus for others
+    every = docstrings.sources
+    monkeypatch.setattr(docstrings, "sources", lambda *places: every(*places)[::8])
     model = load.load_model(SHIPPED / name)
     data = load_data(model.config.data, model.config.block_size, model.encoding)
     x = data.windows("val", 300)  # (n, L)

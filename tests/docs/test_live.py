@@ -147,8 +147,8 @@ def test_wrong_words_follow_the_reverse_step_and_their_path_costs_what_24_6_says
 
 def test_texts_one_word_at_a_time_cost_nothing_and_all_at_once_cost_much(run):
     """(24.2): each path of one mask at a time has log q = log p; all at once, the mean is a KL."""
-    code = "const random = randomNumbers(5); return ['spread', 'random', 'surest'].map((order) => " \
-           "Array.from({{ length: {n} }}, () => writeText(lang, 'masks', order, 6, {steps}, " \
+    code = "const random = randomNumbers(5); return ['spread', 'random', 'surest'].map((order) =>" \
+           " Array.from({{ length: {n} }}, () => writeText(lang, 'masks', order, 6, {steps}, " \
            "random).nats))"
     one = torch.tensor(run(code.format(n=5, steps=6)))  # (3, n)
     assert one.abs().max() < 1e-9

@@ -10,5 +10,6 @@ WRONG = {
     27: [("return 0", "there an exact network pays nothing"),
          ("return (1 - 1 / n_words) * (math.log(n_words) + 1)", "take off the entropy"),
          ("b = 1 - 1 / n_words\nreturn b * (math.log(n_words) + b / 2) - math.log(n_words)",
-          "a token that is x cost nothing"), ("return 1.0", "one of n times it does"), ("pass", "return it")],
+          "a token that is x cost nothing"), ("return 1.0", "one of n times it does"),
+         ("pass", "return it")],
 }

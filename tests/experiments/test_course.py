@@ -20,8 +20,8 @@ def test_the_quick_course_runs_every_command_and_writes_one_page(tmp_path, capsy
     rows = re.findall(r"<tr><td>(\w+)</td><td>([\d.]+) \+- [\d.]+</td>", html)
     assert [name for name, _ in rows[:4]] == ["ar", "mdlm", "udlm", "student"]
     assert all(4 < float(bound) < 6 for _, bound in rows[:4])  # about log 113: nothing is learned
-    assert [name for name, _ in rows[4:]] == ["2", "4"]
-    assert html.count("text 1") == 4 and all(escaped in html for escaped in ("goat", "minus"))
+    assert [name for name, _ in rows[4:]] == ["2"]
+    assert html.count("text 1") == 4 and "Who has a goat?" in html
     monkeypatch.setattr(course.train, "main", None)  # what is there is not trained again
     config = configure(course.Config, quick=True, out_dir="here")
     folder, command = course.learn(config, course.train, "ar", data="toy", method="ar")

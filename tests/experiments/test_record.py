@@ -24,7 +24,7 @@ def data():
 
 @pytest.mark.parametrize("name", ["mdlm", "ar"])
 def test_the_gap_of_the_exact_denoiser_is_zero_and_that_of_another_its_excess(data, name):
-    """Of exact ar on each text; of a bound in the mean. Twice the temperature is worse than the goal."""
+    """Of exact ar on each text; of a bound in the mean. Twice the temperature is worse."""
     method, x = make_method(name, data.language.V), data.windows("val", 60)  # (n, L)
     exact = method.oracle(data.language)
     gap = gap_of(method, exact, x, data.language)  # (n,)

@@ -10,12 +10,14 @@ from runtime import progress
 @pytest.mark.parametrize("command, rows", [
     ("ggm", ["words ", "bits "]),
     ("dfm", ["udlm ", "posterior ", "posterior, bound reversal ", "others, bound reversal "])])
-def test_each_value_has_a_row_and_a_difference_on_the_same_texts(command, rows, monkeypatch, capsys):
+def test_each_value_has_a_row_and_a_difference_on_the_same_texts(command, rows, monkeypatch,
+                                                                 capsys):
     tiny = dict(n_layer=1, n_embd=8, n_head=1, dtype="float32", eval_iters=1, warmup_iters=0,
-                batch_size=2, block_size=32, max_iters=10)
+                batch_size=2, max_iters=10)
     monkeypatch.setattr(training, "TWO_MINUTES", tiny)
     monkeypatch.setattr(progress, "print_evaluation", lambda *args: None)
-    variants.main(configure(variants.Config, command=command, share=0.1, texts=8, out_dir="runs"))
+    variants.main(configure(variants.Config, command=command, share=0.1, texts=8, length=8,
+                              out_dir="runs"))
     said = capsys.readouterr().out
     table, differences = said.split("on the same texts", 1)
     assert all(f"\n{row}" in table for row in rows)

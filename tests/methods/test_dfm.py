@@ -19,7 +19,7 @@ from data.toy import ToyCorpus
 from diffusion import Absorbing, Uniform, corrupt
 from flags import UserError
 from methods import make_method
-from methods.dfm import WithEvidence, PowerMasks, PowerWords, flow_factor, flow_nats, path
+from methods.dfm import WithEvidence, PowerMasks, PowerWords, flow_factor, flow_nats, flow_path
 from methods.mdlm import masked_bound
 from methods.udlm import UDLM
 from samplers import make_sampler
@@ -116,7 +116,7 @@ def test_the_bound_of_the_reversal_is_tight_and_that_of_the_flow_is_not(power):
     close(reversal_bound(method.process, method.oracle(world.LANGUAGE), 48), ENTROPY, 1e-6)
 
 
-@pytest.mark.parametrize("bound", ["flow", "reversal"])
+@pytest.mark.parametrize("bound", ["gkl", "reversal"])
 def test_a_head_of_what_others_say_has_the_same_bounds_and_samples(bound):
     """With its oracle, the leave-one-out distribution; and p(z) = 1 at t = 0, whatever it says."""
     x, nats = TEXTS.repeat(50, 1), []
@@ -167,11 +167,11 @@ def test_what_others_say_is_the_posterior_less_its_own_evidence():
     close(rows.log_softmax(-1), found.flatten(0, 1)[[8, 0]])
 
 
-@pytest.mark.parametrize("bound", ["flow", "reversal"])
+@pytest.mark.parametrize("bound", ["gkl", "reversal"])
 @pytest.mark.parametrize("source, power", [("mask", 2.0), ("uniform", 1.0), ("uniform", 2.0)])
 def test_draws_of_each_bound_have_its_mean_for_any_denoiser(source, power, bound):
     method = made(source, power=power, bound=bound)
-    enumerate_it = flow_bound if bound == "flow" or source == "mask" else reversal_bound
+    enumerate_it = flow_bound if bound == "gkl" or source == "mask" else reversal_bound
     exact = method.oracle(world.LANGUAGE)
 
     def wrong(z, t, at=None):
@@ -188,7 +188,7 @@ def test_draws_of_each_bound_have_its_mean_for_any_denoiser(source, power, bound
 def test_from_random_words_the_toy_language_has_both_bounds():
     """(0.2) is its entropy within four standard errors, (14.22) is far above it."""
     above = {}
-    for bound in ("flow", "reversal"):
+    for bound in ("gkl", "reversal"):
         method = make_method("dfm", LANGUAGE.V, source="uniform", bound=bound)
         exact = method.oracle(LANGUAGE)
         torch.manual_seed(0)
@@ -197,7 +197,7 @@ def test_from_random_words_the_toy_language_has_both_bounds():
         above[bound] = means.mean(), means.std() / len(means) ** 0.5
     more, error = above["reversal"]
     assert error < 0.03 and abs(more) < 4 * error
-    assert 0.3 < above["flow"][0] < 0.7
+    assert 0.3 < above["gkl"][0] < 0.7
 
 
 # ---- training
@@ -244,7 +244,8 @@ def test_random_words_have_the_two_samplers_whose_bounds_are_known_and_masks_hav
     assert masks.first_choice == "spread" and masks.samplers is None and masks.opens_masks
     assert words.uses_time and not masks.uses_time and words.vocab_size == N == masks.process.mask
     for source, process in (("mask", Absorbing), ("uniform", Uniform)):  # kappa = u: nothing new
-        assert type(path(N, source, 1.0)) is process and type(path(N, source, 2.0)) is not process
+        kinds = [type(flow_path(N, source, power)) for power in (1.0, 2.0)]
+        assert kinds[0] is process and kinds[1] is not process
     for sampler, flags, says in (
             ("psi", {}, "--sampler psi does not work with dfm, which takes steps of its own: take "
                         "ancestral or flow"),

@@ -8,7 +8,7 @@ from test_ld4lg import L, V, built, texts, train
 import world
 from methods import make_method
 from methods.dglm import SCALE, density_of_gamma
-from methods.gammas import Cosine
+from methods.gammas import PlainCosine
 from world import P, TEXTS
 
 figure = Figures("latent")
@@ -31,7 +31,7 @@ def test_the_schedule_and_the_weights_are_those_of_star_ldm():
 def test_the_density_is_that_of_gamma_at_uniform_times():
     """The derivative of t by gamma; at their shift of 1 in place of 2 log 3 it is the file's."""
     gamma = torch.linspace(-6, 6, 50, dtype=torch.float64, requires_grad=True)
-    slope, = torch.autograd.grad(Cosine(SCALE, 20.0).time(gamma).sum(), gamma)
+    slope, = torch.autograd.grad(PlainCosine(SCALE, 20.0).time(gamma).sum(), gamma)
     close(slope, density_of_gamma(gamma).detach(), 1e-8)
     shifted = -figure("star/log_snr").double() + 1 - 2 * torch.tensor(SCALE).double().log()
     low, high = figure("star/t_range_shift1").double()  # they cut times off at both ends

@@ -5,7 +5,7 @@ from references import Figures
 from test_ld4lg import V, built, texts
 
 from methods import make_method
-from methods.gammas import Cosine
+from methods.gammas import PlainCosine
 
 figure = Figures("latent")
 
@@ -13,7 +13,7 @@ figure = Figures("latent")
 def test_the_loss_is_p2_of_the_public_code():
     """P2's weight of the error in eps is alpha^2 for that in h."""
     t, h, other = (figure(f"planner/{key}").double() for key in ("t", "x0", "pred_x"))
-    gamma = Cosine()(0.0005 + 0.999 * t)[:, None, None]  # they squeeze the times
+    gamma = PlainCosine()(0.0005 + 0.999 * t)[:, None, None]  # they squeeze the times
     ours = make_method("latent_planner", V).loss_weight(gamma) * (h - other).square()
     close(ours, figure("planner/loss_p2_eps").double(), 1e-4)
 

@@ -16,7 +16,7 @@ from test_ld4lg import V, built
 from diffusion import Labeled
 from gaussian import DDPM, noise_nats, prior_nats, signal
 from methods import make_method
-from methods.gammas import Cosine
+from methods.gammas import PlainCosine
 from methods.latent_space import from_velocity, to_velocity, velocity
 from samplers.ddim import DDIM, TwoM
 from samplers.guidance import CFG
@@ -33,7 +33,7 @@ def gamma_of(alpha2):
 
 @pytest.mark.parametrize("scale", ["", "_scale.5"])
 def test_the_cosine_is_that_of_the_public_code_and_its_inverse_is_one(scale):
-    schedule = Cosine(0.5 if scale else 1.0, 15.0)
+    schedule = PlainCosine(0.5 if scale else 1.0, 15.0)
     t, alpha2 = figure("sched/t"), figure(f"sched/ld4lg_cosine{scale}_alpha2")
     ours = schedule(t.double())
     inside = ours.abs() < 14.5  # they clamp before the scale
@@ -44,7 +44,7 @@ def test_the_cosine_is_that_of_the_public_code_and_its_inverse_is_one(scale):
 
 def test_v_h_and_eps_tell_each_other_as_in_the_public_code():
     h, eps, z, v = (figure(f"ld4lg/{key}").double() for key in ("x0", "eps", "z", "v"))
-    gamma = Cosine()(figure("ld4lg/t").double())[:, None].expand(h.shape[:2])
+    gamma = PlainCosine()(figure("ld4lg/t").double())[:, None].expand(h.shape[:2])
     close(velocity(h, eps, gamma), v, 1e-5)
     close(from_velocity(z, v, gamma), figure("ld4lg/x_from_v").double(), 1e-5)
     close(to_velocity(z, h, gamma), v, 1e-5)
@@ -93,7 +93,7 @@ def test_eight_steps_are_those_of_another_program(mover, key):
 
 def test_guidance_is_linear_and_that_of_the_public_code():
     """(15.9) at w = 2, on v' and so on h'; class 2 has no term of its own."""
-    z, gamma = figure("ld4lg/z").double(), Cosine()(figure("ld4lg/t").double()[:, None])
+    z, gamma = figure("ld4lg/z").double(), PlainCosine()(figure("ld4lg/t").double()[:, None])
     label, pair = figure("ld4lg/class_id"), torch.cat([z, torch.zeros_like(z)], -1)
     plain = Labeled(their_denoiser, label)(pair, gamma)
     more = CFG(their_denoiser, label, 2, 2.0, True)(pair, gamma) - plain
@@ -124,7 +124,7 @@ def test_a_variance_between_the_two_is_that_of_star_ldm():
 def test_in_a_gaussian_world_the_parts_of_the_bound_are_exact():
     """And add up to the differential entropy: -SNR' has its sign and its 1/2."""
     m, C, t, z = (figure(f"gauss/{key}") for key in ("mean", "cov", "t", "z"))
-    gamma = Cosine()(t)
+    gamma = PlainCosine()(t)
     alpha, sigma = (a[:, None] for a in signal(gamma))
     eye = torch.eye(4, dtype=torch.float64)
     gain = lambda a, s: a * C @ torch.linalg.inv(a ** 2 * C + s ** 2 * eye)
@@ -149,7 +149,7 @@ def test_in_a_gaussian_world_the_parts_of_the_bound_are_exact():
 def test_the_variance_after_n_steps_is_that_of_a_product_of_matrices(mover, key):
     """With l = 1 variance 1 stays at every step but the last; l = 0 loses a fifth in ten."""
     c, process = figure("gauss/c"), make_method("ld4lg", V).process
-    process.schedule, mover = Cosine(most=80.0), MOVERS[mover]
+    process.schedule, mover = PlainCosine(most=80.0), MOVERS[mover]
     for n, known in zip(figure("gauss/steps").tolist(), figure(f"gauss/REF_variance_{key}")):
         times, variance = torch.linspace(1, 0, n + 1, dtype=torch.float64), torch.ones(4).double()
         for t, s in zip(times[:-1], times[1:]):

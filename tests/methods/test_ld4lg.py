@@ -16,7 +16,7 @@ from evaluation.report import print_results
 from flags import UserError
 from gaussian import prior_nats, signal
 from methods import make_method
-from methods.gammas import Cosine
+from methods.gammas import PlainCosine
 from methods.latent_space import to_velocity
 from runtime.optim import make_optimizers
 from runtime.trainer import EMA
@@ -191,7 +191,7 @@ def test_where_h_is_known_only_the_noise_that_is_left_costs():
     """The last term of (15.5), with gamma_1 = 1; and an error of the estimate costs by its weight.
     """
     method, h = make_method("ld4lg", V, latents=2, dim=4, self_condition=0.0), torch.randn(2, 4)
-    method.process.schedule, x = Cosine(most=1.0), texts(3)
+    method.process.schedule, x = PlainCosine(most=1.0), texts(3)
     at, many = torch.ones_like(x, dtype=torch.bool), h.expand(3, -1, -1)
     nats = method.latent_nats(one_text(h), many, x, at)
     close(nats, prior_nats(many, torch.tensor(1.0)).sum(-1).double(), 1e-4)

@@ -82,6 +82,14 @@ def test_a_step_stays_on_the_sphere_in_the_tangent_plane_also_at_a_word():
     same(there, torch.eye(6).double()[2].expand(200, -1), 1e-6)  # exp undoes Log
 
 
+def test_in_a_plane_two_steps_are_one():
+    """Of their means and variances: 1 - c multiplies what is left of the way."""
+    process, (s, r, t) = Sphere(5, 0.2, "mask", 0.15), torch.tensor([0.1, 0.5, 0.9]).double()
+    (c1, v1), (c2, v2), (c, v) = (process.move(*a) for a in ((r, t), (s, r), (s, t)))
+    same((1 - c1) * (1 - c2), 1 - c)
+    same((1 - c2) ** 2 * v1 + v2, v)
+
+
 # ---- draws, and the bound
 
 @each_start

@@ -27,8 +27,8 @@ from methods.tree_diffusion import (
     apply_edit,
     chance_of,
     mutate,
+    find_path,
     one_round,
-    path,
     undo,
 )
 from model import causal
@@ -148,7 +148,7 @@ def test_every_pair_of_trees_has_a_path_of_small_edits_that_stays_within_the_lim
     rng, far = random.Random(2), FIGURES["treeworld/REF_distance"]
     lengths = []
     for (i, z), (j, x) in product(enumerate(TREES), enumerate(TREES)):
-        steps = path(SMALL, z, x, 2, rng)
+        steps = find_path(SMALL, z, x, 2, rng)
         lengths.append(len(steps))
         assert bool(steps) == (z != x) and len(steps) >= min(1, far[i, j])
         for tree, edit in steps:
@@ -179,7 +179,7 @@ def test_paths_are_as_long_as_those_of_the_public_code_and_pass_the_same_trees()
     for z, x, length, public in zip(*(figure(f"tree/path_{key}") for key in ("from", "to",
                                                                              "length")),
                                     figure("tree/path")):
-        steps = path(PUBLIC, symbols(z), symbols(x), 99, rng)
+        steps = find_path(PUBLIC, symbols(z), symbols(x), 99, rng)
         assert len(steps) == length
         first = one_round(PUBLIC, symbols(z), symbols(x), 99, rng)
         reached = {apply_edit(PUBLIC, symbols(z), edit) for edit in first}

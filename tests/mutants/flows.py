@@ -30,7 +30,7 @@ STEPS = [
      "test_flow", "a flow that jumps to what the others say"),
     ("samplers/flow.py", "return (late - early) / (1 - early)", "return (late - early)",
      "test_flow", "jumps of a flow as a share of all tokens"),
-    ("samplers/flow.py", "if self.form == \"euler\" and s > 0 else s  # () of a redraw",
+    ("samplers/flow.py", "if self.form == \"rates\" and s > 0 else s  # () of a redraw",
      "if s > 0 else s  # () of a redraw",
      "test_flow", "redraws to the noise that was"),
     ("samplers/flow.py", "coin() >= process.alpha(level)", "coin() < process.alpha(level)",

@@ -26,7 +26,7 @@ def law(flow, process, p, z, s, t):
     p = F.pad(p, (0, process.V - N))  # (B, L, V)
     if process.text_stays:
         p = torch.where((z == process.mask)[..., None], p, here)  # (B, L, V)
-    level = t if flow.form == "euler" and s[0, 0] > 0 else s  # (B, 1)
+    level = t if flow.form == "rates" and s[0, 0] > 0 else s  # (B, 1)
     noisy = process.alpha(level)[..., None] * p + process.b(level[..., None], symbols)  # (B, L, V)
     return again * noisy + (1 - again) * (jump * p + (1 - jump) * here)  # (B, L, V)
 
@@ -71,7 +71,7 @@ def test_short_steps_have_the_rates(redraw_rate):
     for u in (0.2, 0.6, 0.9):
         t = torch.tensor(1 - u, dtype=torch.float64)  # ()
         again = eta / (u * (1 - u)) if redraw_rate == "ends" else eta / (1 - u)
-        for form in ("exact", "euler"):
+        for form in ("exact", "rates"):
             flow = Flow(form, eta, redraw_rate)
             jump, redrawn = (float(a) / h for a in flow.chances(process, t - h, t))
             assert jump == pytest.approx(1 / (1 - u), rel=1e-4)
@@ -99,7 +99,7 @@ def law_after(flow, process, steps):
 @pytest.mark.parametrize("name, flags, table", [
     ("mask", {}, [0.318, 0.047, 0.006]), ("mask", dict(eta=1.0), [0.318, 0.055, 0.008]),
     ("uniform", {}, [0.318, 0.064, 0.008]), ("uniform", dict(eta=1.0), [0.318, 0.079, 0.013]),
-    ("uniform", dict(form="euler"), [0.318, 0.074, 0.016])])
+    ("uniform", dict(form="rates"), [0.318, 0.074, 0.016])])
 def test_many_steps_end_in_the_language(name, flags, table):
     """The table: total variation from the 27 probabilities after 1, 8 and 64 steps."""
     process = PROCESSES[name]
@@ -109,7 +109,7 @@ def test_many_steps_end_in_the_language(name, flags, table):
 
 @pytest.mark.parametrize("name, flags", [
     ("mask", dict(eta=0.7)), ("uniform", {}), ("uniform", dict(eta=0.7, redraw_rate="end")),
-    ("uniform", dict(eta=0.7, form="euler"))])
+    ("uniform", dict(eta=0.7, form="rates"))])
 def test_texts_have_the_law_of_their_steps(name, flags):
     """20,000 texts in three steps, by what the others say and by the posterior itself."""
     process, flow, n = PROCESSES[name], Flow(**flags), 20_000

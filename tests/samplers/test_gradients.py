@@ -147,7 +147,8 @@ def test_guided_texts_have_the_law_of_their_class(name, sampler):
 
 @pytest.mark.parametrize("name, gradient, strengths", [
     ("plaid", "noisy", (0, 1, 4)), ("diffusion_lm", "noisy", (0, 1, 4)),
-    ("sed", "clean", (0, 1, 20)), ("bfn", "clean", (0, 1, 20)), ("diffusion_lm", "control", (0, 1, 5))])
+    ("sed", "clean", (0, 1, 20)), ("bfn", "clean", (0, 1, 20)),
+    ("diffusion_lm", "control", (0, 1, 5))])
 def test_more_strength_gives_more_of_the_class_and_none_gives_the_sampler_back(name, gradient,
                                                                               strengths):
     method, shares = make_method(name, N, dim=4, self_condition=0.0), []

@@ -54,11 +54,12 @@ BESIDE = dict(
     coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
     sides=dict(data="add", block_size=13),
     table=dict(data="poem.txt", tokenizer="chars"), spread=dict(token_clock="line"),
-    slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1))
+    slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1),
+    context_dropout=dict(max_iters=8, learning_rate=0.1, autoencoder=0.1, sentence=2))
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
-          "n_orders blockgen-diffusion_block bound_steps").split()
+          "n_orders context_guidance blockgen-diffusion_block bound_steps").split()
 HARDWARE = ("device matmul_precision attention").split()
 
 # Flags with tests of their own: which.
