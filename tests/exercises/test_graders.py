@@ -10,9 +10,9 @@ import pytest
 
 from exercises.student_copy import MARK, ROOT, exercises, grader_message
 
-HERE = Path(__file__).parent
-GRADERS, ANSWERS = ([importlib.import_module(path.stem) for path in sorted(HERE.glob(f"{name}*.py"))]
-                    for name in ("test_exercises", "answers"))
+FILES = sorted(Path(__file__).parent.glob("*.py"))
+GRADERS, ANSWERS = ([importlib.import_module(path.stem) for path in FILES
+                     if path.stem.startswith(name)] for name in ("test_exercises", "answers"))
 RIGHT = {n: texts for answers in ANSWERS for n, texts in answers.RIGHT.items()}
 WRONG = {n: texts for answers in ANSWERS for n, texts in answers.WRONG.items()}
 BLANKS = exercises()  # reads the whole project

@@ -23,7 +23,7 @@ LATENTS = [
     ("methods/latent.py", "weight * error + prior_nats(h, ends[1].to(h.device))", "weight * error",
      "test_ld4lg", "a bound without its last term: too small by what gamma_1 leaves"),
     ("methods/latent.py", "return (weight * error +", "return (error +",
-     "test_dglm", "gammas of a density without its weight"),
+     "test_dglm", "a latent's gammas of a density without its weight"),
     ("methods/latent.py", "return nats + spread_over(self.latent_nats(denoiser, h, x, at), at)",
      "return nats", "test_dglm", "reconstruction passed off as the bound"),
     ("methods/latent.py", "        with torch.no_grad():\n            h = self.encode",
