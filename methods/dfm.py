@@ -1,5 +1,5 @@
 """
-Chapter 14. Discrete flow matching: DFM (arXiv:2407.15595; under masks also 2402.04997).
+Chapter 14. Discrete flow matching: DFM (arXiv:2407.15595). Masks: also 2402.04997.
 
 Papers on flows count time from noise to text: their time is u = 1 - t, and kappa_u is our alpha_t.
 A path from a source p0, masks or random words, to the text x has at every time the distribution

@@ -50,7 +50,7 @@ class ILM(AnyLength):
     """--method ilm: words are inserted one at a time, anywhere, until the text says stop."""
     weighting: str = flag("bound", "train on the bound, or as published: each text once, whatever "
                           "its length", ["bound", "published"])
-    also_called = ("insertion-lm",)
+    also_called = ("insertion_lm",)
     one_by_one, samplers = True, ("ancestral",)
 
     def __post_init__(self):

@@ -61,7 +61,7 @@ class LatentText(nn.Module):
         self.vocab_size, self.blank, self.K = vocab_size, vocab_size - 1, latents
         self.ordered, self.hides_given = ordered, hides_given
         shape = n_layer, n_head, n_embd
-        plain = {key: options[key] for key in ("dropout", "qk_norm", "norm_bias")}
+        plain = {key: options[key] for key in ("dropout", "qk_norm", "norm_bias") if key in options}
         self.embed = nn.Parameter(0.5 * torch.randn(vocab_size, n_embd))
         self.queries = nn.Parameter(0.5 * torch.randn(latents, n_embd))
         self.encoder = VectorTransformer(dim, *shape, cond_dim=0, **plain)

@@ -27,8 +27,9 @@ class DDIM(DDPM):
 
 @dataclass(eq=False)
 class TwoM(DDIM):
-    """--sampler 2m: steps of (15.8), which extrapolate h' from the last two calls (DPM-Solver++,
-    arXiv:2211.01095). The first step of a walk is that of DDIM."""
+    """--sampler 2m: steps of (15.8), which extrapolate h' from the last two calls.
+
+    DPM-Solver++ (arXiv:2211.01095). The first step of a walk is that of DDIM."""
     past = None  # h' of the step before, its H, and the gamma that it went to
 
     def move(self, process, z, found, s, t, eps):

@@ -96,7 +96,7 @@ def test_the_state_of_a_text_is_the_last_one_whatever_pads_it(transformers):
 def test_samples_are_judged_with_the_entropy_beside_them(transformers, capsys):
     letters = SimpleNamespace(text=lambda row: "".join("|abcdefgh"[i] for i in row), is_text=True,
                               language=None, score=lambda x, label: [], ids=lambda split: [1, 2],
-                              independent_texts=True)
+                              independent_texts=True, score_set=lambda x: [])
     x = torch.randint(1, 9, (6, 5), generator=torch.Generator().manual_seed(0))
     config = SimpleNamespace(batch_size=4, mauve=False)
     figures = sample_figures(x[:3], x, letters, load_judge("tiny", None, "cpu"), None, config)

@@ -6,7 +6,10 @@ import methods.mdlm as mdlm
 from diffusion import Absorbing, corrupt, stratified
 from methods import METHODS, load_row, make_method
 from methods.embedding import Embedding
+from methods.latent import Latent
 from methods.mdlm import MDLM
+from methods.rdlm import RDLM
+from methods.simplex import Simplex
 from train import loss_per_token
 
 
@@ -36,13 +39,14 @@ def test_the_loss_of_fine_tuning_is_lladas(monkeypatch):
 
 
 # given tokens come first in their input, or stand in that of two networks: test_methods.py; those
-# that are vectors: test_plaid.py
+# that are vectors: test_plaid.py, test_bfn.py, test_rdlm.py, test_ld4lg.py
 IN_ORDER = ("sigma_gpt", "eso_lm", "maria")
+VECTORS = Embedding, Simplex, Latent, RDLM
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in IN_ORDER
                                   and not load_row(METHODS, name).classifies
-                                  and not issubclass(load_row(METHODS, name), Embedding)])
+                                  and not issubclass(load_row(METHODS, name), VECTORS)])
 def test_a_prompt_is_never_noised_and_never_a_target(name):
     """The gradient at every logit of a given token is exactly 0, and no noise reaches one."""
     method, seen = make_method(name, 7, curriculum=0.0), []

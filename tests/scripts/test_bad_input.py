@@ -180,7 +180,10 @@ def other_value(f, value):
         return not value
     if f.metadata["each"] is int:
         return "2,4"
-    return {int: lambda: value + 2, float: lambda: value / 2, str: lambda: "another"}[f.type]()
+    if f.type is float:
+        least, _ = f.metadata["range"]
+        return value / 2 if value / 2 > max(0, least) else value + 0.5
+    return value + 2 if f.type is int else "another"
 
 
 FIXED = [(method, name) for method in METHODS

@@ -35,7 +35,7 @@ def test_every_method_answers_held_out_questions(method, capsys):
     r = results(capsys, *few, "--num_samples", 3)
     assert [row[0] for row in r["answers"]] == ["chats", "all"] and r["network_calls"] > 0
     is_default = load_row(METHODS, method).bidirectional and load_row(METHODS, method).opens_masks
-    own = {"pgm": "spread", "ar2diff": "unroll", "dot": "thoughts"}
+    own = {"pgm": "spread", "ar2diff": "unroll", "dot": "thoughts", "flexmdm": "insertion"}
     assert r["sampler"] == own.get(method, "semi-ar" if is_default else "ancestral")
     run(*few, "--num_samples", 2)
     table = capsys.readouterr().out

@@ -16,14 +16,14 @@ import sample
 import train
 from data import DATASETS
 from flags import flags_of, load_row, parse, wrong
-from methods import METHODS
+from methods import EVERY_METHOD
 from samplers import CORRECTORS, SAMPLERS
 from tree import CODE
 
 TREES = {file: ast.parse(path.read_text("utf-8")) for file, path in CODE.items()}
 SCRIPTS = [file for file, tree in TREES.items()
            if any(isinstance(node, ast.ClassDef) and node.name == "Config" for node in tree.body)]
-ROWS = {f.name: f for table in (METHODS, SAMPLERS, CORRECTORS) for name in table
+ROWS = {f.name: f for table in (EVERY_METHOD, SAMPLERS, CORRECTORS) for name in table
         for f in flags_of(load_row(table, name)).values()}
 
 

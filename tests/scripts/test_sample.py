@@ -105,7 +105,9 @@ ROWS = [(table, name, flag, choice)
         for name in rows for flag, choice in choices_of(load_row(rows, name))
         if (flag, choice) != ("eos_last", True)  # with chats alone: test_chat_runs.py
         and (flag, choice) != ("value", "class")  # with a classifier alone: test_search_runs.py
-        and flag != "draft_order"]  # with a draft that has masks: test_speculative.py
+        and flag != "draft_order"  # with a draft that has masks: test_speculative.py
+        and name != "tree-edits"  # of expressions alone: test_tree_diffusion_runs.py
+        and (name, choice) not in (("2m", "argmax"), ("2m", True))]  # refused: below
 ROWS += [("sampler", "psi", "eta", eta) for eta in (0.0, 0.3, 1.0)]
 
 
@@ -116,6 +118,13 @@ def test_sampling_works_with_every_choice_of_every_flag_of_a_sampler(table, name
     method = "mdlm" if "mdlm" in methods else methods[0]
     found = texts(capsys, out_dir=str(random_runs(method)), steps=3, **{table: name, flag: choice})
     assert len(found) == 2 and found[0][flag] == choice
+
+
+@pytest.mark.parametrize("flags, words", [(dict(last="argmax"), "leave out --last"),
+                                          (dict(clamp=True), "leave out --clamp")])
+def test_latents_have_no_rows_to_move_to(flags, words, random_runs, capsys):
+    with pytest.raises(UserError, match=words):
+        texts(capsys, out_dir=str(random_runs("ld4lg")), steps=3, sampler="2m", **flags)
 
 
 GENERAL = [case for case in choices_of(sample.Config)

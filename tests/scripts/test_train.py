@@ -40,14 +40,15 @@ VALUES = dict(
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
     ar=["", "an-ar"], masked=["", "one"], noise_of=list(noises()), levels=[1, 50],
     mask_rate=[0.0, 0.5], positions=[0, 16], spindle=[0.0, 0.2], block_sizes=["", "2,4"],
-    size_weights=["1,0,0", "0,0,1"], dim=[2, 5], latents=[1, 3], bins=[2, 5])
+    size_weights=["1,0,0", "0,0,1"], dim=[2, 5], latents=[1, 3], bins=[2, 5],
+    rows_from=["", "a-run"])
 
 # Other flags that must be given, so that a flag has an effect.
 BESIDE = dict(
     tokenizer=dict(data="poem.txt", vocab_size=100), vocab_size=dict(data="poem.txt",
                                                                    tokenizer="bpe"),
     label_dropout=dict(labels=True), power=dict(mask_schedule="polynomial"),
-    decoder_share=dict(n_layer=2), clip_search=dict(eval_interval=1, learning_rate=0.1),
+    decoder_share=dict(n_layer=2), head=dict(source="uniform"), clip_search=dict(eval_interval=1, learning_rate=0.1),
     embedding=dict(transition="nearest", diffusion_steps=6),
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
@@ -59,7 +60,7 @@ BESIDE = dict(
 
 # Flags that change nothing of what is learned, and those that may, by the machine.
 SILENT = ("minutes recipe_iters eval_interval eval_iters log_interval recompute token_order "
-          "n_orders context_guidance blockgen-diffusion_block bound_steps").split()
+          "n_orders context_guidance dfm-bound blockgen-diffusion_block bound_steps").split()
 HARDWARE = ("device matmul_precision attention").split()
 
 # Flags with tests of their own: which.
@@ -100,8 +101,9 @@ def try_values(f, method):
     """Short runs, each with another value. -> what they learned, as bytes"""
     Path("poem.txt").write_text("".join(f"{n} green bottles on the wall.\n" for n in range(200)))
     known = flags_of(configure(train.Config, method=method)).keys()
-    others = dict(one=dict(n_embd=16), two=dict(n_embd=8), **{"an-ar": dict(method="ar")})
-    for name, flags in others.items() if {"embedding", "masked"} & known else ():
+    others = dict(one=dict(n_embd=16), two=dict(n_embd=8), **{"an-ar": dict(method="ar"),
+                  "a-run": dict(n_embd=16)})
+    for name, flags in others.items() if {"embedding", "masked", "rows_from"} & known else ():
         random_checkpoint(name, **flags)
     beside = {name: value for name, value in BESIDE.get(f.name, {}).items() if name in known}
     for value in values(f):
