@@ -9,12 +9,16 @@ have their own tests in tests/theory/test_methods.py. Other tests repeat only wh
     enough           samplers: these, and others that write by code of their own
     scripts_differ   scripts: a method for every fact that a script can see. General code names no
                      method, so what it does depends on the facts and hooks of methods/base.py only
+    fitting          samplers: all that fit each other, without the words of a refusal
+    first_with       flags: the first method that has a flag from the class that defines it
+    values_differ    flags: all values by that method, two by others that inherit it
     bounds_differ    bounds: one method for each process, nelbo, oracle and likelihood. Methods that
                      inherit all of them differ in training
 """
-from flags import load_row
+from flags import flags_of, load_row
 from methods import METHODS, make_method
 from methods.base import Method
+from samplers import CORRECTORS, samplers_for
 
 HOOKS = ("check on_start on_data on_step extra_state weights_from with_network usage measures "
          "prior sample count_states").split()
@@ -33,6 +37,14 @@ def own(method, name):
     """Which function a method has: another one, or that of the methods it inherits from."""
     function = getattr(type(method), name)
     return getattr(function, "__func__", function)
+
+
+def fitting(methods):
+    """All (name, sampler, corrector) that fit each other. methods {name: method}"""
+    correctors = {name: load_row(CORRECTORS, name)() for name in CORRECTORS}
+    for name, method in methods.items():
+        last = [key for key, corrector in correctors.items() if not corrector.fits(method)]
+        yield from ((name, sampler, key) for sampler in samplers_for(method) for key in last)
 
 
 def one_of_each(methods):
@@ -99,3 +111,21 @@ def bounds_differ(names):
                      if callable(getattr(type(method), name, None))}
         return type(method.process), *functions.items()
     return list({parts(name): name for name in reversed(names)}.values())[::-1]
+
+
+def first_with(method, flag):
+    """The first method whose flag this is: it defines it, or inherits it from the same class."""
+    def owner(name):
+        return next((cls for cls in load_row(METHODS, name).__mro__
+                     if flag in vars(cls).get("__annotations__", {})), None)
+    return next(name for name in METHODS if owner(name) is owner(method))
+
+
+def values_differ(method, flag, values):
+    """All of the values, or of a flag that another method has inherited before: the default and
+    one more."""
+    if first_with(method, flag) == method:
+        return values
+    default = flags_of(load_row(METHODS, method))[flag].default
+    two = [default] if default in values else values[:1]
+    return [*two, *[value for value in values if value not in two][:1]]

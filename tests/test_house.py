@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,12 @@ BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm", "methods.diffugpt",
 TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}
 
 
+@cache
 def module_of(file):
     return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_of(name) for name in CODE}
 
 
 def imported(node, file):
@@ -39,10 +44,10 @@ def imported(node, file):
         if isinstance(node, ast.Import)
         else [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
     )
-    modules = {module_of(name) for name in CODE}
-    return {name for name in names if name and name in modules}
+    return {name for name in names if name and name in MODULES}
 
 
+@cache
 def imports_of(file):
     return {
         name
@@ -81,10 +86,11 @@ def test_pictures_and_pages_that_the_docs_make_are_not_of_the_project():
         assert any(fnmatch("/" + name, rule) for rule in rules.read_text().split()), name
 
 
-@pytest.mark.parametrize("file", CODE)
-def test_nobody_imports_from_a_floor_above(file):
-    here = FLOOR[module_of(file).split(".")[0]]
-    assert not {name for name in imports_of(file) if FLOOR[name.split(".")[0]] > here}
+def test_nobody_imports_from_a_floor_above():
+    floor = lambda module: FLOOR[module.split(".")[0]]
+    for file in CODE:
+        here = floor(module_of(file))
+        assert not {name for name in imports_of(file) if floor(name) > here}, file
 
 
 def test_there_is_no_circle():
@@ -101,20 +107,18 @@ def test_there_is_no_circle():
         visit(module, [])
 
 
-@pytest.mark.parametrize("file", CODE)
-def test_no_import_hides_in_a_function(file):
-    functions = [
-        node for node in ast.walk(TREES[file]) if isinstance(node, (ast.FunctionDef, ast.Lambda))
-    ]
+def test_no_import_hides_in_a_function():
     hidden = {
-        name
-        for function in functions
+        (file, name)
+        for file, tree in TREES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.Lambda))
         for node in ast.walk(function)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in imported(node, file)
     }
     assert not {
-        name for name in hidden if not name.startswith("kernels_triton")
+        (file, name) for file, name in hidden if not name.startswith("kernels_triton")
     }  # Triton is optional
 
 
@@ -161,19 +165,18 @@ NAMES = {name for table in TABLES.values() for name in table if "*" not in name}
 }
 
 
-@pytest.mark.parametrize("file", CODE)
-def test_no_general_module_compares_with_the_name_of_a_row(file):
+def test_no_general_module_compares_with_the_name_of_a_row():
     """What others need to know about a method, sampler or data set is an attribute of its class."""
-    if file.startswith(("experiments", "exercises", "data/")):
-        return
     found = [
-        node.lineno
-        for node in ast.walk(TREES[file])
+        f"{file}:{node.lineno}"
+        for file, tree in TREES.items()
+        if not file.startswith(("experiments", "exercises", "data/"))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Compare)
         for part in ast.walk(node)
         if isinstance(part, ast.Constant) and part.value in NAMES
     ]
-    assert not found
+    assert not found, found
 
 
 def test_hardly_anything_is_probed():
@@ -210,6 +213,7 @@ def test_a_data_set_is_one_row_and_stands_in_a_page(name):
     assert "*" in name or name in pages() + (ROOT / "README.md").read_text("utf-8")
 
 
+@cache
 def pages():
     """All pages but the table of methods, which names every file."""
     return "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")

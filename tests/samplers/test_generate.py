@@ -7,7 +7,7 @@ from flags import UserError, configure, load_row
 from kinds import enough, in_place
 from methods import METHODS, make_method
 from oracle import exact
-from samplers import SAMPLERS, SamplingFlags, make_sampler
+from samplers import SamplingFlags, make_sampler, samplers_for
 from samplers.generate import (
     CallCounter,
     Writer,
@@ -23,15 +23,8 @@ from samplers.generate import (
 WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 
 
-def fits(sampler, name):
-    try:
-        return make_sampler(sampler, make_method(name, 8))
-    except UserError:
-        return None
-
-
-PAIRS = enough([(name, sampler) for name in WRITERS for sampler in SAMPLERS if fits(sampler, name)],
-               {name: make_method(name, 8) for name in WRITERS})
+MADE = {name: make_method(name, 8) for name in WRITERS}
+PAIRS = enough([(name, sampler) for name in WRITERS for sampler in samplers_for(MADE[name])], MADE)
 
 
 def rough(V):

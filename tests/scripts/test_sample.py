@@ -13,11 +13,11 @@ import sample
 from data.tokenizer import byte_level, end_of_text
 from flags import UserError, configure, flags_of, load_row
 from forks import forked
-from kinds import enough, in_place
+from kinds import enough, fitting, in_place
 from methods import METHODS, make_method
 from models import random_checkpoint
 from runs import cache, commanded, complaint, disk_of, elsewhere, script  # noqa: F401
-from samplers import CORRECTORS, SAMPLERS, make_sampler
+from samplers import CORRECTORS, SAMPLERS
 
 WRITERS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 
@@ -40,20 +40,9 @@ def texts(capsys, **flags):
 
 # ---- methods and samplers
 
-def fitting():
-    """(method, sampler, corrector) for all that fit each other."""
-    for name in WRITERS:
-        for sampler in SAMPLERS:
-            for corrector in CORRECTORS:
-                try:
-                    make_sampler(sampler, make_method(name, 8), corrector)
-                    yield name, sampler, corrector
-                except UserError:
-                    continue
-
-
-FITTING = list(fitting())
-ENOUGH = enough(FITTING, {name: make_method(name, 8) for name in WRITERS})
+MADE = {name: make_method(name, 8) for name in WRITERS}
+FITTING = list(fitting(MADE))
+ENOUGH = enough(FITTING, MADE)
 
 
 @pytest.mark.parametrize("name, sampler, corrector", [
