@@ -44,6 +44,11 @@ def statistics(rows):
     return rows.mean(0), (rows.var(0, unbiased=False) + EPS).log()
 
 
+def of_blocks(options):
+    """The flags of a network that its parts without a condition take, too."""
+    return {key: options[key] for key in ("dropout", "qk_norm", "norm_bias") if key in options}
+
+
 class LatentText(nn.Module):
     """Encoder, decoder and denoiser of texts as K vectors of d numbers.
 
@@ -61,7 +66,7 @@ class LatentText(nn.Module):
         self.vocab_size, self.blank, self.K = vocab_size, vocab_size - 1, latents
         self.ordered, self.hides_given = ordered, hides_given
         shape = n_layer, n_head, n_embd
-        plain = {key: options[key] for key in ("dropout", "qk_norm", "norm_bias") if key in options}
+        plain = of_blocks(options)
         self.embed = nn.Parameter(0.5 * torch.randn(vocab_size, n_embd))
         self.queries = nn.Parameter(0.5 * torch.randn(latents, n_embd))
         self.encoder = VectorTransformer(dim, *shape, cond_dim=0, **plain)

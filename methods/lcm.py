@@ -28,7 +28,7 @@ from flags import flag
 from gaussian import signal
 from methods.gammas import Alpha2
 from methods.latent import Latent
-from methods.latent_network import LatentText, VectorTransformer, only_seen
+from methods.latent_network import LatentText, VectorTransformer, of_blocks, only_seen
 from methods.latent_space import one_hot
 from model import causal
 
@@ -41,9 +41,9 @@ class SentenceNetwork(LatentText):
 
     def __init__(self, c, vocab_size, n_layer, n_head, n_embd, latents, dim, *parts, **options):
         super().__init__(vocab_size, n_layer, n_head, n_embd, latents, dim, *parts, **options)
-        plain = {key: options[key] for key in ("dropout", "qk_norm", "norm_bias")}
         self.c, self.read_past = c, nn.Linear(latents * dim, n_embd)
-        self.past = VectorTransformer(n_embd, n_layer, n_head, n_embd, cond_dim=0, **plain)
+        self.past = VectorTransformer(n_embd, n_layer, n_head, n_embd, cond_dim=0,
+                                      **of_blocks(options))
         self.past.head.reset_parameters()
 
     def forward(self, z, noise=None, at=None, label=None, words=None, alone=None):
