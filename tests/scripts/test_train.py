@@ -40,7 +40,7 @@ VALUES = dict(
     n_start=[1, 3], rounds=[1, 6], diffusion_steps=[1, 6, 100_000], embedding=["one", "two"],
     ar=["", "an-ar"], masked=["", "one"], noise_of=list(noises()), levels=[1, 50],
     mask_rate=[0.0, 0.5], positions=[0, 16], spindle=[0.0, 0.2], block_sizes=["", "2,4"],
-    size_weights=["1,0,0", "0,0,1"], dim=[2, 5], bins=[2, 5])
+    size_weights=["1,0,0", "0,0,1"], dim=[2, 5], latents=[1, 3], bins=[2, 5])
 
 # Other flags that must be given, so that a flag has an effect.
 BESIDE = dict(
