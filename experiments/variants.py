@@ -1,12 +1,15 @@
 """
-Chapters 14 and 17. One method with several values of its flags, trained alike: which learns more?
+Chapters 13, 14, 17. Values of a method's flags, or methods, trained alike: which learns more?
 
     python -m experiments.variants ggm           words, or bits, (17.2), as published
     python -m experiments.variants dfm           from random words: two heads, two bounds of each
     python -m experiments.variants ggm --seeds 3 --share 0.2 --length 8
+    python -m experiments.variants embeddings --seconds 24 --length 16 --texts 512
+    python -m experiments.variants embeddings --runs mdlm,plaid --seconds 100 --length 16
 
 All train as in `python -m experiments.learning toy`, on the toy language; printed is how far their
-bound is above its entropy, and the differences to the first row, text by text.
+bound is above its entropy, and the differences to the first row, text by text. With --seconds, all
+train for as many CPU seconds, and the number of their steps follows from their first ones.
 """
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -14,14 +17,29 @@ from types import SimpleNamespace
 from data import load_data
 from experiments import training
 from experiments.command import choose_command, run_experiment
-from experiments.learning import Trained, draws_of, print_differences, print_means, score_texts
+from experiments.learning import (
+    Trained,
+    draws_of,
+    print_differences,
+    print_means,
+    score_texts,
+    steps_in,
+)
 from experiments.training import train_model
-from flags import flag
+from flags import UserError, flag
 
 WORDS = dict(method="dfm", source="uniform")
+SMALL = dict(n_layer=3, n_embd=96, warmup_iters=20)
+NOISE = ["cdcd", "sed", "difformer", "diffusion_lm"]
 RUNS = {  # {command: {run: its flags, and the flags that another evaluation of it has}}
     "ggm": {"words": (dict(method="ggm", objective="ce"), []),
             "bits": (dict(method="ggm", objective="bce"), [])},
+    "embeddings": {
+        **{name: (dict(SMALL, method=name), []) for name in ["mdlm", "ar", "plaid", *NOISE]},
+        "one call": (dict(SMALL, method="plaid", self_condition=0.0), []),
+        "rows": (dict(SMALL, method="plaid", reads="rows"), []),
+        "more noise": (dict(SMALL, method="plaid", trained_at=1.5, trained_scale=1.5), []),
+        "both": (dict(SMALL, method="plaid", reads="rows", trained_at=1.5, trained_scale=1.5), [])},
     "dfm": {"udlm": (dict(method="udlm"), []),
             "posterior": (WORDS, [dict(bound="reversal")]),
             "others": (dict(WORDS, head="others"), [dict(bound="reversal")]),
@@ -34,6 +52,8 @@ class Config:
     command: str = flag("", "whose flags; also the first word", [*RUNS])
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     share: float = flag(1.0, "share of the full number of steps", least=0.0001, most=100)
+    runs: str = flag("", "with commas between; empty means all")
+    seconds: float = flag(0.0, "CPU seconds of training of each, in place of a share", least=0)
     length: int = flag(32, "words of a text", least=2)
     texts: int = flag(4000, "held-out texts", least=2)
     out_dir: str = flag("out/variants", "where the checkpoints go")
@@ -46,11 +66,18 @@ def main(config, given=()):
     x = data.windows("val", config.texts)  # (n, L)
     entropy, recipe = data.language.entropy(config.length), dict(training.TWO_MINUTES)
     recipe.update(block_size=config.length)
+    chosen = [name for name in config.runs.split(",") if name] or [*runs]
+    if unknown := [name for name in chosen if name not in runs]:
+        raise UserError(f"--runs {unknown[0]}: {config.command} has {', '.join(runs)}")
+    runs = {name: runs[name] for name in chosen}
     for seed in range(1, config.seeds + 1):
         for name, (flags, others) in runs.items():
             out_dir = f"{config.out_dir}/{config.command}-{name.replace(', ', '-')}-{seed}"
-            model, *minutes = train_model(out_dir, config.share, seed=seed, data="toy", **flags,
-                                          **recipe)
+            flags, share = {"data": "toy", **recipe, **flags}, config.share
+            if config.seconds:
+                share, flags["max_iters"] = 1.0, steps_in(config.seconds, **flags)
+                print(f"{name}: {flags['max_iters']} steps", flush=True)
+            model, *minutes = train_model(out_dir, share, seed=seed, **flags)
             for later in ({}, *others):
                 method = replace(model.method, **later)
                 method.load_extra_state(model.method.extra_state())

@@ -27,7 +27,8 @@ from methods.gammas import Logistic
 from model import Transformer, select_rows
 
 SEED = 13  # of a table before it is trained
-TRAINED = 0.0, 1.5  # center and scale of gammas for cross-entropies: what context must tell
+TRAINED = 0.0, 0.5  # center and scale of gammas for cross-entropies: see useful_times
+FEW = 4096  # words that a network reads as probabilities: this costs about what its head does
 
 
 class EmbeddingNetwork(Transformer):
@@ -59,8 +60,9 @@ class Embedding(Method):
     self_condition: float = flag(0.5, "share of texts that are trained on the network's own first "
                                       "x_hat; 0: the network has no such input", least=0, most=1,
                                  fixed=True)
-    reads: str = flag("rows", "what the network reads: noisy rows, or also the words that each may "
-                      "be (V more columns: for small vocabularies)", ["rows", "words"], fixed=True)
+    reads: str = flag("auto", "what the network reads: noisy rows, or also the words that each may "
+                      "be (V more columns); auto: words, of at most 4,096",
+                      ["auto", "rows", "words"], fixed=True)
     token_clock: str = flag("common", "when noise leaves a token: all at once, or one after the "
                             "other in some order; methods/clocks.py", [*CLOCKS], later=True)
     spread: float = flag(2.0, "how many times the time in which one token is noisy lie between the "
@@ -74,7 +76,8 @@ class Embedding(Method):
 
     def __post_init__(self):
         self.vocab_size, self.process = self.n_tokens, self.space().learn(False)
-        self.process.reads_words = self.reads == "words"
+        few = self.reads == "auto" and self.n_tokens <= FEW
+        self.process.reads_words = self.reads == "words" or few
         self.process.clock = CLOCKS[self.token_clock](self.spread)
         self.bounded = not self.process.by_word
         self.use_counts(torch.ones(self.n_tokens))  # all as often, until there is a text
@@ -148,6 +151,13 @@ class Embedding(Method):
         share = (logistic.density(space.gamma(t)) * rate).masked_fill(~free, 0)  # (B, L)
         mean = share.sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
         return t.float(), (rate / mean.clamp(min=1e-300)).float()  # (B, L) each
+
+    def useful_times(self, free, center, scale):
+        """Times for cross-entropies. With little noise a row tells its word, and with much its
+        neighbors tell nothing: the center is from the gamma with exp(-gamma) = log V. -> (B, 1|L)
+        """
+        center = center - math.log(math.log(max(2, self.n_tokens)))
+        return self.draw_times(free, center, scale)[0]  # (B, 1|L)
 
     def at_clock(self, u, free):
         """The times of tokens at u (B, 1) on the clock of the text. -> (B, 1|L)"""

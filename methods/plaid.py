@@ -68,6 +68,10 @@ class Plaid(Embedding):
                           ["simple", "bound"], fixed=True)
     gamma_0: float = flag(-4.0, "the least noise, where words are decoded; Plaid's is -3",
                           least=-10, most=0, fixed=True)
+    trained_at: float = flag(TRAINED[0], "simple: center of the gammas that are trained on, from "
+                             "that where a row tells log V nats", least=-10, most=10)
+    trained_scale: float = flag(TRAINED[1], "simple: scale of their logistic density",
+                                least=0.01, most=10)
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,7 +90,8 @@ class Plaid(Embedding):
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         if self.weighting == "bound":
             return self.split_bound(denoiser, x, frozen, fed_back)  # (B, L)
-        t, _ = self.draw_times(free_tokens(x, frozen), *TRAINED)  # (B, 1|L)
+        center, scale = self.trained_at, self.trained_scale
+        t = self.useful_times(free_tokens(x, frozen), center, scale)  # (B, 1|L)
         return self.cross_entropies(denoiser, x, t, frozen, fed_back)  # (B, L)
 
     def split_bound(self, denoiser, x, frozen, fed_back):

@@ -68,7 +68,7 @@ class SED(Embedding):
     def loss(self, denoiser, x, frozen=None):
         """Squared errors and cross-entropies, no bound. -> (B, L)"""
         at = free_tokens(x, frozen)  # (B, L)
-        t, _ = self.draw_times(at, *TRAINED)  # (B, 1|L)
+        t = self.useful_times(at, *TRAINED)  # (B, 1|L)
         fed_back = self.choose_fed_back(len(x), x.device)  # (B,)
         e, _, found = self.denoise(denoiser, x, t, at, frozen, fed_back)  # (N, D)
         ce = -found.log_p.gather(-1, x[at][:, None])[:, 0]  # (N,)

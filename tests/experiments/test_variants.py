@@ -2,7 +2,7 @@
 import pytest
 
 from experiments import training, variants
-from flags import configure
+from flags import UserError, configure
 from runs import cache, elsewhere  # noqa: F401
 from runtime import progress
 
@@ -22,3 +22,17 @@ def test_each_value_has_a_row_and_a_difference_on_the_same_texts(command, rows, 
     table, differences = said.split("on the same texts", 1)
     assert all(f"\n{row}" in table for row in rows)
     assert f"less {rows[0].strip()}: " in differences
+
+
+def test_runs_are_chosen_and_train_for_a_time(monkeypatch, capsys):
+    tiny = dict(n_head=4, dtype="float32", eval_iters=1, batch_size=2, max_iters=10)
+    monkeypatch.setattr(training, "TWO_MINUTES", tiny)
+    monkeypatch.setattr(progress, "print_evaluation", lambda *args: None)
+    steps = []
+    monkeypatch.setattr(variants, "steps_in", lambda seconds, **flags: steps.append(seconds) or 21)
+    variants.main(configure(variants.Config, command="embeddings", runs="mdlm,one call", texts=8,
+                            length=8, seconds=3, out_dir="runs"))
+    said = capsys.readouterr().out
+    assert "mdlm: 21 steps" in said and "less mdlm: " in said and steps == [3, 3]
+    with pytest.raises(UserError, match="embeddings has mdlm, ar"):
+        variants.main(configure(variants.Config, command="embeddings", runs="rosw"))

@@ -218,6 +218,20 @@ def test_a_network_may_read_which_words_a_row_may_be():
     assert method.network(7, 1, 2, 16, cond_dim=8).embed.shape == (11, 16)
 
 
+def test_few_words_are_read_and_many_are_not():
+    for n, few in ((4096, True), (4097, False)):
+        assert make_method("plaid", n, dim=4).process.reads_words == few
+
+
+def test_times_of_training_lie_where_a_row_tells_its_word():
+    """The median signal-to-noise ratio is log V, for rows of norm 1."""
+    for n in (7, 3000):
+        method = make_method("plaid", n, dim=4, gamma_0=-8.0)
+        t = method.useful_times(torch.ones(400, 1, dtype=torch.bool), 0.0, 0.5)  # (400, 1)
+        gamma = method.process.gamma(t)  # (400, 1)
+        assert gamma.median().exp() * math.log(n) == pytest.approx(1, abs=0.03)
+
+
 def test_a_network_that_ignores_what_is_fed_back_has_the_bound_of_one_call():
     one, two = (make_method("plaid", N, dim=4, self_condition=a) for a in (0.0, 1.0))
     x, nats = TEXTS.repeat(20, 1), []

@@ -83,7 +83,9 @@ def test_labels_bring_no_time_to_networks_that_need_none(method):
         torch.nn.init.normal_(p, std=0.3)
     x = torch.zeros(2, 8, dtype=torch.long)  # (2, 8)
     if "ddpm" in (load_row(METHODS, method).samplers or ()):  # rows of embeddings
-        x = torch.ones(2, 8, network.embed.shape[0])  # (2, 8, D)
+        space = getattr(network, "space", None)
+        width = space.D * (1 + space.feeds_back) if space else network.embed.shape[0]
+        x = torch.ones(2, 8, width)  # (2, 8, D|2D)
     if "bfn" in (load_row(METHODS, method).samplers or ()):  # evidence, and the last prediction
         x = torch.ones(2, 8, 2 * network.embed.shape[0])  # (2, 8, 2 V)
     early, late = (network(x, torch.full((2, 1), t)) for t in (0.2, 0.8))  # (2, 8, V) each
