@@ -79,6 +79,8 @@ class Recorder(Wrapper):
 
     def __call__(self, z, t, at=None, **layout):
         logits, cache = self.denoiser(z, t, at=at, **layout), layout.get("cache")
+        if logits.shape[-1] < self.n_tokens:
+            return logits  # vectors, not distributions of words
         before = max(cache.start, cache.read) if cache else 0  # tokens that this call does not read
         at = torch.ones_like(z) if at is None else at  # (B, L)
         text, position = at.nonzero().unbind(-1)  # (N,) each

@@ -74,7 +74,7 @@ def test_the_estimate_counts_all_blocks_of_the_network_of_every_method(name):
     network = method.network(method.vocab_size, 4, 2, 16, cond_dim=0, mask_mod=method.mask_mod)
     head, layers = 28 * 10 * network.vocab_size, sum(isinstance(part, Block)
                                                      for part in network.modules())
-    assert layers in (4, 8, 12)  # of each expert; of encoder, decoder and denoiser
+    assert layers in (4, 8, 12, 16)  # of each expert; of encoder, decoder, denoiser, and the past
     assert memory.bytes_per_text(network, 10) == 4 * 10 * (24 + 2 * layers) * 16 + head
 
 

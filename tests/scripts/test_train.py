@@ -48,7 +48,8 @@ BESIDE = dict(
     tokenizer=dict(data="poem.txt", vocab_size=100), vocab_size=dict(data="poem.txt",
                                                                    tokenizer="bpe"),
     label_dropout=dict(labels=True), power=dict(mask_schedule="polynomial"),
-    decoder_share=dict(n_layer=2), head=dict(source="uniform"), clip_search=dict(eval_interval=1, learning_rate=0.1),
+    decoder_share=dict(n_layer=2), head=dict(source="uniform"),
+    clip_search=dict(eval_interval=1, learning_rate=0.1),
     embedding=dict(transition="nearest", diffusion_steps=6),
     transition=dict(embedding="one", diffusion_steps=6),
     tau=dict(curriculum=1.0), top_k=dict(curriculum=1.0, tau=0.1),
@@ -65,7 +66,8 @@ HARDWARE = ("device matmul_precision attention").split()
 
 # Flags with tests of their own: which.
 APART = {"data": "test_train_runs", "method": "below", "out_dir": "all", "init_from": "test_resume",
-         "compile": "below", "shard": "test_distributed", "sft": "test_train_runs",
+         "noise_from": "test_gradients_runs", "compile": "below",
+         "shard": "test_distributed", "sft": "test_train_runs",
          "tensorboard": "test_logs"}
 
 
@@ -125,7 +127,8 @@ def test_every_value_of_every_flag_trains_and_the_flag_reaches_the_run(name):
 
 
 @pytest.mark.parametrize("method, name", [
-    (method, name) for method in METHODS for name in flags_of(load_row(METHODS, method))])
+    (method, name) for method in METHODS for name in flags_of(load_row(METHODS, method))
+    if name not in APART])
 def test_every_value_of_every_flag_of_every_method_trains_and_matters(method, name):
     """Of a flag that it inherits, two values: the first method that has it tries them all."""
     f = flags_of(load_row(METHODS, method))[name]

@@ -91,7 +91,8 @@ def test_any_other_denoiser_gives_more_in_the_world(name):
     """Sharper, flatter, or confused: on the same noise, each by five standard errors."""
     method = world.make_world_method(name, N, **WORLD)
     exact = method.oracle(world.LANGUAGE)
-    n = 20_000 if BATCH.get(name, 0) >= 5000 or "ddpm" in (method.samplers or ()) else 5000
+    vectors = {"ddpm", "bfn"} & {*(method.samplers or ())}
+    n = 20_000 if BATCH.get(name, 0) >= 5000 or vectors else 5000
     x = TEXTS[torch.multinomial(P, n, replacement=True)]  # (n, L)
 
     def draw(change):
