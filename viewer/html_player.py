@@ -79,11 +79,12 @@ class Recorder(Wrapper):
 
     def __call__(self, z, t, at=None, **layout):
         logits, cache = self.denoiser(z, t, at=at, **layout), layout.get("cache")
-        if logits.shape[-1] < self.n_tokens:
-            return logits  # vectors, not distributions of words
         before = max(cache.start, cache.read) if cache else 0  # tokens that this call does not read
         at = torch.ones_like(z) if at is None else at  # (B, L)
         text, position = at.nonzero().unbind(-1)  # (N,) each
+        columns = logits.shape[-1]
+        if columns < self.n_tokens or logits.numel() != len(text) * columns:
+            return logits  # vectors of tokens, or of the whole text, are no distributions
         rows = text < self.B  # (N,) a guided network reads each text twice, first with the class
         logits_of_text = logits.reshape(-1, logits.shape[-1])[rows, :self.n_tokens]  # (N', V)
         p = probabilities(logits_of_text).cpu()  # (N', V)

@@ -76,6 +76,18 @@ def test_the_page_has_every_state_of_every_text(flags, monkeypatch, capsys):
                 assert seen == [as_latin1(encoding, id) for id in z[i].tolist()]
 
 
+@pytest.mark.parametrize("output", [torch.zeros(6, 4), torch.zeros(2, 5, 16)],
+                         ids=["tokens", "texts"])
+def test_vectors_are_no_distributions_of_words(output):
+    """Few numbers for each token, or vectors of a text, as wide as one likes."""
+    seen = Recorder(lambda z, t, at=None: output, 8, 2)
+    z = torch.zeros(2, 3, dtype=torch.long)  # (2, 3)
+    assert seen(z, torch.ones(2, 1)) is output and not seen.take()
+    seen.denoiser = lambda z, t, at=None: torch.zeros(6, 9)  # 8 words and a mask
+    seen(z, torch.ones(2, 1))
+    assert len(seen.take()) == 6
+
+
 def test_what_ar_has_not_written_yet_has_no_token(monkeypatch):
     data, _, (run,) = record(monkeypatch, oracle="ar", prompt="_ _ dog _ _")
     shown = list(states(data["recordings"][0], 1))
