@@ -39,7 +39,7 @@ def test_the_loss_of_fine_tuning_is_lladas(monkeypatch):
 
 
 # given tokens come first in their input, or stand in that of two networks: test_methods.py; those
-# that are vectors: test_plaid.py, test_bfn.py, test_rdlm.py, test_ld4lg.py
+# that are vectors: test_plaid.py, test_methods.py (given tokens cost nothing), test_ld4lg.py
 IN_ORDER = ("sigma_gpt", "eso_lm", "maria")
 VECTORS = Embedding, Simplex, Latent, RDLM
 
