@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from data.sentences import SentenceCorpus, Sentences
-from evaluations import results
 from flags import UserError
 
 DATA = SentenceCorpus()
@@ -124,12 +123,3 @@ def test_scores_count_words_and_the_distance_of_lengths():
 def test_a_block_that_is_too_short_for_a_sentence_is_refused():
     with pytest.raises(UserError, match="the longest sentence has 19 words: give --block_size 19"):
         SentenceCorpus(18)
-
-
-def test_texts_that_end_have_nats_per_word_and_per_text(capsys):
-    """Ends are scored, but a rate is per word: all nats of the texts over all their words."""
-    r = results(capsys, "--oracle", "ilm", "--max_texts", 30, "--draws", 2, "--num_samples", 0)
-    words = DATA.lengths(DATA.example_windows("val", 30)[0]).double().mean().item()
-    assert r["nats_per_text"] == pytest.approx(words * r["nats_per_token"])
-    assert r["entropy_per_text"] == pytest.approx(words * r["entropy"])
-    assert r["nats_per_text"] > 12

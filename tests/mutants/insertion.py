@@ -58,6 +58,4 @@ INSERTION = [
      "test_insertion", "a prompt with gaps goes on behind its last word"),
     ("evaluation/held_out.py", "scored = scored if lengths is None else lengths", "pass",
      "test_sentence_runs", "nats are shared by the ends, which flatters"),
-    ("evaluation/held_out.py", "scored = scored if lengths is None else lengths",
-     "scored = scored", "test_sentences", "nats per token where texts end and a rate is per word"),
 ]
