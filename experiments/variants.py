@@ -4,17 +4,20 @@ Chapters 13, 14, 17. Values of a method's flags, or methods, trained alike: whic
     python -m experiments.variants ggm           words, or bits, (17.2), as published
     python -m experiments.variants dfm           from random words: two heads, two bounds of each
     python -m experiments.variants ggm --seeds 3 --share 0.2 --length 8
-    python -m experiments.variants embeddings --seconds 24 --length 16 --texts 512
+    python -m experiments.variants embeddings --seconds 24 --length 16 --texts 512 --seeds 3
+    python -m experiments.variants evidence --seconds 24 --length 16 --texts 512 --seeds 3
     python -m experiments.variants embeddings --runs mdlm,plaid --seconds 100 --length 16
 
-All train as in `python -m experiments.learning toy`, on the toy language; printed is how far their
-bound is above its entropy, and the differences to the first row, text by text. With --seconds, all
-train for as many CPU seconds, and the number of their steps follows from their first ones.
+All train as in `python -m experiments.learning toy`, on the toy language. Printed is the distance
+to the entropy: the mean of the bound less the exact -log p, text by text, which varies far less
+than the bound does. Then the differences to the first row, and how many times its distance others
+are away. With --seconds, all train for as many CPU seconds; their first steps say how many.
 """
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from data import load_data
+from evaluation.errors import mean_over_seeds, pooled_rate, with_error
 from experiments import training
 from experiments.command import choose_command, run_experiment
 from experiments.learning import (
@@ -29,21 +32,37 @@ from experiments.training import train_model
 from flags import UserError, flag
 
 WORDS = dict(method="dfm", source="uniform")
+REVERSAL = [dict(bound="reversal")]
 SMALL = dict(n_layer=3, n_embd=96, warmup_iters=20)
-NOISE = ["cdcd", "sed", "difformer", "diffusion_lm"]
+NOISE = ["cdcd", "diffusion_lm", "difformer", "sed"]
+EVIDENCE = ["mdlm", "udlm", "duo", "bfn", "tess", "ssd_lm", "rdlm"]
+
+
+def small(**flags):
+    """A run of SMALL size, evaluated once."""
+    return dict(SMALL, **flags), []
+
+
 RUNS = {  # {command: {run: its flags, and the flags that another evaluation of it has}}
     "ggm": {"words": (dict(method="ggm", objective="ce"), []),
             "bits": (dict(method="ggm", objective="bce"), [])},
     "embeddings": {
-        **{name: (dict(SMALL, method=name), []) for name in ["mdlm", "ar", "plaid", *NOISE]},
-        "one call": (dict(SMALL, method="plaid", self_condition=0.0), []),
-        "rows": (dict(SMALL, method="plaid", reads="rows"), []),
-        "more noise": (dict(SMALL, method="plaid", trained_at=1.5, trained_scale=1.5), []),
-        "both": (dict(SMALL, method="plaid", reads="rows", trained_at=1.5, trained_scale=1.5), [])},
+        **{name: small(method=name) for name in ["mdlm", "ar", "plaid"]},
+        "one call": small(method="plaid", self_condition=0.0),
+        **{name: small(method=name) for name in NOISE},
+        "rows": small(method="plaid", reads="rows"),
+        "more noise": small(method="plaid", trained_at=1.5, trained_scale=1.5),
+        "both": small(method="plaid", reads="rows", trained_at=1.5, trained_scale=1.5)},
+    "evidence": {
+        **{name: small(method=name) for name in EVIDENCE},
+        "tess with (14.7)": small(method="tess", skip=True, self_condition=0.0),
+        "dfm": small(method="dfm"),
+        "dfm words": (dict(SMALL, **WORDS), REVERSAL),
+        "dfm others": (dict(SMALL, **WORDS, head="others"), REVERSAL)},
     "dfm": {"udlm": (dict(method="udlm"), []),
-            "posterior": (WORDS, [dict(bound="reversal")]),
-            "others": (dict(WORDS, head="others"), [dict(bound="reversal")]),
-            "others, gkl": (dict(WORDS, head="others", objective="gkl"), [dict(bound="reversal")])},
+            "posterior": (WORDS, REVERSAL),
+            "others": (dict(WORDS, head="others"), REVERSAL),
+            "others, gkl": (dict(WORDS, head="others", objective="gkl"), REVERSAL)},
 }
 
 
@@ -64,7 +83,7 @@ def main(config, given=()):
     runs = choose_command(config, RUNS)
     data, rows = load_data("toy", config.length), []
     x = data.windows("val", config.texts)  # (n, L)
-    entropy, recipe = data.language.entropy(config.length), dict(training.TWO_MINUTES)
+    exact, recipe = -data.language.log_prob(x) / config.length, dict(training.TWO_MINUTES)  # (n,)
     recipe.update(block_size=config.length)
     chosen = [name for name in config.runs.split(",") if name] or [*runs]
     if unknown := [name for name in chosen if name not in runs]:
@@ -82,11 +101,21 @@ def main(config, given=()):
                 method = replace(model.method, **later)
                 method.load_extra_state(model.method.extra_state())
                 scored = SimpleNamespace(method=method, denoiser=model.denoiser)
-                nats = score_texts(scored, x, draws_of(method), 256)  # (n,)
+                nats = score_texts(scored, x, draws_of(method), 256) - exact  # (n,)
                 what = ", ".join([name, *(f"{key} {value}" for key, value in later.items())])
                 rows.append(Trained(what, nats, *minutes))
-    lines = print_means(rows, config.hardware, data.independent_texts, entropy)
+    lines = print_means(rows, config.hardware, data.independent_texts)
     print_differences(lines, data.independent_texts)
+    print_ratios(lines, data.independent_texts)
+
+
+def print_ratios(lines, independent):
+    """How many times as far as the first line each one is from the entropy, seed by seed."""
+    first, *others = lines
+    for what in others:
+        ratios = [pooled_rate(a, b, independent) for a, b in zip(lines[what], lines[first])]
+        print(f"{what}: {with_error(*mean_over_seeds(*zip(*ratios)), '.2f')} times as far as "
+              f"{first}")
 
 
 if __name__ == "__main__":

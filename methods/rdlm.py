@@ -23,6 +23,7 @@ from torch import nn
 
 from diffusion import Ancestral, ancestral, probabilities, stratified
 from flags import UserError, flag
+from gaussian import LEAST
 from methods.base import Method, cross_entropy, loss_at, skip_texts, to_float32
 from methods.sphere import Geodesic, Sphere, log_mean
 from model import Transformer, select_rows
@@ -52,7 +53,7 @@ class RDLM(Method):
                       ["mask", "uniform"], fixed=True)
     end: float = flag(0.15, "the time at which words are drawn", least=0.001, most=0.9, fixed=True)
     network, uses_time = SphereNetwork, True
-    takes_steps, samplers, classifier_process = False, ("ancestral", "geodesic"), None
+    takes_steps, samplers = False, ("ancestral", "geodesic")
     predicts = "each token from a point of a sphere"
     unbounded_reason = "a walk without noise has no density, so --noise 0 has no bound"
 
@@ -62,6 +63,10 @@ class RDLM(Method):
         self.process = Sphere(self.n_tokens, self.noise, self.start, self.end)
         self.vocab_size, self.bounded = self.process.D, self.noise > 0
 
+    @property
+    def classifier_process(self):
+        return Sphere(self.n_tokens, self.noise, self.start, self.end)
+
     def loss(self, denoiser, x, frozen=None):
         """-log p(x_l | X_t). -> (B, L) nats"""
         v, process = stratified(len(x), x.device), self.process  # (B, 1)
@@ -69,10 +74,14 @@ class RDLM(Method):
             z, t = process.draw(x, v), process.time(1 / process.grown(v)[0])  # (B, L, D), (B, 1)
         else:
             t = process.end + (1 - process.end) * v  # (B, 1)
-            word = torch.nn.functional.one_hot(x, self.n_tokens)  # (B, L, V)
-            z = process.advance(process.begin(x), word, t, torch.ones_like(t))  # (B, L, D)
+            z = self.straight(x, t)  # (B, L, D)
         z, t, at = self.show_given(z, x, t, frozen)  # (B, L, D), (B, 1|L), (B, L)
         return loss_at(denoiser, z, t, at, cross_entropy, (x,), self.n_tokens, 1.0, frozen)
+
+    def straight(self, x, t):
+        """A draw of (14.37) at times t (B, 1). -> (B, L, D)"""
+        word = nn.functional.one_hot(x, self.n_tokens)  # (B, L, V)
+        return self.process.advance(self.process.begin(x), word, t, torch.ones_like(t))
 
     def show_given(self, z, x, t, frozen=None):
         """Given tokens are words at t = 0. -> z, t (B, 1|L), where tokens are not given (B, L)"""
@@ -116,6 +125,17 @@ class RDLM(Method):
         rows = to_float32(denoiser(z, t.float(), at=at))[:, :self.n_tokens]  # (N, V)
         rows = rows.log_softmax(-1)  # (N, V)
         return rows.new_zeros(*x.shape, self.n_tokens).masked_scatter(at[..., None], rows)
+
+    def draw_evidence(self, x, t, frozen=None):
+        """What a classifier reads: the evidence of a walk up to times t (B, 1). -> (B, L, V)"""
+        if self.noise:
+            z = nn.functional.pad(self.process.begin(x), (0, self.process.V))  # (B, L, D + V)
+            now = 1 / self.process.remaining(t.double().clamp(min=LEAST))  # (B, 1)
+            z = self.walk(x, z, torch.full_like(now, self.process.first), now)  # (B, L, D + V)
+        else:
+            z = self.straight(x, t)  # (B, L, D)
+        z, t, _ = self.show_given(z, x, t, frozen)
+        return self.likelihood(z, t)  # (B, L, V)
 
     # ---- samples and the exact denoiser
 

@@ -181,6 +181,10 @@ class Sphere:
         ratio = torch.sin((near / t).clamp(max=math.pi / 2)) / torch.sin(th)  # (B, L, V)
         return torch.where(th <= near, (self.V - 2) * ratio.log(), -math.inf)  # (B, L, V)
 
+    def log_words(self, denoiser, z, t, at):
+        """log p(v) of the network at `at` (B, L), which guidance by gradients shifts. -> (N, V)"""
+        return denoiser(z, t.float(), at=at)[:, :self.V].log_softmax(-1)  # (N, V)
+
     # ---- draws without a walk, (14.36)
 
     def plane(self):
@@ -253,13 +257,13 @@ class Geodesic(Sampler):
                 yield ids
                 continue
             told = t.expand(ids.shape).masked_fill(frozen, 0.0)  # (B, L)
-            logits = denoiser(z, told.float(), at=free)[:, :process.V]  # (N, V)
+            log_p = process.log_words(denoiser, z, told, free)  # (N, V)
             if i + 1 < steps:
                 p = torch.zeros(*ids.shape, process.V, dtype=z.dtype, device=z.device)  # (B, L, V)
-                p[free] = logits.softmax(-1).to(z.dtype)  # (N, V)
+                p[free] = log_p.exp().to(z.dtype)  # (N, V)
                 moved = process.advance(z, p, *(a.expand(len(ids), 1) for a in (times[i + 1], t)))
                 z = torch.where(free[..., None], moved, z)  # (B, L, D|D + V)
             drawn = i + 1 == steps and self.last == "draw"
-            words = draw_from(to_probs, logits)[0] if drawn else logits.argmax(-1)  # (N,)
+            words = draw_from(to_probs, log_p)[0] if drawn else log_p.argmax(-1)  # (N,)
             ids = ids.masked_scatter(free, words)  # (B, L)
             yield ids
