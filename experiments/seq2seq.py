@@ -1,14 +1,15 @@
 """
-Chapter 19. Masked diffusion against autoregression on sequence-to-sequence tasks, in equal CPU
-time, and the best of ten answers against one (MBR).
+Chapter 19. Methods on sequence-to-sequence tasks in equal CPU time, and the best of ten answers
+against one (MBR).
 
     python -m experiments.seq2seq                            all tasks, mdlm and ar
-    python -m experiments.seq2seq --tasks reverse,describe --methods mdlm,udlm,ar --minutes 1
+    python -m experiments.seq2seq --tasks reverse,describe --methods mdlm,difformer,ar --seeds 3
+    python -m experiments.seq2seq --tasks reverse --methods "difformer,difformer --noise_factor 1"
     python -m experiments.seq2seq --methods mdlm --sides encoder       a source that is read once
     python -m experiments.seq2seq sides                      what that saves, in random networks
 
-Each method is trained for --minutes of CPU time on each task, and answers held-out questions:
-greedily where one answer is right (temperature 0), else by draws. Masks open one by one, where the
+Each method, with flags of its own if they are given, is trained for --minutes of CPU time on each
+task, and answers held-out questions: greedily where one answer is right (temperature 0), else by draws. Masks open one by one, where the
 entropy is least, and far apart in a few steps (--few). Printed are
 
     above H     the bound (exact for ar) less the exact -log p of the same answers, nats an answer
@@ -16,9 +17,10 @@ entropy is least, and far apart in a few steps (--few). Printed are
     BLEU-4      of tasks with several right answers, and MBR of 10 answers, by BLEU; below them what
                 answers from the exact distribution reach
 
-`+-` is over texts, of one seed.
+`+-` is over texts and, with --seeds, over training, (12.4).
 """
 import copy
+import math
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -28,20 +30,21 @@ import torch
 from data import load_data
 from diffusion import probabilities
 from evaluation.chosen_answers import answer_rows
-from evaluation.errors import mean_error, with_error
+from evaluation.errors import mean_error, mean_over_seeds, with_error
 from evaluation.likelihood import nats_of
 from evaluation.sample_quality import questions_asked
 from experiments.command import run_experiment
 from experiments.learning import draws_of, steps_in
 from experiments.timing import format_ratio, hardware, time_in_turns
 from experiments.training import make_trainer
-from flags import flag
+from flags import flag, parse
 from methods import make_method
 from model import Transformer
 from runtime.device import keep_memory
 from samplers import make_sampler
 from samplers.generate import CallCounter, generate
 from samplers.sides import CachedSource, divide
+from train import Config as TrainConfig
 from train import train_step
 
 TASKS = "reverse,sort,date,translit,add,add-reversed,paraphrase,summary,describe"
@@ -54,12 +57,13 @@ CANDIDATES = 10
 class Config:
     command: str = flag("answers", "answers, or sides", ["answers", "sides"])
     tasks: str = flag(TASKS, "tasks, with commas between", each=str)
-    methods: str = flag("mdlm,ar", "methods, with commas between", each=str)
+    methods: str = flag("mdlm,ar", "methods, with commas between, each with its flags behind it",
+                        each=str)
     minutes: float = flag(0.5, "CPU minutes of training", least=0.001)
     questions: int = flag(300, "held-out questions", least=2)
     sides: str = flag("joined", "of train.py: joined, encoder", ["joined", "encoder"])
     few: int = flag(4, "steps of the second way to open masks", least=1)
-    seed: int = flag(1, "of training and answers", least=0)
+    seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
 
 
 def ways(method, few, length):
@@ -70,14 +74,16 @@ def ways(method, few, length):
             f"spread, {few} steps": (make_sampler("spread", method), few)}
 
 
-def trained(config, task, name):
-    """The Trainer of a method after --minutes of CPU time."""
-    keep_memory()
-    data = load_data(task, 0)
-    own = dict(data=task, method=name, block_size=data.length, sides=config.sides, **SIZE)
-    steps = steps_in(60 * config.minutes, name, **{k: v for k, v in own.items() if k != "method"})
-    trainer = make_trainer(data, seed=config.seed, max_iters=steps,
-                           warmup_iters=min(100, steps // 4), **own)
+def flags_behind(method):
+    """The flags of train.py in "difformer --noise_factor 1". -> dict"""
+    config, given = parse(TrainConfig, ["--method", *method.split()])
+    return {name: getattr(config, name) for name in given}
+
+
+def trained(task, own, steps, seed):
+    """The Trainer of a method after so many steps."""
+    trainer = make_trainer(task, seed=seed, max_iters=steps, warmup_iters=min(100, steps // 4),
+                           **own)
     for step in range(steps):
         train_step(trainer, step)
     return trainer
@@ -95,19 +101,46 @@ def answers_of(trainer, x, frozen, sampler, steps, k):
     return torch.cat(parts).view(len(x), k, -1), counter.texts / len(given)
 
 
-def print_answers(name, steps, way, found, reference, task, calls):
-    """One line. found (n, k, L)"""
-    rows = {what: pair for what, *pair in answer_rows(found, reference, task)}
+def figures_of(found, reference, task):
+    """What is printed of answers (n, k, L). -> [(mean, error), ...], a column each"""
     solved = task.solved(found[:, 0]).double()  # (n,)
-    cells = [with_error(*mean_error(solved, True))]
+    figures = [mean_error(solved, True)]
     if task.counts_slots:
-        cells += [with_error(*mean_error(task.slots_right(found[:, 0]), True))]
+        rows = {what: pair for what, *pair in answer_rows(found, reference, task)}
         best = f"MBR-{found.shape[1]} by bleu: "
-        for what in ("BLEU-4 with the reference", f"{best}solved",
-                     f"{best}BLEU-4 with the reference"):
-            cells.append(with_error(*rows[what]) if what in rows else "")
-    print(f"  {name:<6}{steps:>7}  {way:<18}{calls:>6}  " + "".join(f"{c:>17}" for c in cells),
-          flush=True)
+        figures.append(mean_error(task.slots_right(found[:, 0]), True))
+        figures += [rows.get(what, (math.nan, math.nan)) for what in (
+            "BLEU-4 with the reference", f"{best}solved", f"{best}BLEU-4 with the reference")]
+    return figures
+
+
+def print_answers(way, calls, seeds):
+    """One line. seeds: the figures of each run"""
+    cells = [with_error(*mean_over_seeds(*zip(*pairs))) for pairs in zip(*seeds)]
+    print(f"    {way:<18}{calls:>6}  " + "".join(f"{cell:>17}" for cell in cells), flush=True)
+
+
+def compare(config, name, task, method, x, frozen, k):
+    """The lines of a method on the task `name`: its bound, and its answers in each way."""
+    keep_memory()
+    own = {**dict(data=name, block_size=task.length, sides=config.sides, **SIZE),
+           **flags_behind(method)}
+    steps = steps_in(60 * config.minutes, **own)
+    above, ways_found = [], {}
+    for seed in range(1, config.seeds + 1):
+        trainer = trained(task, own, steps, seed)
+        nats, _ = nats_of(trainer.method, trainer.average, x, draws_of(trainer.method),
+                          frozen=frozen)  # (n,)
+        above.append(mean_error(nats - task.answer_nats(x), True))
+        for way, (sampler, n) in ways(trainer.method, config.few, task.target).items():
+            torch.manual_seed(seed)
+            found, calls = answers_of(trainer, x, frozen, sampler, n, k)  # (n, k, L)
+            ways_found.setdefault(way, []).append((calls, figures_of(found, x, task)))
+    print(f"  {method}: {steps} steps, above H {with_error(*mean_over_seeds(*zip(*above)))} nats an "
+          "answer")
+    for way, runs in ways_found.items():
+        calls, figures = zip(*runs)
+        print_answers(way, f"{statistics.mean(calls):.1f}", figures)
 
 
 @torch.no_grad()
@@ -135,8 +168,9 @@ def time_sides(config):
 def main(config, given=()):
     if config.command == "sides":
         return time_sides(config)
-    print(f"{hardware()}; {config.minutes:g} CPU minutes of training, {config.questions} questions")
-    print(f"  {'':<6}{'steps':>7}  {'':<18}{'calls':>6}  " + "".join(f"{c:>17}" for c in (
+    print(f"{hardware()}; {config.minutes:g} CPU minutes of training, {config.questions} questions, "
+          f"{config.seeds} seed{'s' * (config.seeds > 1)}")
+    print(f"    {'':<18}{'calls':>6}  " + "".join(f"{c:>17}" for c in (
         "solved", "slots right", "BLEU-4", f"MBR-{CANDIDATES} solved", "MBR BLEU-4")))
     for name in config.tasks.split(","):
         task = load_data(name, 0)
@@ -145,19 +179,10 @@ def main(config, given=()):
         x, frozen, k = x[rows], frozen[rows], CANDIDATES if task.counts_slots else 1  # (n, L) each
         print(f"{task.about}; H {task.answer_entropy(x).mean():.3f} nats an answer")
         for method in config.methods.split(","):
-            trainer = trained(config, name, method)
-            nats, _ = nats_of(trainer.method, trainer.average, x, draws_of(trainer.method),
-                              frozen=frozen)  # (n,)
-            above = with_error(*mean_error(nats - task.answer_nats(x), True))
-            print(f"  {method:<6} above H, nats an answer: {above}")
-            for way, (sampler, steps) in ways(trainer.method, config.few, task.target).items():
-                torch.manual_seed(config.seed)
-                found, calls = answers_of(trainer, x, frozen, sampler, steps, k)
-                print_answers(method, trainer.config.max_iters, way, found, x, task,
-                              f"{calls:.1f}")
+            compare(config, name, task, method, x, frozen, k)
         if k > 1:
             exact = torch.stack([task.redraw(x, seed) for seed in range(k)], 1)  # (n, k, L)
-            print_answers("exact", "", "", exact, x, task, "")
+            print_answers("exact", "", [figures_of(exact, x, task)])
 
 
 if __name__ == "__main__":

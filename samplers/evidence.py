@@ -15,7 +15,8 @@ first three have the model's own distribution. In other coordinates they are (13
 renoise, of SSD-LM and TESS, keeps nothing of y_t. At much evidence it is a Gibbs sampler that
 redraws the doubtful words, so it never leaves the modes of a language: nearly right, and biased.
 Other projections than a draw are biased in any language, and look better than it: texts that are
-likelier than the language's own.
+likelier than the language's own. In the coordinates of (14.13) `multi-hot` puts all words of a
+nucleus at k, and `uneven` the likeliest, and others as far below it as their logits are.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from flags import flag
 from gaussian import LEAST
 from methods.evidence import FIRST, Evidence
 
+K = 5.0  # k of (14.13) for methods without one: that of SSD-LM and TESS
 NUCLEUS = 0.9  # of multi-hot, without --top_p: that of SSD-LM's script
 
 
@@ -42,8 +44,9 @@ class EvidenceWalk(Sampler):
         if not isinstance(method.process, Evidence):
             return f"adds up evidence, which {method.name} does not have"
 
-    def endpoint(self, log_p, to_probs):
-        """Where a step goes: one-hot, or a mean of one-hots. log_p (N, V) -> (N, V)"""
+    def endpoint(self, log_p, to_probs, k=K):
+        """Where a step goes: one-hot, or a mean of one-hots. log_p (N, V); k of (14.13) -> (N, V)
+        """
         return log_p.exp()  # (N, V)
 
     def move(self, y, e, lam_s, lam_t, eps):
@@ -67,7 +70,7 @@ class EvidenceWalk(Sampler):
             if process.feeds_back:
                 fed = y.masked_scatter(free[..., None], log_p.exp().to(y.dtype))  # (B, L, V)
             if i + 1 < steps:
-                e = self.endpoint(log_p, to_probs)  # (N, V)
+                e = self.endpoint(log_p, to_probs, process.k or K)  # (N, V)
                 eps = torch.randn(y.shape, device=y.device)[free]  # (N, V)
                 moved = self.move(y[free], e, lam[i + 1], lam[i], eps)  # (N, V)
                 y = y.masked_scatter(free[..., None], moved.to(y.dtype))  # (B, L, V)
@@ -81,7 +84,7 @@ class EvidenceWalk(Sampler):
 class WordEvidence(EvidenceWalk):
     """--sampler bfn: steps of (14.8), towards a word drawn in each step."""
 
-    def endpoint(self, log_p, to_probs):
+    def endpoint(self, log_p, to_probs, k=K):
         return F.one_hot(categorical(to_probs(log_p)), log_p.shape[-1])  # (N, V)
 
 
@@ -102,17 +105,20 @@ class StraightEvidence(EvidenceWalk):
 class Renoise(EvidenceWalk):
     """--sampler renoise: steps of (14.11), with fresh noise, as in SSD-LM and TESS."""
     projection: str = flag("draw", "what a step goes to: a draw, the likeliest word (TESS), the "
-                           "mean, or all words of --top_p, else of 0.9 (SSD-LM's script); all "
-                           "but a draw are biased", ["draw", "multi-hot", "mean", "argmax"])
+                           "mean, or all words of --top_p, else of 0.9 (SSD-LM's script), uneven: "
+                           "with their distances; all but a draw are biased",
+                           ["draw", "multi-hot", "uneven", "mean", "argmax"])
     draws_from_model = False
 
-    def endpoint(self, log_p, to_probs):
+    def endpoint(self, log_p, to_probs, k=K):
         if self.projection == "mean":
             return log_p.exp()  # (N, V)
-        if self.projection == "multi-hot":
+        if self.projection in ("multi-hot", "uneven"):
             if partial(to_probs).keywords.get("top_p", 1.0) == 1:
                 to_probs = partial(to_probs, top_p=NUCLEUS)
-            return (to_probs(log_p) > 0).double()  # (N, V)
+            behind = log_p.amax(-1, keepdim=True) - log_p  # (N, V) the likeliest word
+            height = 1 - behind / (2 * k) * (self.projection == "uneven")  # (N, V)
+            return torch.where(to_probs(log_p) > 0, height.double(), 0.0)  # (N, V)
         draw = self.projection == "draw"
         words = categorical(to_probs(log_p)) if draw else log_p.argmax(-1)  # (N,)
         return F.one_hot(words, log_p.shape[-1])  # (N, V)

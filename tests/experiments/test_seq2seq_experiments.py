@@ -16,15 +16,27 @@ def test_every_task_has_its_methods_and_the_exact_distribution(capsys, monkeypat
     lines = lines_of(capsys, tasks="sort,summary", sides="encoder", methods="mdlm")
     assert lines[2].startswith("sort: ") and lines[2].endswith("H 0.000 nats an answer")
     assert lines[6].startswith("summary: ") and lines[6].endswith("H 1.818 nats an answer")
-    heads = [line[2:36].split() for line in lines if re.match(r"  mdlm +\d", line)]
-    assert heads == 2 * [["mdlm", "2", "entropy"], ["mdlm", "2", "spread,", "4", "steps"]]
+    assert [line.split(",")[0] for line in lines if line[:4] == "  md"] == 2 * ["  mdlm: 2 steps"]
     calls = [float(re.search(r"entropy +([\d.]+)", line)[1]) for line in lines if "entropy" in line]
     assert calls == [9, 6]
     exact = lines[-1].split()
     assert exact[0] == "exact" and exact[1:4] == ["1.000", "+-", "0.000"]
-    assert len(re.findall(r"\+-", lines[-1])) == 5 and len(re.findall(r"\+-", lines[3])) == 1
+    assert len(re.findall(r"\+-", lines[-1])) == 5 and len(re.findall(r"\+-", lines[4])) == 1
     lines = lines_of(capsys, tasks="add", methods="ar")
-    assert float(re.search(r"ar +2 +([\d.]+)", lines[-1])[1]) == 5
+    assert float(lines[-1].split()[0]) == 5
+
+
+def test_a_method_has_flags_of_its_own_and_its_errors_count_seeds(capsys, monkeypatch):
+    monkeypatch.setattr(seq2seq, "steps_in", lambda seconds, method, **flags: 2)
+    monkeypatch.setattr(seq2seq, "SIZE", dict(n_layer=1, n_head=2, n_embd=16, batch_size=4))
+    made, train = [], seq2seq.trained
+    monkeypatch.setattr(seq2seq, "trained", lambda task, own, steps, seed: made.append(
+        (own.get("noise_factor"), seed)) or train(task, own, steps, seed))
+    monkeypatch.setattr(seq2seq, "figures_of", lambda *args: [(len(made), 0.1)])
+    lines = lines_of(capsys, tasks="sort", methods="difformer,difformer --noise_factor 1", seeds=2)
+    assert made == [(None, 1), (None, 2), (1.0, 1), (1.0, 2)]
+    assert lines[-2].startswith("  difformer --noise_factor 1: 2 steps, above H ")
+    assert lines[-1].split()[1:] == ["3.500", "+-", "0.510"]  # (0.1^2 + 0.5 / 2)^(1/2)
 
 
 def test_the_time_that_a_cached_source_saves_is_that_of_the_same_answers(capsys, monkeypatch):
