@@ -8,6 +8,7 @@ How much is learned in a fixed time.
                                                     toy language, 3 to 9 minutes each
     python -m experiments.learning text --minutes 10    all methods on the default text for the same
                                                     CPU time, bits per byte
+    python -m experiments.learning text --data names --tokenizer chars --methods mdlm,bfn
     python -m experiments.learning oracle           no training: the error of few steps when the
                                                     denoiser is exact
 
@@ -47,7 +48,9 @@ from train import train_step
 class Config:
     command: str = flag("", "what to measure; also the first word",
                         ["train", "toy", "text", "oracle"])
-    data: str = flag("names", "train: names, python, shakespeare, text8, or a text file")
+    data: str = flag("", "train, text: names, python, shakespeare, text8, or a text file; empty: "
+                         "names for train, python for text")
+    tokenizer: str = flag("bpe", "text: bpe or chars", ["bpe", "chars"])
     methods: str = flag("", "with commas between; empty means ar,mdlm for train, otherwise all",
                         each=language_models())
     minutes: float = flag(10.0, "text: CPU minutes of training of each method", least=0.001)
@@ -113,14 +116,15 @@ def print_differences(lines, independent):
 
 def compare_on_text(config):
     """nanoGPT's size for CPUs on one text, beside n-grams."""
-    data = load_data(config.data, 64, "chars")
+    text = config.data or "names"
+    data = load_data(text, 64, "chars")
     x = data.windows("val")  # (n, 64)
-    longer = load_data(config.data, 65, "chars").windows("val")  # (n, 65)
+    longer = load_data(text, 65, "chars").windows("val")  # (n, 65)
     first = torch.arange(65).expand(len(longer), -1) == 0  # (n, 65)
     rows, others = [], []
     for seed in range(1, config.seeds + 1):
         for name in method_names(config, ["ar", "mdlm"]):
-            model, *minutes = train_named(config, name, seed, data=config.data, **training.NANOGPT,
+            model, *minutes = train_named(config, name, seed, data=text, **training.NANOGPT,
                                           **training.FIVE_MINUTES)
             method, kind = model.method, "exact" if model.method.exact else "bound"
             nats = score_texts(model, x, draws_of(method))  # (n,)
@@ -165,16 +169,17 @@ def steps_in(seconds, method, **flags):
 
 
 def compare_in_equal_time(config):
-    """The default text for the same time: held-out bound, and the calls for 64 tokens."""
+    """A text for the same time: held-out bound, and the calls for 64 tokens."""
+    source = dict(data=config.data or "python", tokenizer=config.tokenizer)
     print(f"{hardware(name=config.hardware)}; {config.minutes:g} CPU minutes of training each\n"
           f"{'':<12}{'steps':>7}{'held-out bound, bits/byte':>28}"
           f"{'network calls for 64 tokens':>30}", flush=True)
     lines = {}
     for name in method_names(config, language_models()):
         keep_memory()
-        steps = steps_in(60 * config.minutes, name)
-        model, _, cpu = train_named(config, name, 1, max_iters=steps)
-        data = load_data("python", 64, "bpe", model.config.vocab_size)
+        steps = steps_in(60 * config.minutes, name, **source)
+        model, _, cpu = train_named(config, name, 1, max_iters=steps, **source)
+        data = load_data(source["data"], 64, config.tokenizer, model.config.vocab_size)
         x, draws = data.windows("val", 2000), min(4, draws_of(model.method))  # (n, 64)
         spy, bits = CallCounter(model.denoiser), 1 / math.log(2) / data.bytes_per_token
         lines[name] = [score_texts(model, x, draws) * bits]  # one seed: [(n,)]

@@ -75,12 +75,14 @@ def test_the_samplers_own_error_falls_with_the_steps(capsys):
 def test_the_default_text_in_equal_time(capsys, monkeypatch):
     """With the toy language in place of the docstrings."""
     toy = dict(data="toy", block_size=8, batch_size=2)
-    monkeypatch.setattr(learning, "steps_in", lambda seconds, method: 2)
+    sources = []
+    monkeypatch.setattr(learning, "steps_in", lambda seconds, method, **source: 2)
     monkeypatch.setattr(learning, "load_data", lambda *args: load_data("toy", 8))
-    monkeypatch.setattr(learning, "train_named", lambda config, name, seed, max_iters:
-                        train_model(f"bench/{name}", method=name, max_iters=max_iters, **toy,
-                                    **TINY))
+    monkeypatch.setattr(learning, "train_named", lambda config, name, seed, max_iters, **source:
+                        sources.append(source) or train_model(
+                            f"bench/{name}", method=name, max_iters=max_iters, **toy, **TINY))
     run(command="text", methods="ar,mdlm")
+    assert sources == 2 * [dict(data="python", tokenizer="bpe")]
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
     assert rows["ar"][5] == "64" and rows["mdlm"][6:9] == ["in", "128", "steps"]
 

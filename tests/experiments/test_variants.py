@@ -1,4 +1,7 @@
 """The tables of experiments/variants.py, for tiny networks and few steps."""
+import math
+import re
+
 import pytest
 
 from experiments import training, variants
@@ -34,5 +37,10 @@ def test_runs_are_chosen_and_train_for_a_time(monkeypatch, capsys):
                             length=8, seconds=3, out_dir="runs"))
     said = capsys.readouterr().out
     assert "mdlm: 21 steps" in said and "less mdlm: " in said and steps == [3, 3]
+    mdlm, other = (float(re.search(rf"\n{name} +(\d.\d+) \+-", said)[1])
+                   for name in ("mdlm", "one call"))
+    ratio = float(re.search(r"one call: (\d.\d+) \+- .* times as far as mdlm", said)[1])
+    assert ratio == pytest.approx(other / mdlm, abs=0.01)
+    assert mdlm < math.log(113) - 1  # less the exact -log p, about 2.2 nats a word
     with pytest.raises(UserError, match="embeddings has mdlm, ar"):
         variants.main(configure(variants.Config, command="embeddings", runs="rosw"))

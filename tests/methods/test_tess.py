@@ -4,6 +4,7 @@ TESS: its coordinates, its schedule, self-conditioning, and the network that sta
 simplex.npz, `tess/*` and `tess2/*`: the code of allenai/tess-diffusion (commit 63f039b) and
 hamishivi/tess-2 (6e4ebff); `ssd/*`: xhan77/ssd-lm (c0b6761).
 """
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -87,6 +88,11 @@ def test_steps_and_projections_are_the_published_ones():
         kept = to_probs(figure("tess/logits")) > 0
         assert torch.equal(kept, figure(f"tess/kept_p{p}"))
         assert torch.equal(kept, figure(f"ssd/multihot_p{p}") > 0)
+    for p in (0.5, 0.9, 0.99):  # w0 = k (2 e - 1), k = 5
+        uneven = Renoise(projection="uneven").endpoint(
+            figure("ssd/logits").log_softmax(-1).flatten(0, -2),
+            partial(probabilities, top_p=p), 5.0)  # (N, V)
+        close(10 * uneven - 5, figure(f"ssd/uneven_p{p}").flatten(0, -2).double(), 1e-5)
     likeliest = Renoise(projection="argmax").endpoint(figure("ssd/logits"), None)
     assert torch.equal(likeliest > 0, figure("ssd/multihot_p0.0") > 0)
     rows = figure("tess2/ddim_rows")

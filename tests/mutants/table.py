@@ -5,6 +5,7 @@ All mutants: (file, right, wrong, names of the test files that should fail, what
 """
 from pathlib import Path
 
+from tests.mutants.claims import CLAIMS
 from tests.mutants.edits import EDITS
 from tests.mutants.embedding import EMBEDDING
 from tests.mutants.evidence import EVIDENCE
@@ -28,7 +29,7 @@ from tests.mutants.thoughts import THOUGHTS
 TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
-           *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS]
+           *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *CLAIMS]
 
 
 def find_tests(names):

@@ -2,6 +2,7 @@
 Steps of evidence: bfn, sde and ode have the law of the model in many steps, renoise nearly, and
 other projections look better than the language. The exact denoiser, in worlds of few texts.
 """
+import math
 from functools import partial
 
 import pytest
@@ -45,7 +46,7 @@ def test_few_steps_of_evidence_cost_and_many_do_not(sampler, few):
 
 @pytest.mark.parametrize("flags, top_p", [
     (dict(projection="mean"), 1.0), (dict(projection="multi-hot"), 1.0),
-    (dict(projection="argmax"), 1.0)])
+    (dict(projection="uneven"), 1.0), (dict(projection="argmax"), 1.0)])
 def test_projections_that_are_no_draw_are_biased(flags, top_p):
     """In 16 steps their texts are likelier than those of the language, by 4 errors."""
     mean, error, kl = written("renoise", 16, top_p=top_p, **flags)
@@ -127,3 +128,19 @@ def test_multi_hot_goes_to_the_words_of_a_nucleus_of_top_p_or_else_of_nine_tenth
     for top_p, n in ((1.0, 3), (0.5, 1), (0.8, 2), (0.96, 4)):
         e = walk.endpoint(log_p, partial(probabilities, top_p=top_p))
         assert e.tolist() == [[1.0] * n + [0.0] * (4 - n)]
+
+
+def test_uneven_keeps_the_distances_of_logits_in_units_of_2_k():
+    log_p = torch.tensor([[0.6, 0.3, 0.1]]).log()  # all of the nucleus but the last one
+    told = []
+
+    class Spy(type(make_sampler("renoise", make_method("bfn", 3)))):
+        def endpoint(self, *args):
+            told.append(args[2])
+            return super().endpoint(*args)
+    e = Spy(projection="uneven").endpoint(log_p, probabilities, 0.7)[0]
+    assert e.tolist() == pytest.approx([1.0, 1 - math.log(0.6 / 0.3) / 1.4, 0.0])
+    method = make_method("tess", 3, k=7.0, self_condition=0.0)
+    z = method.prior((2, 3))
+    list(method.sample(method.oracle(world.LANGUAGE), z, z != z, 3, Spy(projection="uneven")))
+    assert told == [0.7, 7.0, 7.0]
