@@ -13,6 +13,12 @@ those that predict rows, with any sampler: the walk given y is the walk whose pr
 y. `strength` multiplies the gradient; e_hat may then be negative, which no step of (13.4) and
 (13.5) minds. Where words are drawn it is clipped at 0.
 
+Where words are ends of axes of a sphere (methods/sphere.py) a is the evidence of a path, and (11.6)
+turns the pull of a point by a gradient in the tangent plane, that of one more move xi:
+
+    pull       E[Log_X(e_l) | path, y] = sum_v e_hat(v) Log_X(e_v) + b d log p(y | path) / d xi_l
+                                                                                            (11.10)
+
 p(y | z) needs a classifier of noisy text. One of clean text reads what the model expects instead:
 
     clean      u <- u + strength d R(softmax u) / d u, K times, R = log p(y | soft text),     (11.8)
