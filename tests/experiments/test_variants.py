@@ -34,13 +34,15 @@ def test_runs_are_chosen_and_train_for_a_time(monkeypatch, capsys):
     steps = []
     monkeypatch.setattr(variants, "steps_in", lambda seconds, **flags: steps.append(seconds) or 21)
     variants.main(configure(variants.Config, command="embeddings", runs="mdlm,one call", texts=8,
-                            length=8, seconds=3, out_dir="runs"))
+                            length=8, seconds=3, num_samples=4, out_dir="runs"))
     said = capsys.readouterr().out
     assert "mdlm: 21 steps" in said and "less mdlm: " in said and steps == [3, 3]
     mdlm, other = (float(re.search(rf"\n{name} +(\d.\d+) \+-", said)[1])
                    for name in ("mdlm", "one call"))
     ratio = float(re.search(r"one call: (\d.\d+) \+- .* times as far as mdlm", said)[1])
     assert ratio == pytest.approx(other / mdlm, abs=0.01)
+    wrong = float(re.search(r"\nsamples of one call +(\d.\d+) \+-", said)[1])
+    assert 4 < wrong < 12  # words at random
     assert mdlm < math.log(113) - 1  # less the exact -log p, about 2.2 nats a word
     with pytest.raises(UserError, match="embeddings has mdlm, ar"):
         variants.main(configure(variants.Config, command="embeddings", runs="rosw"))
