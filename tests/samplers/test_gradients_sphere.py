@@ -91,7 +91,6 @@ def test_a_classifier_reads_the_evidence_of_walks_and_words_that_are_given():
     for at in (0.999, 0.5, 0.1):
         p = method.draw_evidence(x, torch.full((len(x), 1), at), frozen)  # (n, L, V)
         assert torch.equal(p[:, 1], torch.nn.functional.one_hot(x[:, 1], N).to(p))
-        e = p * P.new_ones(N)  # (n, L, V) of equally likely words
-        law = e / e.sum(-1, keepdim=True)  # (n, L, V)
+        law = p / p.sum(-1, keepdim=True)  # (n, L, V) of equally likely words
         sure.append(law.gather(-1, x[..., None])[:, [0, 2], 0].mean().item())
-    assert abs(sure[0] - 1 / N) < 0.02 and sure[0] + 0.1 < sure[1] < sure[2] - 0.1, sure
+    assert abs(sure[0] - 1 / N) < 0.02 and 0.75 < sure[1] < 0.9 and sure[2] > 0.99, sure
