@@ -60,6 +60,10 @@ RUNS = {  # {command: {run: its flags, and the flags that another evaluation of 
         "rows": small(method="plaid", reads="rows"),
         "more noise": small(method="plaid", trained_at=1.5, trained_scale=1.5),
         "both": small(method="plaid", reads="rows", trained_at=1.5, trained_scale=1.5)},
+    "clocks": {
+        "common": (dict(SMALL, method="plaid", self_condition=0.0),
+                   [dict(token_clock=clock) for clock in ("arc", "line", "any")]),
+        "adaptive": small(method="plaid", self_condition=0.0, token_clock="adaptive")},
     "evidence": {
         **{name: small(method=name) for name in EVIDENCE},
         "tess with (14.7)": small(method="tess", skip=True, self_condition=0.0),
