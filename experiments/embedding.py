@@ -45,8 +45,8 @@ def main(config, given=()):
     entropy, _ = data.language.entropy(config.length)
     method = make_method("diffusion_lm", data.encoding.n_vocab, self_condition=0.0)
     exact = method.oracle(data.language)
-    print(f"{hardware()}\n-log p of {config.num_samples} samples above the entropy of {entropy:.3f} "
-          f"nats/word\nsteps{'as published':>20}{'put right':>20}")
+    print(f"{hardware()}\n-log p of {config.num_samples} samples above the entropy of "
+          f"{entropy:.3f} nats/word\nsteps{'as published':>20}{'put right':>20}")
     for steps in parse_numbers(config.steps):
         cells = []
         for sampler in (Published(), DDIM()):

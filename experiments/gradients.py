@@ -7,8 +7,9 @@ Chapter 11. Guidance by gradients, measured: the asked-for class against likelih
 On the toy language with exact denoisers, so that only guidance can err: once with the exact
 classifier, once with a trained one, which reads the same noise. Beside them stands label guidance
 of `udlm`. With --seconds, networks of texts of 16 words write in place of exact denoisers: those
-without labels are guided by gradients of the exact classifier, the others by labels. Control is the exact p(topic | text) of samples, quality the exact -log p(text | topic)
-less that of the language: what falls below 0 is likelier than the language's own text, and poorer.
+without labels are guided by gradients of the exact classifier, the others by labels. Control is the
+exact p(topic | text) of samples, quality the exact -log p(text | topic) less that of the language:
+what falls below 0 is likelier than the language's own text, and poorer.
 
 Results are printed, and saved as JSON in --out_dir. A classifier that is there is used again.
 """
@@ -47,7 +48,7 @@ class Config:
     steps: int = flag(32, "of the sampler", least=1)
     num_samples: int = flag(32, "texts at each point", least=10)
     seeds: int = flag(1, "runs of each point, with other noise", least=1)
-    seconds: float = flag(0.0, "of training of each network that writes; 0: exact denoisers", least=0)
+    seconds: float = flag(0.0, "of training of each network; 0: exact denoisers", least=0)
     share: float = flag(1.0, "share of the classifier's training steps, for a quick look",
                         least=0.0001, most=100)
     out_dir: str = flag("out/experiments", "where the classifier and results go")

@@ -9,8 +9,9 @@ against one (MBR).
     python -m experiments.seq2seq sides                      what that saves, in random networks
 
 Each method, with flags of its own if they are given, is trained for --minutes of CPU time on each
-task, and answers held-out questions: greedily where one answer is right (temperature 0), else by draws. Masks open one by one, where the
-entropy is least, and far apart in a few steps (--few). Printed are
+task, and answers held-out questions: greedily where one answer is right (temperature 0), else by
+draws. Masks open one by one, where the entropy is least, and far apart in a few steps (--few).
+Printed are
 
     above H     the bound (exact for ar) less the exact -log p of the same answers, nats an answer
     solved      answers that the checker accepts;  slots: (19.4)
@@ -136,8 +137,8 @@ def compare(config, name, task, method, x, frozen, k):
             torch.manual_seed(seed)
             found, calls = answers_of(trainer, x, frozen, sampler, n, k)  # (n, k, L)
             ways_found.setdefault(way, []).append((calls, figures_of(found, x, task)))
-    print(f"  {method}: {steps} steps, above H {with_error(*mean_over_seeds(*zip(*above)))} nats an "
-          "answer")
+    far = with_error(*mean_over_seeds(*zip(*above)))
+    print(f"  {method}: {steps} steps, above H {far} nats an answer")
     for way, runs in ways_found.items():
         calls, figures = zip(*runs)
         print_answers(way, f"{statistics.mean(calls):.1f}", figures)
@@ -168,8 +169,8 @@ def time_sides(config):
 def main(config, given=()):
     if config.command == "sides":
         return time_sides(config)
-    print(f"{hardware()}; {config.minutes:g} CPU minutes of training, {config.questions} questions, "
-          f"{config.seeds} seed{'s' * (config.seeds > 1)}")
+    print(f"{hardware()}; {config.minutes:g} CPU minutes of training, {config.questions} "
+          f"questions, {config.seeds} seed{'s' * (config.seeds > 1)}")
     print(f"    {'':<18}{'calls':>6}  " + "".join(f"{c:>17}" for c in (
         "solved", "slots right", "BLEU-4", f"MBR-{CANDIDATES} solved", "MBR BLEU-4")))
     for name in config.tasks.split(","):
