@@ -43,13 +43,13 @@ from samplers.generate import prepend_bos
 @dataclass
 class Config(PolicyFlags, EstimatorFlags):
     start: str = flag("", "folder of the checkpoint to start from, or the file")
-    reward: str = flag("", "topic:NAME, match:PATTERN, or another of samplers/rewards.py; empty: "
-                       "the checker of the data", text=True)
+    reward: str = flag("", "topic:NAME, ngram, match:PATTERN, or another of samplers/rewards.py; "
+                       "empty: the checker of the data", text=True)
     kl: float = flag(0.0, "lambda: the reward that a nat of KL to the start costs", least=0)
     estimator: str = flag("ddpo", "of the policy gradient", list(ESTIMATORS))
     group: int = flag(8, "answers to a question", least=2)
     advantage: str = flag("leave-one-out", "the baseline of a group",
-                          ["mean", "std", "leave-one-out"])
+                          ["none", "mean", "std", "leave-one-out"])
     updates: int = flag(1, "steps that learn from the same answers", least=1)
     clip: float = flag(0.2, "ratios of probabilities count up to 1 +- this", least=0, most=100)
     sampler: str = flag("spread", "what writes the answers (ar: from left to right)",
