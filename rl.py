@@ -49,7 +49,7 @@ class Config(PolicyFlags, EstimatorFlags):
     estimator: str = flag("ddpo", "of the policy gradient", list(ESTIMATORS))
     group: int = flag(8, "answers to a question", least=2)
     advantage: str = flag("leave-one-out", "the baseline of a group",
-                          ["none", "mean", "std", "leave-one-out"])
+                          ["mean", "std", "leave-one-out"])
     updates: int = flag(1, "steps that learn from the same answers", least=1)
     clip: float = flag(0.2, "ratios of probabilities count up to 1 +- this", least=0, most=100)
     sampler: str = flag("spread", "what writes the answers (ar: from left to right)",

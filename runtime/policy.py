@@ -153,8 +153,6 @@ def advantages(reward, group, kind="leave-one-out"):
     a = r - r.mean(-1, keepdim=True)  # (questions, G)
     if kind == "std":
         a = a / (r.std(-1, keepdim=True) + TINY)  # (questions, G)
-    if kind == "none":
-        return reward
     if kind == "leave-one-out":
         a = a * group / (group - 1)  # (questions, G)
     return a.flatten()  # (B,)
