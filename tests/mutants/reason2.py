@@ -14,6 +14,8 @@ GAINS = [
      "all points are the last one"),
     ("experiments/rewards.py", "steps = config.start_iters + steps_in", "steps = steps_in",
      "test_rewards_experiments", "likelihood has less time"),
+    ("experiments/reasoning.py", "if rotary else {}", "if not rotary else {}", "test_reasoning",
+     "places where none are wanted"),
     ("runtime/rewards.py", "return lambda x: -nats(x)", "return lambda x: nats(x)", "test_rl",
      "unlikely texts are liked"),
     ("runtime/rewards.py", "int(order or 3)", "3", "test_rl", "always trigrams"),
