@@ -3,7 +3,7 @@ Rewards of texts, for rl.py: those of samplers/rewards.py, and three more.
 
     ""               what the data set rates first: whether a puzzle is solved, say
     topic:farm       p(topic | text), where the data set has a language with topics
-    ngram, ngram:2   log p(text) by n-grams of the train text, in nats/token (1.4); 3, or from 1 to 6
+    ngram, ngram:2   log p(text) by n-grams of the train text, in nats/token (1.4); n = 3, or 1 to 6
 """
 import math
 

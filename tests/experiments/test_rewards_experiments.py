@@ -1,4 +1,4 @@
-"""Policy gradients from a half-trained model: one start for all, equal time, gains puzzle by puzzle."""
+"""Policy gradients from a half-trained model: one start, equal time, gains puzzle by puzzle."""
 import pytest
 import torch
 
@@ -71,7 +71,8 @@ def test_likelihood_spends_both_times_and_the_table_is_kept(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--estimators", "good"], "--estimators good is not one of ddpo"), (["--batch_size", "9"], "multiple"),
+    (["--estimators", "good"], "--estimators good is not one of ddpo"),
+    (["--batch_size", "9"], "multiple"),
     (["--data", "toy"], "toy has no questions")], ids=str)
 def test_bad_settings_get_one_line(words, message, capsys):
     assert message in complaint(rewards, *words, capsys=capsys)
