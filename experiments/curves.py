@@ -1,8 +1,8 @@
 """
 The curve of each chapter's method: what a small network has learned after some CPU seconds.
 
-    python -m experiments.curves                        draw docs/figures/curve-NN-NAME.svg again
-    python -m experiments.curves --measure              train all first, 6 CPU seconds each
+    python -m experiments.curves                        draw docs/figures/NN-NAME.svg again
+    python -m experiments.curves --measure              train all first, 4 CPU seconds each
     python -m experiments.curves --measure --runs ar,mdlm       these only; the others stay
 
 A run is one of train.py with the flags in RUNS; a value such as @mdlm is the folder of another run,
@@ -89,7 +89,7 @@ NO_METHOD = ("10-distillation", "11-gradients", "12-collapse", "12-evaluation", 
 class Config:
     measure: bool = flag(False, "train again what is drawn")
     runs: str = flag("", "rows of RUNS, with ; between; empty means all", needs=["measure"])
-    seconds: float = flag(6.0, "CPU seconds of training of each", least=0.05, needs=["measure"])
+    seconds: float = flag(4.0, "CPU seconds of training of each", least=0.05, needs=["measure"])
     folder: str = flag("docs/figures", "where the pictures go, and curves.json")
     out_dir: str = flag("out/curves", "where the runs go")
     hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
@@ -131,7 +131,7 @@ def measure(name, config):
         points, data = train_timed(run, POINTS), run.trainer.data
     known = data.language and not run.trainer.method.classifies and run.trainer.method.bounded
     entropy = round(entropy_of(data)[0], 4) if known else None
-    del flags["out_dir"], flags["eval_interval"], flags["device"]
+    del flags["eval_interval"]
     return {"command": f"python train.py {spell(flags)}", "entropy": entropy, "points": points}
 
 
@@ -151,8 +151,8 @@ def draw(page, found):
     curves = {name: [(seconds, nats - (row["entropy"] if above else 0.0))
                      for seconds, nats, _ in row["points"]] for name, row in rows.items()}
     what = "nats per token above the exact entropy" if above else "held-out nats per token"
-    said = f"python -m experiments.curves --measure --runs '{';'.join(names)}'"
-    return chart(curves, what, f"CPU seconds of training   ({said})", log=True)
+    return chart(curves, what, "CPU seconds of training (python -m experiments.curves --measure)",
+                 log=True)
 
 
 def main(config, given=()):
@@ -172,7 +172,7 @@ def main(config, given=()):
         if missing := [name for name in CHAPTERS[page] if name not in found["runs"]]:
             print(f"{page}: not drawn, {missing[0]} is not measured")
         else:
-            write_file(folder / f"curve-{page}.svg", draw(page, found) + "\n")
+            write_file(folder / f"{page}.svg", draw(page, found) + "\n")
 
 
 if __name__ == "__main__":
