@@ -32,33 +32,38 @@ from script import spell
 from train import train_step
 
 POINTS, PILOT = 8, 12  # evaluations of a run; steps that are timed before it
-SMALL = dict(n_layer=2, n_head=2, n_embd=64, batch_size=32, learning_rate=0.01, warmup_iters=20)
+SMALL = dict(n_layer=2, n_head=2, n_embd=64, learned_places=True, batch_size=32, learning_rate=0.01,
+             muon_lr=0.02, warmup_iters=20)
 TOY = dict(data="toy", block_size=16)
 SENTENCES, GRID = dict(data="sentences"), dict(data="sudoku4-in-place")
 THOUGHTS = dict(data="boolean-thoughts")
 LEARNERS = ("ar mdlm md4 genmd4 radd rdm diffusionbert d3pm sedd ggm udlm audm gidd duo dfm pgm "
             "bd3lm blockgen diffusion_forcing sigma_gpt eso_lm plaid cdcd diffusion_lm sed "
             "difformer bfn tess ssd_lm rdlm").split()
-FROM = {"maria": dict(ar="@ar", masked="@mdlm", n_layer=None, n_head=None, n_embd=None),
+FROM = {"maria": dict(ar="@ar-rotary", masked="@mdlm-rotary", n_layer=None, n_head=None,
+                      n_embd=None, learned_places=None),
         "energy": dict(init_from="@mdlm"), "planner": dict(init_from="@mdlm"),
         "diffugpt": dict(init_from="@ar"), "ar2diff": dict(init_from="@ar"),
         "diffusion_llm": dict(init_from="@mdlm")}
 RUNS = {  # {name of the curve: flags of train.py}
     **{name: dict(TOY, method=name) for name in LEARNERS},
+    **{f"{name}, rotary": dict(TOY, method=name, learned_places=None) for name in ("ar", "mdlm")},
     **{name: dict(TOY, method=name, **flags) for name, flags in FROM.items()},
+    "pgm": dict(TOY, method="pgm", learned_places=None),
     "classifier": dict(TOY, method="classifier", labels=True),
     "mdlm, width 32": dict(TOY, method="mdlm", n_embd=32),
     "mdlm, width 128": dict(TOY, method="mdlm", n_embd=128),
-    **{name: dict(SENTENCES, method=name)
-       for name in ("flexmdm", "ilm", "ld4lg", "latent_planner", "lcm", "dglm")},
+    **{name: dict(SENTENCES, method=name) for name in ("flexmdm", "ilm")},
+    **{name: dict(SENTENCES, method=name, learned_places=None)
+       for name in ("ld4lg", "latent_planner", "lcm", "dglm")},
     "mdlm on sentences": dict(SENTENCES, method="mdlm"),
     "mgdm": dict(GRID, method="mgdm"), "mdlm on puzzles": dict(GRID, method="mdlm"),
     "dot": dict(THOUGHTS, method="dot"), "mdlm on thoughts": dict(THOUGHTS, method="mdlm"),
     "ar on thoughts": dict(THOUGHTS, method="ar"),
     "mdlm, reverse": dict(data="reverse", method="mdlm"),
     "ar, reverse": dict(data="reverse", method="ar"),
-    "tree_diffusion": dict(data="arithmetic", method="tree_diffusion"),
-    "diffuser": dict(data="repair", method="diffuser"),
+    "tree_diffusion": dict(data="arithmetic", method="tree_diffusion", learned_places=None),
+    "diffuser": dict(data="repair", method="diffuser", learned_places=None),
 }
 CHAPTERS = {  # {page: its curves}
     "01-autoregression": "ar mdlm", "02-d3pm": "d3pm mdlm", "03-masked": "mdlm md4 genmd4 radd",
@@ -71,7 +76,8 @@ CHAPTERS = {  # {page: its curves}
     "16-per-token-time": "diffusion_forcing mdlm ar", "16-schedules-by-token": "diffusionbert mdlm",
     "17-edits": "diffuser", "17-sites": "ggm mdlm", "17-trees": "tree_diffusion",
     "18-any-order": "sigma_gpt eso_lm mdlm", "18-energy": "energy",
-    "18-from-ar-to-diffusion": "diffugpt ar2diff diffusion_llm mdlm", "18-infilling": "maria mdlm",
+    "18-from-ar-to-diffusion": "diffugpt ar2diff diffusion_llm mdlm",
+    "18-infilling": ["maria", "ar, rotary", "mdlm, rotary"],
     "18-with-an-ar-model": "ar mdlm", "19-recipes": "difformer mdlm",
     "19-sequence-to-sequence": ["mdlm, reverse", "ar, reverse"],
     "20-puzzles": ["mgdm", "mdlm on puzzles"],

@@ -33,8 +33,9 @@ CLONE = """    import subprocess
                     "https://github.com/{}", "palimpsest"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "einops"], check=True)
     there = ["palimpsest"]"""
-ABSENT = """    raise SystemExit("Put the project's folder beside this notebook, as palimpsest, or make a "
-                     "notebook that gets it: python -m experiments.tour --repository OWNER/NAME")"""
+ABSENT = """    raise SystemExit("Put the project's folder beside this notebook, as palimpsest, "
+                     "or make a notebook that gets it: "
+                     "python -m experiments.tour --repository OWNER/NAME")"""
 COLAB = "https://colab.research.google.com"
 NO_LINK = ("A link that opens it in Colab names the project's place on GitHub: `python -m "
            "experiments.tour --repository OWNER/NAME` writes it, and a first cell that gets the "
