@@ -7,7 +7,7 @@ import pytest
 
 from experiments import curves, svg
 from flags import UserError, configure
-from runs import elsewhere  # noqa: F401
+from runs import cache, elsewhere  # noqa: F401
 from script import spell
 from tree import ROOT
 
