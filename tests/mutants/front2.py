@@ -2,7 +2,7 @@
 
 FRONT2 = [
     ("experiments/curves.py", '(seconds, nats - (row["entropy"] if above else 0.0))',
-     "(seconds, nats)", "test_curves", "curves: the bound itself, called what is above the entropy"),
+     "(seconds, nats)", "test_curves", "curves: the bound, called what is above the entropy"),
     ("experiments/curves.py", 'json.loads(path.read_text("utf-8")) if path.exists() else',
      'json.loads(path.read_text("utf-8")) if not config.measure else', "test_curves",
      "curves: a run that is measured again deletes the others"),
