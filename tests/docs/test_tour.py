@@ -65,7 +65,7 @@ def test_a_paragraph_that_is_gone_is_named():
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """Of all code cells, run by a fresh kernel that does not listen on the network, in the folder
-    of the notebook, as someone who opens it there. A cell has 60 seconds."""
+    of the notebook, as someone who opens it there. A cell has two minutes."""
     nbclient = pytest.importorskip("nbclient", reason="pip install -r requirements-test.txt")
     jupyter, nbformat = pytest.importorskip("jupyter_client"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
@@ -77,7 +77,7 @@ def outputs(tmp_path_factory):
     notebook = nbformat.read(PATH, 4)
     manager = jupyter.AsyncKernelManager(kernel_name="python3", **files)
     try:
-        nbclient.NotebookClient(notebook, km=manager, timeout=60,
+        nbclient.NotebookClient(notebook, km=manager, timeout=120, startup_timeout=120,
                                 resources={"metadata": {"path": PATH.parent}}).execute()
     finally:
         kept.undo()
