@@ -65,7 +65,7 @@ def chart(curves, title="", across="", log=False):
     for v in ticks(least, most, log):
         parts += [text_at(left - 6, level(v) + 4, f"{v:g}" if log else f"{v:.2f}", anchor="end"),
                   f'<path d="M{left} {level(v):.1f}H{width - 150}" stroke="#ddd"/>']
-    parts += [text_at(place(a), height - 22, f"{a:g}", anchor="middle") for a in (first, last)]
+    parts += [text_at(place(a), height - 22, f"{a:.3g}", anchor="middle") for a in (first, last)]
     for n, (name, y) in enumerate(curves.items()):
         ink = INKS[n % len(INKS)]
         path = "L".join(f"{place(a):.1f} {level(v):.1f}" for a, v in y)
