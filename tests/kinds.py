@@ -7,15 +7,15 @@ have their own tests in tests/theory/test_methods.py. Other tests repeat only wh
 
     one_of_each      samplers: one method for each process, list of samplers and length of blocks
     enough           samplers: these, and others that write by code of their own
+    each_once        scripts: of what fits, each name, sampler and corrector once
     scripts_differ   scripts: a method for every fact that a script can see. General code names no
                      method, so what it does depends on the facts and hooks of methods/base.py only
     fitting          samplers: all that fit each other, without the words of a refusal
     first_with       flags: the first method that has a flag from the class that defines it
-    values_differ    flags: all values by that method, two by others that inherit it
     bounds_differ    bounds: one method for each process, nelbo, oracle and likelihood. Methods that
                      inherit all of them differ in training
 """
-from flags import flags_of, load_row
+from flags import load_row
 from methods import METHODS, make_method
 from methods.base import Method
 from samplers import CORRECTORS, samplers_for
@@ -72,6 +72,17 @@ def enough(cases, methods):
             or not any((name, *case[1:]) in there for name in different)]
 
 
+def each_once(cases):
+    """The cases (name, sampler, ...) that are the first with one of their parts: scripts only hand
+    one to the other, and tests/samplers tries all pairs."""
+    there = set()
+    for case in cases:
+        parts = {(i, part) for i, part in enumerate(case)}
+        if not parts <= there:
+            there |= parts
+            yield case
+
+
 def seen(name):
     """What scripts can see of a method: facts, yes or no, and hooks of its own. -> set of pairs"""
     method = make_method(name, 8)
@@ -119,13 +130,3 @@ def first_with(method, flag):
         return next((cls for cls in load_row(METHODS, name).__mro__
                      if flag in vars(cls).get("__annotations__", {})), None)
     return next(name for name in METHODS if owner(name) is owner(method))
-
-
-def values_differ(method, flag, values):
-    """All of the values, or of a flag that another method has inherited before: the default and
-    one more."""
-    if first_with(method, flag) == method:
-        return values
-    default = flags_of(load_row(METHODS, method))[flag].default
-    two = [default] if default in values else values[:1]
-    return [*two, *[value for value in values if value not in two][:1]]

@@ -149,9 +149,10 @@ def test_one_step_for_a_block_is_not_the_data():
     assert far > 0.05 + 4 * error
 
 
-@pytest.mark.parametrize("size, batch", [(1, 20), (2, 100), (4, 200), (8, 200), (16, 200)])
+@pytest.mark.parametrize("size, batch", [(1, 20), (2, 100), (8, 200)])
 def test_the_bound_of_the_toy_languages_oracle_is_its_entropy_for_every_block(size, batch):
-    """Within four standard errors, of at most 0.5 %, of 16 batches; text by text for size 1."""
+    """Within four standard errors, of at most 0.5 %, of 16 batches; text by text for size 1. Blocks
+    of 4 are in test_oracle.py, and one block is mdlm: below."""
     method, x = made(LANGUAGE.V, size), DATA.windows("val", 16 * batch)
     exact_nats, denoiser = -LANGUAGE.log_prob(x) / 16, method.oracle(LANGUAGE)
     torch.manual_seed(0)

@@ -37,6 +37,7 @@ SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="u
               rows_from="out/toy-plaid", noise_from="out/toy-plaid", trained_at=1.0,
               ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
+FIRST = {name: (name, flag) for name, flag in reversed(FLAGS)}
 BESIDE = {"noise_from": dict(noise_of="plaid")}  # what a flag needs
 WORDS, LENGTH = 7, 12
 NETWORK = dict(n_layer=2, n_head=2, n_embd=8, cond_dim=4, dropout=0.0, qk_norm=True,
@@ -178,9 +179,11 @@ def values(name, flag):
 
 @pytest.mark.parametrize("name, flag", FLAGS)
 def test_two_values_of_every_flag_build_and_train_two_steps(name, flag):
-    found = values(name, flag)
+    found, default = values(name, flag), flags_of(load_row(METHODS, name))[flag].default
     assert len(set(found)) >= 2
     for value in found:
+        if value == default and (name, flag) != FIRST[name]:
+            continue  # the same method again
         method, network = built(name, **{flag: value, **BESIDE.get(flag, {})})
         optimizer, (x, frozen) = torch.optim.SGD(network.parameters(), lr=0.1), texts()
         before = [p.clone() for p in network.parameters()]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flags import configure
-from runs import ROOT, cache, complaint, disk_of, elsewhere, fit  # noqa: F401
+from forks import forked
+from runs import ROOT, cache, complaint, disk_of, elsewhere, fit, python  # noqa: F401
 from viewer import curves
 
 ABOUT = dict(step=0, method="mdlm", data="poem.txt", block_size=8, labels=False,
@@ -195,8 +196,8 @@ def test_the_command_takes_folders_as_its_first_words(tmp_path):
     pytest.importorskip("matplotlib")
     write("a"), write("b")
     a, b, png = (str(tmp_path / name) for name in ("a", "b", "c.png"))
-    command = [sys.executable, "-m", "viewer.curves", a, b, "--png", png]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = forked(python("-m", "viewer.curves", a, b, "--png", png))
+    done = subprocess.run(**command, capture_output=True, cwd=ROOT)
     assert done.stdout == f"{png}: {a} to step 30, {b} to step 30\n" and Path(png).exists()
 
 
