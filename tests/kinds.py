@@ -12,6 +12,7 @@ have their own tests in tests/theory/test_methods.py. Other tests repeat only wh
                      method, so what it does depends on the facts and hooks of methods/base.py only
     fitting          samplers: all that fit each other, without the words of a refusal
     first_with       flags: the first method that has a flag from the class that defines it
+    noises_differ    the toy language: one method for each kind of noise
     bounds_differ    bounds: one method for each process, nelbo, oracle and likelihood. Methods that
                      inherit all of them differ in training
 """
@@ -122,6 +123,15 @@ def bounds_differ(names):
                      if callable(getattr(type(method), name, None))}
         return type(method.process), *functions.items()
     return list({parts(name): name for name in reversed(names)}.values())[::-1]
+
+
+def noises_differ(names):
+    """The first method of `names` for each kind of noise: by the class from which its process has
+    all others as variants, in schedule or in state."""
+    def root(name):
+        process = make_method(name, 8).process
+        return process and type(process).__mro__[-2]
+    return list({root(name): name for name in reversed(names)}.values())[::-1]
 
 
 def first_with(method, flag):

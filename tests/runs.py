@@ -68,8 +68,11 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def elsewhere(cache, tmp_path, monkeypatch):
     """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the
-    end of a run; and products are exact again after it."""
+    end of a run, and with samples in two steps; and products are exact again after it."""
     monkeypatch.chdir(tmp_path)
+    sample_text = progress.sample_text
+    monkeypatch.setattr(progress, "sample_text", lambda trainer, steps: sample_text(
+        trainer, min(steps, 2)))
     monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
     monkeypatch.setattr(progress, "print_summary", lambda trainer: None)
     with one_thread():

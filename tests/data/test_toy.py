@@ -201,7 +201,7 @@ def test_the_entropy_of_two_words_is_the_sum_over_all_texts():
 
 
 def test_the_entropy_is_the_mean_of_minus_log_p_and_far_less_noisy():
-    L, n = 32, 20_000
+    L, n = 32, 8000
     nats, error = TOY.entropy(L)
     surprise = -TOY.log_prob(TOY.sample(n, L, seeded())) / L  # (n,) nats per token
     assert abs(surprise.mean() - nats) < 4 * (surprise.var() / n + error ** 2) ** .5

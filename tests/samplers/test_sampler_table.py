@@ -156,7 +156,7 @@ def test_a_text_depends_neither_on_the_batch_nor_on_prompts_and_padding_of_other
 # ---- every row draws from the model, or says that it does not
 
 @functools.cache
-def drawn(name, sampler, corrector="draw", n=8_000, steps=128, **options):
+def drawn(name, sampler, corrector="draw", n=4_000, steps=128, **options):
     """Texts of the world through its exact denoiser: how far from their probabilities? Fewer where
     no two states are alike.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kinds import first_with, networks, scripts_differ
+from kinds import first_with, scripts_differ
 from models import random_checkpoint
 
 import train
@@ -154,7 +154,7 @@ def test_what_is_said_about_flags_is_about_flags_that_there_are():
 
 # ---- together
 
-@pytest.mark.parametrize("method", scripts_differ(METHODS, by=networks))
+@pytest.mark.parametrize("method", scripts_differ(METHODS, also=["pgm"]))
 @pytest.mark.parametrize("flags", [
     dict(optimizer="adamw", dtype="bfloat16", qk_norm=False, norm_bias=True, n_layer=2),
     dict(dropout=0.5, grad_clip=0.0, gradient_accumulation_steps=3, ema=0.0, min_lr=0.1,
