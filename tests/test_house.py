@@ -23,15 +23,19 @@ from tree import CODE, FLOOR, ROOT, TESTS
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "rl.py": 150, "chat.py": 150,
            "sample.py": 180, "micro.py": 120}
 CODE_TEXT = {name: path.read_text("utf-8") for name, path in CODE.items()}
-TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
 BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm", "methods.diffugpt",
          "methods.rdm"}  # other methods are built on these
 TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}
 
 
 @cache
+def tree_of(file):
+    return ast.parse(CODE_TEXT[file])
+
+
+@cache
 def nodes_of(file):
-    return list(ast.walk(TREES[file]))
+    return list(ast.walk(tree_of(file)))
 
 
 @cache
@@ -115,7 +119,7 @@ def test_there_is_no_circle():
 def test_no_import_hides_in_a_function():
     hidden = {
         (file, name)
-        for file in TREES
+        for file in CODE
         for function in nodes_of(file)
         if isinstance(function, (ast.FunctionDef, ast.Lambda))
         for node in ast.walk(function)
@@ -135,7 +139,7 @@ def too_long(file):
         yield f"{file}: {len(lines)} lines"
     yield from (f"{file}:{i}: {len(line)} columns" for i, line in enumerate(lines, 1)
                 if len(line) > 100)
-    for node in nodes_of(file) if file in TREES else ast.walk(ast.parse(text)):
+    for node in nodes_of(file) if file in CODE else ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 47:
             yield f"{file}: {node.name}"
 
@@ -150,8 +154,8 @@ def test_a_name_is_defined_once():
     """Top-level functions and classes, but for what each script has."""
     names = Counter(
         node.name
-        for file, tree in TREES.items()
-        for node in tree.body
+        for file in CODE
+        for node in tree_of(file).body
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not file.startswith("experiments")
     )
     assert not {
@@ -175,7 +179,7 @@ def test_no_general_module_compares_with_the_name_of_a_row():
     """What others need to know about a method, sampler or data set is an attribute of its class."""
     found = [
         f"{file}:{node.lineno}"
-        for file in TREES
+        for file in CODE
         if not file.startswith(("experiments", "exercises", "data/"))
         for node in nodes_of(file)
         if isinstance(node, ast.Compare)
@@ -189,7 +193,7 @@ def test_hardly_anything_is_probed():
     """getattr with a default, and hasattr: of our own objects a handful, else of foreign ones."""
     found = [
         f"{file}:{node.lineno}"
-        for file in TREES
+        for file in CODE
         if not file.startswith("experiments")
         for node in nodes_of(file)
         if isinstance(node, ast.Call)

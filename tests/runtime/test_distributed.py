@@ -20,7 +20,6 @@ EACH = dict(TINY, gradient_accumulation_steps=2, log_interval=1, eval_interval=2
 LONG = dict(
     TINY,
     method="udlm",
-    n_layer=2,
     dropout=0.1,
     gradient_accumulation_steps=4,
     grad_clip=0.5,
