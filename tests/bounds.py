@@ -28,6 +28,18 @@ def mean_of_batches(draw, batches=20, enough=0.0):
     return all_means.mean(), error
 
 
+def above_entropy(method, texts=1000, **options):
+    """The mean of nelbo above -log p(x) over texts of the world, and its standard error, with the
+    exact denoiser."""
+    exact = method.oracle(world.LANGUAGE)
+    torch.manual_seed(0)
+
+    def draw():
+        of = torch.multinomial(world.P, texts, replacement=True)  # (n,)
+        return method.nelbo(exact, TEXTS[of]).sum(-1) + world.P[of].log()  # (n,) nats
+    return mean_of_batches(draw, **options)
+
+
 def close_in_the_mean(draw, exact, batches=20):
     """The mean of draw() (B,) is within 4.5 standard errors, each of less than 1 %.
 
