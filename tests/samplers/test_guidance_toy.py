@@ -68,7 +68,7 @@ def test_the_entropy_given_the_topic_is_that_of_texts_of_known_topics():
 
 @pytest.mark.parametrize("name, sampler, steps", [
     ("ar", "ancestral", 1), ("mdlm", "first-hitting", 16), ("bd3lm", "first-hitting", 4),
-    ("pgm", "first-hitting", 16), ("udlm", "ancestral", 24), ("gidd", "ancestral", 24)])
+    ("udlm", "ancestral", 24)])
 def test_at_strength_one_the_samples_of_a_topic_are_the_topics(name, sampler, steps):
     """-log p(x | topic) of samples of all four topics is that of texts of the language, and
     p(topic | x) too."""

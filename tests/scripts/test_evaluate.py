@@ -84,7 +84,7 @@ def test_every_method_has_its_bound_printed_and_its_samples_rated(method, capsys
 @pytest.mark.parametrize("method", DIFFERENT)
 def test_through_the_oracle_the_bound_of_every_method_is_the_entropy(method, capsys):
     draws = 4 if load_row(METHODS, method).any_length else 2
-    r = results(capsys, "--oracle", method, "--max_texts", 100, "--num_samples", 0, "--draws",
+    r = results(capsys, "--oracle", method, "--max_texts", 60, "--num_samples", 0, "--draws",
                 draws)
     assert abs(r["gap"]) < 4.5 * r["gap_error"] < 1 and r["step"] == 0
     assert not Path("out").exists()  # an oracle has no folder to save in

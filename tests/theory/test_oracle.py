@@ -103,7 +103,7 @@ def test_any_other_denoiser_gives_more(name):
 
 @pytest.mark.parametrize("name, sampler, steps", [
     ("ar", "ancestral", 1), ("mdlm", "first-hitting", 16), ("udlm", "ancestral", 48),
-    ("gidd", "ancestral", 48), ("duo", "psi", 48),
+    ("gidd", "ancestral", 48),  # psi: test_psi.py
     pytest.param("mdlm", "ancestral", 200, marks=SLOW)])
 def test_many_steps_through_the_oracle_speak_the_language(name, sampler, steps):
     """Likelihood, words, pairs and topics of samples are the language's, within four errors."""
