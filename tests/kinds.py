@@ -76,12 +76,13 @@ def enough(cases, methods):
 def each_once(cases):
     """The cases (name, sampler, ...) that are the first with one of their parts: scripts only hand
     one to the other, and tests/samplers tries all pairs."""
-    there = set()
+    there, chosen = set(), []
     for case in cases:
-        parts = {(i, part) for i, part in enumerate(case)}
+        parts = {*enumerate(case)}
         if not parts <= there:
             there |= parts
-            yield case
+            chosen.append(case)
+    return chosen
 
 
 def seen(name):
