@@ -80,6 +80,14 @@ def elsewhere(cache, tmp_path, monkeypatch):
     torch.set_float32_matmul_precision("highest")
 
 
+@pytest.fixture
+def late_reports(monkeypatch):
+    """No evaluation of networks that have learned nothing; later ones tell as much."""
+    report = progress.print_evaluation
+    monkeypatch.setattr(progress, "print_evaluation", lambda trainer, step, folder: (
+        report(trainer, step, folder) if step else None))
+
+
 def fit(out_dir, given=(), **flags):
     """A tiny run in this process; with init_from="resume", `flags` stand for the command line. ->
     its checkpoint"""

@@ -14,9 +14,9 @@ from models import random_checkpoint
 import train
 from flags import UserError, configure, flags_of, load_row
 from methods import METHODS, make_method
-from runs import TINY, cache, elsewhere, fit  # noqa: F401
-from runtime import progress
+from runs import TINY, cache, elsewhere, fit, late_reports  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("late_reports")
 SHORT = {**TINY, "block_size": 4, "max_iters": 3, "muon_dtype": "float32"}
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
                           reason="the compiler takes a minute: set PALIMPSEST_SLOW=1")
@@ -85,14 +85,6 @@ def values(f):
     if most < float("inf"):
         return [f.type(least), f.type(most)]
     return [f.type(least), f.type(least + 1)]
-
-
-@pytest.fixture(autouse=True)
-def without_the_first_evaluation(monkeypatch):
-    """Of networks that have learned nothing; the last one tells as much."""
-    report = progress.print_evaluation
-    monkeypatch.setattr(progress, "print_evaluation", lambda trainer, step, folder:
-                        step and report(trainer, step, folder))
 
 
 PLAIN = {}  # method: what `learn` returns where all flags have their defaults

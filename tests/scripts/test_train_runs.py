@@ -27,6 +27,7 @@ from runs import (  # noqa: F401
     elsewhere,
     fit,
     interrupt,
+    late_reports,
     metrics,
     terminal,
     tiny,
@@ -60,6 +61,7 @@ def results(capsys, out_dir, **flags):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("late_reports")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_of_every_method_goes_on_bit_by_bit_is_sampled_and_evaluated(method, monkeypatch,
                                                                            capsys):
