@@ -11,7 +11,6 @@ import torch
 from checkpoints.file import Folder
 from checkpoints.load import read_state
 from flags import UserError
-from forks import forked
 from runs import (  # noqa: F401
     cache, elsewhere, fit, interrupt, metrics, script, tiny,
 )
@@ -23,7 +22,7 @@ def torchrun(*argv):
     words = script("train", *argv)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words["args"] = [sys.executable, *launcher, *words["args"][1:]]
-    return dict(forked(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return dict(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_two_processes_learn_what_one_does_and_sigterm_stops_both(monkeypatch):

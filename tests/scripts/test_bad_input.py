@@ -42,7 +42,7 @@ def short_runs(tmp_path_factory):
 
     def run_once(method):
         if not (root / method).exists():
-            state = read_state(random_checkpoint(root / method, method=method, step=1))
+            state = read_state(random_checkpoint(root / method, 1, **{**TINY, "method": method}))
             torch.save({**state, "optimizers": [{}]}, root / method / "ckpt.pt")
             (root / method / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0}\n')
         return root / method
