@@ -48,8 +48,7 @@ from gaussian import (
     prior_nats,
     signal,
 )
-from methods.base import Method, cross_entropy
-from methods.embedding import free_tokens, scatter_nats
+from methods.base import Method, cross_entropy, free_tokens, scatter_nats
 from methods.gammas import Logistic, PlainCosine
 from methods.latent_network import LatentText
 from methods.latent_space import (
@@ -102,7 +101,7 @@ class Latent(Method):
     def __post_init__(self):
         self.process = LatentSpace(self.n_tokens, self.schedule())
         self.vocab_size = self.n_tokens + 1  # a blank, for words that are not known
-        self.bounded = self.decode_at > 0
+        self.bounded, self.stages = self.decode_at > 0, (self.autoencoder,)
 
     # ---- what a method may change
 
