@@ -73,11 +73,11 @@ SHOWN = 16  # times that words are shown in a walk, at most
 @dataclass(eq=False)
 class Latent(Method):
     """The base of the methods of chapter 15, which say what differs."""
-    latents: int = flag(8, "vectors of a text", least=1, most=10_000, fixed=True)
-    dim: int = flag(8, "numbers of a vector", least=1, most=10_000, fixed=True)
-    autoencoder: float = flag(0.5, "share of the steps that train encoder and decoder; the rest "
+    latents: int = flag(10, "vectors of a text", least=1, most=10_000, fixed=True)
+    dim: int = flag(16, "numbers of a vector", least=1, most=10_000, fixed=True)
+    autoencoder: float = flag(0.4, "share of the steps that train encoder and decoder; the rest "
                               "trains the denoiser", least=0.01, most=1, fixed=True)
-    decode_at: float = flag(0.2, "time at which the decoder reads the latents, so how much noise "
+    decode_at: float = flag(0.3, "time at which the decoder reads the latents, so how much noise "
                             "they have; 0: none, as published, without a bound", least=0, most=0.9,
                             fixed=True)
     self_condition: float = flag(0.5, "share of texts that are trained on the network's own first "
@@ -88,9 +88,9 @@ class Latent(Method):
     samplers, classifier_process = ("ancestral", "ddpm", "ddim", "2m"), None
     scores_ratios = True  # outputs are mixed as they are: (15.9)
     unbounded_reason = ("the decoder reads latents without noise, and (15.5) is infinite: "
-                        "--decode_at 0.2 has a bound")
+                        "--decode_at 0.3 has a bound")
     predicts = "the latents of a text from noisy ones"
-    defaults = dict(ema=0.995, batch_size=64)
+    defaults = dict(ema=0.995, batch_size=64, minutes=5.0)
     outputs_h = False  # the network outputs h', not v'
     ordered = hides_given = False  # see methods/latent_network.py
     variance = "posterior"  # of --sampler ancestral: the l of (15.7)

@@ -185,7 +185,6 @@ class MovingRecording(Recording):
             draft = Draft.begin(self.process, z, self.given.to(z.device))
         else:
             draft = self.process.drafts.pop()
-            self.process.drafts.clear()
             self.calls.append(self.counter.calls)
         texts = self.tokens_of(draft)
         for text, now in enumerate(texts):
