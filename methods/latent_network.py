@@ -1,9 +1,9 @@
 """
 Chapter 15. The network of latent diffusion: an encoder, a decoder and a denoiser in one module.
 
-    h_k     = sum over l in window k of A(u_l) encoder(x)_l, normalized     ids -> (B, K, d)  (15.16)
-    logits  = decoder( B(u_l) z_k + word l, blank where it is wanted )      (B, K, d) -> (N, V)
-    v'      = denoiser( [z ; given words] ), told gamma and the class       (B, K, d) -> (B, K, d)
+    h_k     = sum over l in window k of A(u_l) encoder(x)_l, normalized  ids -> (B, K, d)    (15.15)
+    logits  = decoder( B(u_l) z_k + word l, blank where it is wanted )   (B, K, d) -> (N, V)
+    v'      = denoiser( [z ; given words] ), told gamma and the class    (B, K, d) -> (B, K, d)
 
 One call does one of the three: `forward` sees from its arguments which. So whatever wraps, counts,
 compiles or averages a network works as for any other. Each part is a Transformer that reads vectors
@@ -88,10 +88,10 @@ class LatentText(nn.Module):
         self.embed = nn.Parameter(0.5 * torch.randn(vocab_size, n_embd))
         self.encoder = VectorTransformer(n_embd, *shape, cond_dim=0, **plain)
         self.encoder.head.reset_parameters()
-        self.gather = nn.Linear(KNOTS * n_embd, dim)  # A of (15.16)
+        self.gather = nn.Linear(KNOTS * n_embd, dim)  # A of (15.15)
         self.mean = nn.Parameter(torch.zeros(latents, dim), requires_grad=False)  # (k, d)
         self.log_variance = nn.Parameter(torch.zeros(latents, dim), requires_grad=False)  # (k, d)
-        self.spread = nn.Linear(dim, KNOTS * n_embd)  # B of (15.16)
+        self.spread = nn.Linear(dim, KNOTS * n_embd)  # B of (15.15)
         if ordered:
             self.read = nn.Linear(dim, n_embd)
             self.read_places = nn.Parameter(0.5 * torch.randn(latents, n_embd))

@@ -53,7 +53,7 @@ class EditBeam(Sampler):
             rows, found = at.sum(-1).tolist(), [{} for _ in queues]
             parts = zip(of, before, scores, *(table.split(rows) for table in tables))
             for b, z, score, *own in parts:
-                for gain, (changes, inserts) in likeliest(own, self.edits):
+                for gain, (changes, inserts) in best_outcomes(own, self.edits):
                     text = tuple(method.edited(z, changes, inserts))
                     found[b][text] = max(score + gain, found[b].get(text, -torch.inf))
             queues = [dict(sorted(queue.items(), key=lambda item: -item[1])[:self.beam])
@@ -67,7 +67,7 @@ def log_chances(q, p):
     return torch.cat([torch.log1p(-q)[:, None], q.log()[:, None] + p.double().log()], 1)
 
 
-def likeliest(tables, k):
+def best_outcomes(tables, k):
     """The k likeliest outcomes of a step of one text, best first. tables: for each kind of edits
     (m, 1 + A), log p of what may happen at each place -> [(log p, [choices of each kind])], where
     a choice is an action, or None for nothing"""

@@ -10,7 +10,7 @@ from diffusion import probabilities
 from flags import UserError
 from methods import make_method
 from samplers import make_sampler
-from samplers.edit_beam import EditBeam, likeliest, log_chances
+from samplers.edit_beam import EditBeam, best_outcomes, log_chances
 
 N, WIDE = 3, 1_000_000  # symbols: the pad, one letter, the end
 TIMES = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
@@ -92,13 +92,13 @@ def test_outcomes_of_a_step_come_in_order_and_have_the_chances_of_its_coins():
     method, z = small(), [1]
     log_rate, at = method.rates(rough, [z], [z], TIMES[:1, None])
     tables = [log_chances(*group) for group in method.groups(log_rate, 0.5, probabilities)]
-    every = likeliest(tables, WIDE)
+    every = best_outcomes(tables, WIDE)
     chances = torch.tensor([score for score, _ in every]).double().exp()
     assert chances.sum().item() == pytest.approx(1, abs=1e-6)
     assert (chances.diff() <= 1e-9).all()
     all_chances = sorted((p for _, p in outcomes(method, z, z, *TIMES[:2])), reverse=True)
     for k in (1, 2, 7, 50):
-        few = [score for score, _ in likeliest(tables, k)]
+        few = [score for score, _ in best_outcomes(tables, k)]
         assert len(few) == k
         assert torch.tensor(few).exp().tolist() == pytest.approx(all_chances[:k], rel=1e-4)
 
