@@ -185,7 +185,7 @@ def test_the_decoder_finds_the_words_again_after_a_short_training():
     method, net = built(latents=6, dim=6, decode_at=0.1, autoencoder=1.0)
     x = texts(100, 3)
     before = dict(method.measures(net, x))["reconstruction: words"].mean()
-    for trainer in train(method, net, 100, last=1000):
+    for trainer in train(method, net, 40, last=1000):
         pass
     found = dict(method.measures(trainer.average, x))
     assert before < 0.4 and found["reconstruction: words"].mean() > 0.9
