@@ -18,7 +18,7 @@ vector is then learned by attention alone, and a decoder first spends hundreds o
 entropy of single words.)
 
 Latents are normalized to mean 0 and variance 1 for each coordinate over the data, which is what
-(15.7) wants. In training the statistics are those of the batch, and their average is kept beside
+(15.7) wants, and none is farther from it than FARTHEST. In training the statistics are those of the batch, and their average is kept beside
 the weights, so it is saved and averaged with them.
 """
 import torch
@@ -29,6 +29,7 @@ from model import Transformer, causal
 KEPT = 0.05  # share of a batch in the running statistics
 KNOTS = 4  # places in a window at which matrices are learned
 EPS = 1e-5  # of a variance: a coordinate that never changes would be divided by 0
+FARTHEST = 4.0  # deviations: a window that is empty in 499 of 500 texts has 22 in the other one
 
 
 class VectorTransformer(Transformer):
@@ -138,7 +139,8 @@ class LatentText(nn.Module):
             with torch.no_grad():
                 self.mean.lerp_(mean, KEPT)
                 self.log_variance.lerp_(log_variance, KEPT)
-        return ((rows - mean) * (-log_variance / 2).exp()).reshape(h.shape)  # (B, K, d)
+        rows = (rows - mean) * (-log_variance / 2).exp()  # (B', k, d)
+        return rows.clamp(-FARTHEST, FARTHEST).reshape(h.shape)  # (B, K, d)
 
     @torch.no_grad()
     def set_statistics(self, h):

@@ -18,7 +18,7 @@ from flags import UserError
 from gaussian import prior_nats, signal
 from methods import make_method
 from methods.gammas import PlainCosine
-from methods.latent_network import KNOTS, windows
+from methods.latent_network import FARTHEST, KNOTS, windows
 from methods.latent_space import to_velocity
 from runtime.optim import make_optimizers
 from runtime.trainer import EMA, Trainer
@@ -113,6 +113,19 @@ def test_before_attention_mixes_them_a_vector_is_of_the_words_of_its_window():
     moved[:, 1] += 1
     same = (net.beside_words(h, L) == net.beside_words(moved, L)).all(-1).all(0)
     assert same.tolist() == [True] * 3 + [False] * 3
+
+
+def test_no_latent_is_far_from_the_mean_however_rare_it_is():
+    """A word that one of 500 texts has: 22 deviations, which no denoiser would expect."""
+    _, net = built()
+    net.eval()
+    x = texts(500)
+    x[:, -3:] = 0
+    every = torch.ones_like(x, dtype=torch.bool)
+    net.set_statistics(net.encode(x, every))
+    x[0, -1] = 1
+    h = net(x)
+    assert h.abs().max() == FARTHEST and h[1:, 0].abs().max() < FARTHEST
 
 
 # ---- two stages

@@ -9,6 +9,8 @@ LENGTH2 = [
      "words of a window that nothing tells apart"),
     ("methods/latent_network.py", "h = h * at[..., None] if self.hides_given else h", "h = h",
      "test_ld4lg", "a prefix in the latents of what follows it"),
+    ("methods/latent_network.py", "rows.clamp(-FARTHEST, FARTHEST)", "rows", "test_ld4lg",
+     "a rare word with latents that nothing can denoise"),
     ("methods/latent.py", "self.decode_at > 0, (self.autoencoder,)", "self.decode_at > 0, ()",
      "test_ld4lg", "stage one ends at a large learning rate"),
     ("runtime/optim.py", "step, warmup = step - first, min(warmup, steps // 10)",
