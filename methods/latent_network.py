@@ -18,8 +18,8 @@ vector is then learned by attention alone, and a decoder first spends hundreds o
 entropy of single words.)
 
 Latents are normalized to mean 0 and variance 1 for each coordinate over the data, which is what
-(15.7) wants, and none is farther from it than FARTHEST. In training the statistics are those of the batch, and their average is kept beside
-the weights, so it is saved and averaged with them.
+(15.7) wants, and none is farther from it than FARTHEST. In training the statistics are those of the
+batch, and their average is kept beside the weights, so it is saved and averaged with them.
 """
 import torch
 import torch.nn as nn
