@@ -10,6 +10,7 @@ from tests.mutants.embedding import EMBEDDING
 from tests.mutants.evidence import EVIDENCE
 from tests.mutants.flows import FLOWS
 from tests.mutants.front import FRONT
+from tests.mutants.front2 import FRONT2
 from tests.mutants.gradients import GRADIENTS, RECIPES
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
@@ -30,6 +31,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
            *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *LENGTH2]
+           *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS]
 
 
 def find_tests(names):
