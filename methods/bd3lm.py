@@ -31,14 +31,8 @@ import torch.nn.functional as F
 
 from diffusion import ancestral, corrupt, probabilities, stratified
 from flags import UserError, flag
-from methods.base import (
-    copy_capabilities,
-    end_texts,
-    new_cache,
-    offset_positions,
-    read_with_cache,
-    skip_texts,
-)
+from methods.base import copy_capabilities, offset_positions, skip_texts
+from methods.left_to_right import end_texts, new_cache, read_with_cache
 from methods.mdlm import MDLM, any_order, complement, masked_weight
 from model import block_causal, select_rows
 

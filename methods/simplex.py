@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from diffusion import Ancestral, ancestral, probabilities, stratified
 from flags import UserError, flag
 from gaussian import LEAST
-from methods.base import Method, offset_positions, skip_texts
-from methods.embedding import free_tokens, scatter_nats
+from methods.base import Method, free_tokens, offset_positions, scatter_nats, skip_texts
 from methods.evidence import (
     Cosine,
     Evidence,

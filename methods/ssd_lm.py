@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 from diffusion import Ancestral, ancestral, probabilities
 from flags import UserError, flag
-from methods.base import end_texts
-from methods.embedding import free_tokens
+from methods.base import free_tokens
+from methods.left_to_right import end_texts
 from methods.simplex import LogitNoise
 from samplers.evidence import WordEvidence
 

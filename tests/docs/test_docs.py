@@ -101,7 +101,7 @@ def test_a_chapter_has_the_equations_of_the_code_and_does_not_repeat_code(path):
 def numbers_of(text):
     """The numbers of equations in a text; (3.1)-(3.3) stands for three."""
     found = set()
-    number = r"\((\d\d?)\.(1?\d|(?<=14\.)[23]\d)\)(?:-\(\d+\.(\d+)\))?"
+    number = r"\((\d\d?)\.(1?\d|(?<=1[47]\.)[23]\d)\)(?:-\(\d+\.(\d+)\))?"
     for chapter, low, high in re.findall(number, text):
         found |= {(int(chapter), n) for n in range(int(low), int(high or low) + 1)}
     return found

@@ -61,7 +61,7 @@ def test_the_decoder_uses_its_latents_after_a_short_training():
     """Random words, of which each is hidden from the decoder as often as not: with the vectors of
     another text it has more than 4 of 11.7 nats to pay."""
     method, net = built("dglm", latents=6, dim=6, decode_at=0.2, autoencoder=1.0, prefix=0.0)
-    for trainer in train(method, net, 120, last=1000):
+    for trainer in train(method, net, 60, last=1000):
         pass
     found = dict(method.measures(trainer.average, texts(200, 3)))
     assert found["nats/text that the vectors save the decoder"].mean() > 4

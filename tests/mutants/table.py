@@ -16,6 +16,7 @@ from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.insertion import INSERTION
 from tests.mutants.latents import LATENTS
+from tests.mutants.length2 import LENGTH2
 from tests.mutants.program import PROGRAM
 from tests.mutants.reason2 import GAINS
 from tests.mutants.reasoning import REASONING
@@ -31,6 +32,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
            *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *GAINS]
+           *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *LENGTH2]
 
 
 def find_tests(names):
