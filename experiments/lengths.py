@@ -5,6 +5,7 @@ words, on sentences of the toy language, where all of it is known exactly.
     python -m experiments.lengths law                       flexmdm, ilm, mdlm and ar, trained
     python -m experiments.lengths law --seeds 3             means over runs, errors (12.4)
     python -m experiments.lengths infill                    by the same runs, or --exact denoisers
+    python -m experiments.lengths grids                     equal steps, or short ones last
     python -m experiments.lengths tau                       a public sampler's missing factor
 
 law     how far the bound is above the exact -log p, nats a text, and samples: total variation of
@@ -12,10 +13,12 @@ law     how far the bound is above the exact -log p, nats a text, and samples: t
 infill  of a held-out sentence the first, the middle and the last word are given. The gaps have any
         number of words (flexmdm, ilm), or mdlm is told how many: as many as there were, or one more
         in each
+grids   samples of the exact denoiser of flexmdm in a few steps, on both grids: all that is wrong
+        with them comes from the steps
 tau     the share of tokens that are still masks before the last step, if Poisson(masks/N) of them
         open in each of N steps, where (21.8) opens each with probability 1/(steps that are left)
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
@@ -34,11 +37,12 @@ from samplers.generate import generate
 RECIPE = dict(data="sentences", block_size=20, n_layer=3, n_embd=96, batch_size=64, max_iters=900,
               warmup_iters=100, learning_rate=0.01, muon_lr=0.01, ema=0.99)
 OPEN, TOLD = ("flexmdm", "ilm"), "mdlm"
+GRIDS = 8, 16, 32, 64  # steps
 
 
 @dataclass
 class Config:
-    command: str = flag("", "law, infill or tau", ["", "law", "infill", "tau"])
+    command: str = flag("", "law, infill, grids or tau", ["", "law", "infill", "grids", "tau"])
     methods: str = flag("flexmdm,ilm,mdlm,ar", "methods, with commas between", each=str)
     exact: bool = flag(False, "exact denoisers in place of trained networks")
     seeds: int = flag(1, "runs of each method, whose seeds are 1, 2, ..", least=1)
@@ -58,14 +62,15 @@ def models_of(config, name, data):
             for seed in range(1, config.seeds + 1)]
 
 
-def write(config, model, n, given=None, frozen=None):
-    """n texts, or around given tokens (n, L). One mask at a time opens in mdlm. -> (n, L)"""
+def write(config, model, n, given=None, frozen=None, **flags):
+    """n texts, or around given tokens (n, L). One mask at a time opens in mdlm. flags: of the
+    sampler -> (n, L)"""
     method, L = model.method, RECIPE["block_size"]
     name = "first-hitting" if method.opens_masks else method.first_choice
     steps = config.steps if method.any_length else L
     torch.manual_seed(1)
     parts = [generate(method, model.denoiser, min(200, n - lo), L, steps,
-                      make_sampler(name, method),
+                      make_sampler(name, method, **flags),
                       given=None if given is None else given[lo:lo + 200],
                       frozen=None if given is None else frozen[lo:lo + 200])
              for lo in range(0, n, 200)]
@@ -146,6 +151,18 @@ def infill(config):
     print_row("the sentences themselves", [figures_of(data, x)])
 
 
+def grids(config):
+    data = load_data("sentences", RECIPE["block_size"])
+    model, = models_of(replace(config, exact=True), "flexmdm", data)
+    heads = "lengths off by|words|in grammar|possible|-log p of these".split("|")
+    print(f"{'':<28}" + "".join(f"{head:>18}" for head in heads))
+    for steps in GRIDS:
+        for spacing in ("equal", "quadratic"):
+            x = write(replace(config, steps=steps), model, config.texts, spacing=spacing)  # (n, L)
+            (_, far, error), = data.score_set(x)
+            print_row(f"{steps} steps, {spacing}", [[(far, error), *figures_of(data, x)]])
+
+
 def left_masked(steps, with_factor):
     """The share of tokens that are masks before the last of N steps, exactly: each is inserted in
     one of the steps, all equally likely, and may open in later ones."""
@@ -166,7 +183,8 @@ def tau(config):
 
 def main(config, given=()):
     print(hardware())
-    choose_command(config, {"law": law, "infill": infill, "tau": tau})(config)
+    commands = {"law": law, "infill": infill, "grids": grids, "tau": tau}
+    choose_command(config, commands)(config)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ against one (MBR).
 
 Each method, with flags of its own if they are given, is trained for --minutes of CPU time on each
 task, and answers held-out questions: greedily where one answer is right (temperature 0), else by
-draws. Masks open one by one, where the entropy is least, and far apart in a few steps (--few).
-Printed are
+draws. Masks open one by one, where the entropy is least, and far apart in a few steps (--few);
+edits are drawn, or the likeliest ones are searched. Printed are
 
     above H     the bound (exact for ar) less the exact -log p of the same answers, nats an answer
     solved      answers that the checker accepts;  slots: (19.4)
@@ -69,6 +69,9 @@ class Config:
 
 def ways(method, few, length):
     """How a method answers. -> {name: (sampler, steps)}"""
+    if "edit-beam" in (method.samplers or ()):
+        return {"": (make_sampler(method.first_choice, method), length),
+                "edit-beam": (make_sampler("edit-beam", method), length)}
     if not method.opens_masks or method.samplers or method.left_to_right:
         return {"": (make_sampler(method.first_choice, method), length)}
     return {"entropy": (make_sampler("entropy", method), length),

@@ -23,15 +23,8 @@ import torch.nn.functional as F
 
 from diffusion import Absorbing, ancestral, categorical, probabilities
 from flags import flag
-from methods.base import (
-    Method,
-    cross_entropy,
-    end_texts,
-    loss_at,
-    new_cache,
-    read_with_cache,
-    skip_texts,
-)
+from methods.base import Method, cross_entropy, loss_at, skip_texts
+from methods.left_to_right import end_texts, new_cache, read_with_cache
 from model import Transformer, block_causal, causal, select_rows
 
 

@@ -1,5 +1,5 @@
 """
-The contract of a method, and what methods share: losses at selected positions, text in order.
+The contract of a method, and what methods share: losses at selected positions.
 
 A method is a dataclass: its fields are its flags, its functions are its equations, and its exact
 oracle is one of them. To add one, write methods/NAME.py and one row in methods/__init__.py.
@@ -35,7 +35,7 @@ import torch.nn.functional as F
 
 from diffusion import ancestral, likelihood, probabilities, supports
 from flags import UserError, flags_of
-from model import Cache, Transformer, kernels, select_rows, texts_with
+from model import Transformer, kernels, select_rows, texts_with
 
 
 @dataclass(eq=False)
@@ -66,6 +66,7 @@ class Method:
     draw_evidence = None  # where noise is of real numbers: (x, t, frozen) -> weights (B, L, V)
     fixed_positions = True  # the loss can score a fixed number of positions, see above
     counts_padding = False  # the loss of one token depends on all others, padding included
+    stages = ()  # shares of a run at which its learning rate begins anew: something else is trained
 
     # sampling
     samplers = None  # names of the samplers that fit; None: all whose own `fits` agrees
@@ -234,6 +235,17 @@ def cross_entropy(logits, x):
     return F.cross_entropy(to_float32(logits), x, reduction="none")  # (N,)
 
 
+def free_tokens(x, frozen):
+    """Where tokens are not given. -> (B, L) bool"""
+    return torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen  # (B, L)
+
+
+def scatter_nats(nats, at):
+    """nats (N,) at the tokens `at` (B, L), 0 elsewhere. -> (B, L)"""
+    zeros = torch.zeros(at.shape, dtype=nats.dtype, device=at.device)  # (B, L)
+    return zeros.masked_scatter(at, nats)  # (B, L)
+
+
 def capacity(B, L, share):
     """K, the number of positions of a fixed selection."""
     return B * L if share >= 1 else min(B * L, int(share * B * L + L + 6 * (B * L / 6) ** 0.5))
@@ -295,56 +307,3 @@ def copy_capabilities(denoiser, call):
     call.supports_fused_head = supports(denoiser, "supports_fused_head")
     call.fixed_shapes = supports(denoiser, "fixed_shapes")
     return call
-
-
-# ---- text in order
-
-def new_cache(denoiser, length, block, window=None):
-    """A cache for texts of `length` tokens that are read block by block, or None if not supported.
-
-    A block sees at most `window` tokens, itself included.
-    """
-    if not supports(denoiser, "supports_cache"):
-        return None
-    fits = window is None or window >= length
-    cache = Cache(length) if fits else Cache(2 * window, window - block)
-    cache.copies = int(denoiser.supports_cache)
-    return cache
-
-
-def read_with_cache(denoiser, cache, ids, at, final, mask_mod):
-    """Logits at some of the last tokens of a text whose beginning is in the cache. -> (N, V)
-
-    ids (B, n): the text so far; at (B, m): which of its last m tokens
-    final: how many of the n tokens cannot change any more. These stay in the cache: it holds clean
-    text only, so a block is read again, along with the next one, once it is complete
-    mask_mod: the pattern where more than m tokens are new
-    """
-    *pieces, new = ids[:, cache.read:].split(cache.chunk, 1)  # (B, chunk) each, (B, rest)
-    for piece in pieces:
-        nowhere = torch.zeros_like(piece, dtype=torch.bool)  # (B, chunk)
-        denoiser(piece, None, at=nowhere, mask_mod=mask_mod, cache=cache)
-        cache.keep(piece.shape[1])
-    before = new.shape[1] - at.shape[1]
-    at, pattern = F.pad(at, (before, 0)), mask_mod if before > 0 else None  # (B, rest)
-    logits = denoiser(new, None, at=at, mask_mod=pattern, cache=cache)  # (N, V)
-    cache.keep(final - cache.read)
-    return logits
-
-
-def end_texts(z, frozen, lo, hi, end, going, cache):
-    """Texts that drew `end` at lo .. hi - 1, with nothing given after it, leave batch and cache.
-
-    Their other tokens become `end`. z, frozen (B, L); going (b,): those that go on -> z, going"""
-    more = frozen.flip(-1).cumsum(-1).flip(-1) > 0  # (B, L) given here or further right
-    hit = (z == end) & ~more if end is not None else torch.zeros_like(frozen)  # (B, L)
-    if not hit[going, lo:hi].any():
-        return z, going
-    place = torch.arange(z.shape[1], device=z.device)  # (L,)
-    hit = hit & (lo <= place) & (place < hi)  # (B, L)
-    after = place > hit.int().argmax(-1, keepdim=True)  # (B, L)
-    over = hit.any(-1)  # (B,)
-    stay = (~over[going]).nonzero()[:, 0]  # (b',)
-    if cache:
-        cache.select(stay)
-    return torch.where(over[:, None] & after, end, z), going[stay]  # (B, L), (b',)

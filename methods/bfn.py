@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from diffusion import stratified
 from flags import flag
-from methods.embedding import free_tokens, scatter_nats
+from methods.base import free_tokens, scatter_nats
 from methods.evidence import Evidence, Squared, square_error
 from methods.simplex import Simplex
 

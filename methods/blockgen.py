@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from flags import UserError, flag
-from methods.base import read_with_cache
 from methods.bd3lm import BD3LM, block_diffusion_mask
+from methods.left_to_right import read_with_cache
 from model import block_causal
 
 

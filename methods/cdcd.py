@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from diffusion import stratified
 from flags import flag
 from gaussian import EmbeddingSpace
-from methods.embedding import Embedding, free_tokens
+from methods.base import free_tokens
+from methods.embedding import Embedding
 
 LOW, HIGH, UNIT = 2.0, 300.0, 16.0  # of tau
 

@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from diffusion import categorical, stratified
 from flags import UserError, flag
 from gaussian import VectorSpace
-from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.base import free_tokens, scatter_nats
+from methods.embedding import Embedding
 from methods.gammas import Alpha2, Growing
 
 

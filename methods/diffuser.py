@@ -29,13 +29,14 @@ not deleted and replaced in one step. Published losses leave out the 1 (DiffusER
 generator in place of rates), and some divide by the length, which changes what is learned.
 """
 from dataclasses import dataclass
+from functools import partial
 from math import log
 
 import torch
 import torch.nn.functional as F
 
 from data import DATASETS
-from diffusion import categorical, probabilities, stratified
+from diffusion import Ancestral, categorical, probabilities, stratified
 from flags import UserError, flag, load_row
 from methods.base import Method, to_float32
 from methods.insertion import action_nats
@@ -93,7 +94,7 @@ class Diffuser(Method):
                           ["simple", "bound"])
     predicts = "edits of a text"
     uses_time, fixed_positions, revises_text = True, False, True
-    samplers, classifier_process = ("ancestral",), None
+    samplers, classifier_process = ("ancestral", "edit-beam"), None
     source = target = None  # tokens of both parts of a text, from the data
 
     def __post_init__(self):
@@ -211,32 +212,46 @@ class Diffuser(Method):
         sources, _ = self.parts(z)
         texts = self.starts(sources)
         times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)  # (N + 1,)
-        times = times.square()  # (N + 1,)
-        for t, s in zip(times[:-1], times[1:]):
-            texts = self.step(denoiser, sources, texts, s, t, to_probs)
+        drawn = sampler is None or isinstance(sampler, Ancestral)
+        walk = self.draw_path if drawn else partial(sampler, self)
+        for texts in walk(denoiser, sources, texts, times.square(), to_probs):
             rows = [text[:self.target] + [self.end] * (self.target - len(text)) for text in texts]
             yield torch.cat([z[:, :self.source], torch.tensor(rows, device=z.device)], 1)  # (B, L)
 
+    def draw_path(self, denoiser, sources, texts, times, to_probs):
+        """Steps of (17.17) at falling times (N + 1,); yields texts after each."""
+        for t, s in zip(times[:-1], times[1:]):
+            texts = self.step(denoiser, sources, texts, s, t, to_probs)
+            yield texts
+
     def step(self, denoiser, sources, texts, s, t, to_probs):
         """(17.17) from t to s, numbers. -> texts"""
-        n, time = self.n_tokens, t.expand(len(texts), 1)  # (B, 1)
-        log_rate, at = self.rates(denoiser, sources, texts, time)  # (N, A), (B, M)
-        changes, inserts = [*range(n), 2 * n], [*range(n, 2 * n)]
-        fires, which = [], []
-        for group in (changes, inserts):
-            own = log_rate[:, group]  # (N, n) or (N, n + 1)
-            R = own.double().logsumexp(-1).exp()  # (N,)
-            coin = torch.rand(R.shape, dtype=torch.float64, device=R.device)  # (N,)
-            fires.append((coin < R * (1 - s / t)).tolist())
-            own = own.masked_fill((own == -torch.inf).all(-1, keepdim=True), 0.0)  # behind the text
-            which.append(categorical(to_probs(own)).tolist())
-        rows, found = iter(zip(*fires, *which)), []
-        for z in texts:
-            new = []
-            for token in [*z, None]:
-                change, insert, what, word = next(rows)
-                new += [word] if insert else []
-                if token is not None and not (change and what == n):  # deleted
-                    new.append(what if change else token)
-            found.append(new[:self.places - 1])
-        return found
+        log_rate, at = self.rates(denoiser, sources, texts, t.expand(len(texts), 1))  # (N, A)
+        happens = []
+        for q, p in self.groups(log_rate, 1 - s / t, to_probs):
+            coin = torch.rand(q.shape, dtype=torch.float64, device=q.device)  # (N,)
+            action = categorical(p).tolist()
+            happens.append(iter([a if fires else None
+                                 for fires, a in zip((coin < q).tolist(), action)]))
+        parts = [[[next(own) for _ in range(m)] for own in happens] for m in at.sum(-1).tolist()]
+        return [self.edited(z, *own) for z, own in zip(texts, parts)]
+
+    def groups(self, log_rate, share, to_probs):
+        """(17.17): what may happen at each place, first changes, where action n is deletion, then
+        insertions. log_rate (N, 2 n + 1); share = 1 - s/t -> pairs of P(something happens) (N,),
+        and the law of what (N, n + 1) or (N, n)"""
+        n = self.n_tokens
+        for group in ([*range(n), 2 * n], [*range(n, 2 * n)]):
+            own = log_rate[:, group]  # (N, n + 1) or (N, n)
+            q = (own.double().logsumexp(-1).exp() * share).clamp(max=1)  # (N,)
+            nothing = (own == -torch.inf).all(-1, keepdim=True)  # (N, 1) behind the text
+            yield q, to_probs(own.masked_fill(nothing, 0.0))
+
+    def edited(self, z, changes, inserts):
+        """The text that actions make of z, a list; None where nothing happens. -> list"""
+        new = []
+        for token, change, insert in zip([*z, None], changes, inserts):
+            new += [] if insert is None else [insert]
+            if token is not None and change != self.n_tokens:  # not deleted
+                new.append(token if change is None else change)
+        return new[:self.places - 1]

@@ -39,15 +39,8 @@ import torch
 
 from diffusion import Absorbing, ancestral, corrupt, probabilities, reverse_step, stratified
 from flags import flag
-from methods.base import (
-    Method,
-    copy_capabilities,
-    cross_entropy,
-    loss_at,
-    new_cache,
-    read_with_cache,
-    skip_texts,
-)
+from methods.base import Method, copy_capabilities, cross_entropy, loss_at, skip_texts
+from methods.left_to_right import new_cache, read_with_cache
 from model import block_causal, causal, select_rows
 
 

@@ -21,7 +21,8 @@ import torch.nn as nn
 from diffusion import stratified
 from flags import flag
 from gaussian import LEAST, VectorSpace
-from methods.embedding import Embedding, free_tokens, scatter_nats
+from methods.base import free_tokens, scatter_nats
+from methods.embedding import Embedding
 from methods.gammas import Alpha2
 
 ENDS = -4.21, 9.2  # of gamma: index 0 of 2,000, and where 10^-4 of the signal is left

@@ -288,14 +288,3 @@ class Embedding(Method):
             p = language.posterior(e, leave_one_out=False, topic=label)  # (B, L, V)
             return select_rows((p @ table.to(p.device)).to(z.device), at)
         return skip_texts(denoiser)
-
-
-def free_tokens(x, frozen):
-    """Where tokens are not given. -> (B, L) bool"""
-    return torch.ones_like(x, dtype=torch.bool) if frozen is None else ~frozen  # (B, L)
-
-
-def scatter_nats(nats, at):
-    """nats (N,) at the tokens `at` (B, L), 0 elsewhere. -> (B, L)"""
-    zeros = torch.zeros(at.shape, dtype=nats.dtype, device=at.device)  # (B, L)
-    return zeros.masked_scatter(at, nats)  # (B, L)

@@ -35,15 +35,9 @@ import torch.nn.functional as F
 
 from diffusion import Absorbing, ancestral, categorical, probabilities, stratified
 from flags import flag
-from methods.base import (
-    Method,
-    copy_capabilities,
-    cross_entropy,
-    loss_at,
-    new_cache,
-    offset_positions,
-)
+from methods.base import Method, copy_capabilities, cross_entropy, loss_at, offset_positions
 from methods.in_order import oracle_in_order, pack_rows, see_earlier
+from methods.left_to_right import new_cache
 
 
 @dataclass(eq=False)

@@ -47,6 +47,7 @@ class Insertions:
     """Masks that are inserted, and then opened. Text has the ids 0 .. n_tokens - 1, then come the
     mask and the id of places without a token. gone: how many tokens are not there yet, (21.4)"""
     text_stays, continuous = True, True
+    drafts = None  # a list, where a viewer wants to see which token is which
 
     def __init__(self, n_tokens, gone="linear"):
         self.n_tokens, self.mask, self.fill, self.V = n_tokens, n_tokens, n_tokens + 1, n_tokens + 2

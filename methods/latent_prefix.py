@@ -13,7 +13,7 @@ import torch
 
 from diffusion import draw_from
 from flags import flag
-from methods.embedding import free_tokens
+from methods.base import free_tokens
 from methods.latent import Latent
 
 

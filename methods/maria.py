@@ -41,9 +41,9 @@ from methods.base import (
     cross_entropy,
     loss_at,
     offset_positions,
-    read_with_cache,
     skip_texts,
 )
+from methods.left_to_right import read_with_cache
 from methods.mdlm import any_order
 from model import (
     TIME_INPUTS,

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from diffusion import stratified
 from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import TRAINED, Embedding, free_tokens, scatter_nats
+from methods.base import free_tokens, scatter_nats
+from methods.embedding import TRAINED, Embedding
 from methods.gammas import Linear
 
 SHARE = 8  # one text in so many is for the decoder's term

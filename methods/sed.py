@@ -18,7 +18,8 @@ import torch
 
 from flags import UserError, flag
 from gaussian import EmbeddingSpace
-from methods.embedding import TRAINED, Embedding, free_tokens, scatter_nats
+from methods.base import free_tokens, scatter_nats
+from methods.embedding import TRAINED, Embedding
 from methods.gammas import Alpha2
 from methods.glyphs import PIXELS, draw_glyph
 

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 
 from diffusion import ancestral, categorical, probabilities
 from flags import flag
-from methods.base import Method, copy_capabilities, cross_entropy, loss_at, new_cache
+from methods.base import Method, copy_capabilities, cross_entropy, loss_at
 from methods.in_order import oracle_in_order
+from methods.left_to_right import new_cache
 from model import causal
 
 

@@ -37,11 +37,21 @@ class OptimFlags:
                            ["auto", "float32", "bfloat16"])
 
 
-def learning_rate(step, config):
-    """The share of the full rate at this step: linear warm-up, then the schedule to min_lr."""
-    if step < config.warmup_iters:
-        return (step + 1) / config.warmup_iters
-    done = (step - config.warmup_iters) / max(1, config.max_iters - config.warmup_iters)
+def learning_rate(step, config, stages=()):
+    """The share of the full rate at this step: linear warm-up, then the schedule to min_lr.
+
+    stages: shares of the run at which this begins anew, `methods/base.py: Method.stages`; then a
+    tenth of a stage is warm-up, at most
+    """
+    steps, warmup = config.max_iters, config.warmup_iters
+    if stages:
+        starts = [0, *(math.ceil(share * config.max_iters) for share in stages)]
+        first = max(start for start in starts if start <= step)
+        steps = min([start for start in starts if start > first], default=config.max_iters) - first
+        step, warmup = step - first, min(warmup, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
     shares = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
     return config.min_lr + (1 - config.min_lr) * shares[config.lr_schedule]
 

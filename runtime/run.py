@@ -32,7 +32,6 @@ from methods import EVERY_METHOD
 from model import kernels
 from runtime import distributed, progress
 from runtime.device import device_of, dtype_of, keep_memory
-from runtime.optim import learning_rate
 from runtime.signals import GracefulStop, mean_finite_loss
 from runtime.start import adopt, check_flags, resume_flags, run_folder
 from runtime.trainer import Trainer
@@ -196,7 +195,7 @@ class Run:
         seconds = time.time() - self.loop_began
         self.bar.set_postfix_str(f"loss {loss:.3f}")
         if self.folder:
-            rate = learning_rate(step, config) * config.learning_rate
+            rate = self.trainer.learning_rate(step) * config.learning_rate
             self.folder.log(step=done, loss=loss, lr=rate, seconds=round(seconds, 3))
         if self.folder and self.bar.disable and time.time() - self.shown > 10:  # in place of a bar
             left = time_left(seconds, done - self.first, config.max_iters - done)

@@ -155,10 +155,15 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)  # ()
         return distributed.gather_full(norm)  # ()
 
+    def learning_rate(self, step):
+        """The share of the full rate. Stages are those of the method's own loss."""
+        stages = self.method.stages if self.objective is self.method else ()
+        return learning_rate(step, self.config, stages)
+
     def step_optimizers(self, step):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["full_lr"] * learning_rate(step, self.config)
+                group["lr"] = group["full_lr"] * self.learning_rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

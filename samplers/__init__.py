@@ -62,6 +62,7 @@ SAMPLERS = {
     "particle-gibbs": "samplers.particles:ParticleGibbs",    # the same, beside the last one
     "grammar": "samplers.constraints:Grammar",               # words given that the text parses
 
+    "edit-beam": "samplers.edit_beam:EditBeam",              # the likeliest edits of a text
     "tree-edits": "samplers.tree_edits:TreeEdits",           # edits of trees, one or side by side
 }
 CORRECTORS = {

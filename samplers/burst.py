@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 from diffusion import Sampler, categorical
 from flags import flag
-from methods.base import new_cache
 from methods.in_order import see_earlier
+from methods.left_to_right import new_cache
 from samplers.speculative import verify
 
 

@@ -13,7 +13,7 @@ which texts go on.
 """
 import torch
 
-from methods.base import new_cache, read_with_cache
+from methods.left_to_right import new_cache, read_with_cache
 
 
 def ngram_logits(x, at, V):

@@ -32,6 +32,7 @@ class Draft:
     closed: torch.Tensor  # gaps, each before its place, into which nothing goes
     part: torch.Tensor  # which gap of the prompt this gap belongs to
     room: torch.Tensor  # how many tokens the gap number .. of the prompt can take
+    number: torch.Tensor  # which token it is: it keeps its number wherever it moves
 
     @classmethod
     def begin(cls, process, z, frozen):
@@ -42,7 +43,7 @@ class Draft:
         if process.end is not None:  # all gaps share the room of the text
             part = torch.zeros_like(part)  # (B, M)
             room = torch.where(place == 0, z.shape[1] - left.m, 0)  # (B, M)
-        return cls(left.z, place < left.m, left.closed, part, room)
+        return cls(left.z, place < left.m, left.closed, part, room, place.expand_as(left.z))
 
     def size(self, process):
         """Tokens of each text. -> (B, 1)"""
@@ -64,12 +65,16 @@ class Draft:
         of = torch.searchsorted(to, place).clamp(max=k.shape[1] - 1)  # (B, M) and what comes there
         old = to.gather(-1, of) == place  # (B, M)
         z = torch.where(old, self.z.gather(-1, of), process.mask)  # (B, M)
+        fresh = self.number.amax(-1, keepdim=True) + (~old).cumsum(-1)  # (B, M)
+        number = torch.where(old, self.number.gather(-1, of), fresh)  # (B, M)
         return Draft(z, self.given.gather(-1, of) & old, self.closed.gather(-1, of),
-                     self.part.gather(-1, of), self.room.scatter_add(-1, self.part, -k))
+                     self.part.gather(-1, of), self.room.scatter_add(-1, self.part, -k), number)
 
     def text(self, process):
         """What there is of the texts, (B, L): with ends behind them, or where texts do not end,
-        given tokens in their places."""
+        given tokens in their places. A viewer that asked for drafts has this one."""
+        if process.drafts is not None:
+            process.drafts.append(self)
         L, place = self.z.shape[1] - 1, torch.arange(self.z.shape[1], device=self.z.device)
         there = place < self.size(process)  # (B, M)
         if process.end is None:  # behind what is still missing to the left

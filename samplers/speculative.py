@@ -47,7 +47,7 @@ import torch.nn.functional as F
 
 from diffusion import Sampler, categorical
 from flags import UserError, flag
-from methods.base import end_texts, new_cache, read_with_cache
+from methods.left_to_right import end_texts, new_cache, read_with_cache
 from model import block_causal
 from samplers.base import highest, toss
 from samplers.drafts import draft_of, keep_best

@@ -14,7 +14,8 @@ with the number of changes, not with steps times tokens. player.html shows these
     {"title": str, "recordings": [{                        a model
         "name": str, "what": str, "about": str             the heading, what the name stands for
         "calls": [int]                                     network calls up to each step
-        "tokens": [bytes as Latin-1, null for a mask, or [bytes] for one that shows a word]
+        "tokens": [bytes as Latin-1, null for a mask, [bytes] for one that shows a word, 0 for none
+                   yet, since it comes in later]
         "end": id or null, "unwritten": bool, "spaced": bool, "columns": int, "box": int
         "texts": [{"start": [id], "given": [position],
                    "steps": [[[position, id, p, id1, p1, ..], ..], ..],
@@ -28,6 +29,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,10 +46,12 @@ from runtime.device import start_device
 from runtime.memory import check_length
 from samplers import SamplingFlags, choose_sampler, model_name
 from samplers.generate import CallCounter, generate_in_batches, prepend_bos, writer_of
+from samplers.insertion import Draft
 from script import run_script
 
 PAGE = Path(__file__).parent / "player.html"
 N_BEST = 5
+ABSENT = -1  # an id: there is no token yet, of texts whose words move
 
 
 @dataclass
@@ -164,6 +168,60 @@ class Recording:
                 "box": self.dataset.box, **spelling(self.encoding)}
 
 
+class MovingRecording(Recording):
+    """A Recording of texts that tokens come into, by the drafts that the method's `process` keeps.
+    No token leaves or overtakes another (samplers/insertion.py: Draft). So each has a place of its
+    own in the finished text, which is ABSENT before: what stands behind is pushed to the right."""
+
+    def __init__(self, process, *parts, **facts):
+        super().__init__(*parts, **facts)
+        self.process, process.drafts = process, []
+        self.entries = [[] for _ in self.steps]  # of each text: (step, token, id, probabilities)
+
+    def show(self, step, z):
+        """z (B, L): the texts after `step` steps; step 0 is what is given."""
+        outputs, first = self.recorder.take(), self.last is None
+        if first:
+            draft = Draft.begin(self.process, z, self.given.to(z.device))
+        else:
+            draft = self.process.drafts.pop()
+            self.calls.append(self.counter.calls)
+        texts = self.tokens_of(draft)
+        for text, now in enumerate(texts):
+            before = {} if first else self.before[text]
+            place = {token: i for i, token in enumerate(before)}
+            gap = 0  # the number of tokens of `before` that stand to the left
+            for token, id in now.items():
+                gap += token in place
+                if before.get(token) != id:
+                    p = outputs.get((text, place.get(token, gap)))
+                    self.entries[text].append((step, token, id, top_probabilities(p, id)))
+        self.before, self.last = texts, z
+
+    def tokens_of(self, draft):
+        """{number of a token: its id} of each text, in the order of the text."""
+        rows = zip(draft.z.tolist(), draft.number.tolist(), draft.size(self.process)[:, 0].tolist())
+        return [dict(zip(numbers[:m], ids[:m])) for ids, numbers, m in rows]
+
+    def data(self):
+        """The recording as plain lists: places of the finished text."""
+        self.start, self.steps = [], []
+        for now, entries in zip(self.before, self.entries):
+            place = {token: i for i, token in enumerate(now)}
+            start, steps = [ABSENT] * len(place), [[] for _ in self.calls]
+            for step, token, id, p in entries:
+                if step:
+                    steps[step - 1].append([place[token], id, *p])
+                else:
+                    start[place[token]] = id
+            self.start.append(start)
+            self.steps.append(sorted(each) for each in steps)
+        found = super().data()
+        for text, start in zip(found["texts"], self.start):
+            text["given"] = [i for i, id in enumerate(start) if id != ABSENT]
+        return found
+
+
 def top_probabilities(p, token):
     """[p of the token, the likeliest, its p, the next, ..] in thousandths, or []. p (V,) or None"""
     if p is None or token >= len(p):
@@ -174,8 +232,10 @@ def top_probabilities(p, token):
 
 
 def as_latin1(encoding, id):
-    """The bytes of a token, each as the character of its number; None for a mask, and [bytes] for
-    a mask that shows a word: n_vocab + 1 + the word, as in viewer/terminal.py."""
+    """The bytes of a token, each as the character of its number; None for a mask, [bytes] for a
+    mask that shows a word: n_vocab + 1 + the word, as in viewer/terminal.py; 0 for ABSENT."""
+    if id == ABSENT:
+        return 0
     if id > encoding.n_vocab:
         return [as_latin1(encoding, id - encoding.n_vocab - 1)]
     try:
@@ -196,9 +256,6 @@ def record(config, model, writer, counter, frozen):
     It changes the writer: all texts go on to their last token, beyond their end.
     """
     method = model.method
-    if method.end_id is not None:
-        raise UserError(f"--html plays texts whose words keep their places, and {method.name} "
-                        "moves them: try --watch")
     if writer.window is not None and not method.left_to_right:
         raise UserError(f"--html plays texts of one window: --length {writer.window} at most, or a "
                         "model that writes from left to right")
@@ -210,9 +267,10 @@ def record(config, model, writer, counter, frozen):
     how = f"{config.sampler}, {config.steps} steps{each}" if method.process else one_by_one
     whole = model.config.data and frozen.shape[1] == model.config.block_size
     data = load_row(DATASETS, model.config.data) if whole else Dataset  # other lengths are no grid
-    return Recording(model.config.method, f"{source}; {how}", writer.denoiser, counter,
-                     model.encoding, frozen, end, unwritten=method.process is None,
-                     what=meaning_of(method), data=data)
+    kind = partial(MovingRecording, method.process) if method.any_length else Recording
+    return kind(model.config.method, f"{source}; {how}", writer.denoiser, counter,
+                model.encoding, frozen, end, unwritten=method.process is None,
+                what=meaning_of(method), data=data)
 
 
 def meaning_of(method):

@@ -30,8 +30,10 @@ def test_prompts_hold_the_first_the_middle_and_the_last_word():
     assert words(given, frozen) == words(more, fixed) == words(opened, places)
 
 
-def test_exact_denoisers_write_the_lines_of_both_tables(capsys):
-    for command, methods, lines in (("law", "ilm", 4), ("infill", "flexmdm", 4), ("tau", "", 5)):
+def test_exact_denoisers_write_the_lines_of_the_tables(capsys, monkeypatch):
+    monkeypatch.setattr(lengths, "GRIDS", (2, 4))
+    for command, methods, lines in (("law", "ilm", 4), ("infill", "flexmdm", 4), ("tau", "", 5),
+                                    ("grids", "", 6)):
         lengths.main(configure(lengths.Config, command=command, methods=methods, exact=True,
                                texts=12, steps=6))
         out = capsys.readouterr().out

@@ -9,8 +9,8 @@ from references import Figures
 
 from diffusion import ancestral, probabilities
 from methods import make_method
-from methods.base import new_cache, read_with_cache
 from methods.bd3lm import block_diffusion_mask
+from methods.left_to_right import new_cache, read_with_cache
 from model import Cache, Transformer, block_causal, causal
 from samplers.unmasking import Confidence, FirstHitting
 

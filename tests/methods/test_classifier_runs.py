@@ -14,7 +14,7 @@ from diffusion import Absorbing, Hybrid, Uniform
 from evaluation.held_out import TIMES
 from flags import configure, load_row
 from methods import METHODS
-from methods.base import new_cache
+from methods.left_to_right import new_cache
 from methods.md4 import Scheduled
 from runs import cache, complaint, elsewhere, fit  # noqa: F401
 from samplers.guidance import CFG

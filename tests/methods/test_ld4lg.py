@@ -3,6 +3,7 @@ Latent diffusion: the network, the two stages, the walk, guidance. What all four
 tested here; the equations are in test_latent_space.py.
 """
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +18,10 @@ from flags import UserError
 from gaussian import prior_nats, signal
 from methods import make_method
 from methods.gammas import PlainCosine
+from methods.latent_network import FARTHEST, KNOTS, windows
 from methods.latent_space import to_velocity
 from runtime.optim import make_optimizers
-from runtime.trainer import EMA
+from runtime.trainer import EMA, Trainer
 from samplers import make_sampler
 from samplers.guidance import guide_by_label
 
@@ -84,7 +86,65 @@ def test_latents_have_mean_0_and_variance_1_for_each_coordinate():
     close(h.var(0, unbiased=False), torch.ones(2, 4), 1e-2)
 
 
+@pytest.mark.parametrize("K, n", [(3, 7), (8, 20), (10, 20), (4, 4), (5, 3)])
+def test_each_word_belongs_to_one_window_and_differs_from_its_neighbors_there(K, n):
+    """Weights of the matrices of its window, which sum to 1; windows are in order, and equal but
+    for one word."""
+    near = windows(K, n)
+    assert near.shape == (K, KNOTS, n)
+    close(near.sum((0, 1)), torch.ones(n), 1e-6)
+    owned = near.sum(1) > 0
+    assert (owned.sum(0) == 1).all() and (owned.int().argmax(0).diff() >= 0).all()
+    assert owned.sum(1).max() - owned.sum(1).min() <= 1
+    for own in near:
+        rows = own[:, own.sum(0) > 0].T
+        assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_before_attention_mixes_them_a_vector_is_of_the_words_of_its_window():
+    """In a fresh network, whose blocks do nothing; and so is what a word is read from."""
+    _, net = built()
+    x, other = texts(50), texts(50, seed=2)
+    mixed = torch.where(torch.arange(L) < 3, x, other)
+    every = torch.ones_like(x, dtype=torch.bool)
+    h, changed = (net.encode(words, every) for words in (x, mixed))
+    assert torch.equal(h[:, 0], changed[:, 0]) and not torch.allclose(h[:, 1], changed[:, 1])
+    moved = h.clone()
+    moved[:, 1] += 1
+    same = (net.beside_words(h, L) == net.beside_words(moved, L)).all(-1).all(0)
+    assert same.tolist() == [True] * 3 + [False] * 3
+
+
+def test_no_latent_is_far_from_the_mean_however_rare_it_is():
+    """A word that one of 500 texts has: 22 deviations, which no denoiser would expect."""
+    _, net = built()
+    net.eval()
+    x = texts(500)
+    x[:, -3:] = 0
+    every = torch.ones_like(x, dtype=torch.bool)
+    net.set_statistics(net.encode(x, every))
+    x[0, -1] = 1
+    h = net(x)
+    assert h.abs().max() == FARTHEST and h[1:, 0].abs().max() < FARTHEST
+
+
 # ---- two stages
+
+def test_the_learning_rate_falls_to_0_in_each_stage_and_begins_anew():
+    """A tenth of a stage is warm-up, at most. Without stages it is as it was."""
+    config = SimpleNamespace(max_iters=100, warmup_iters=20, lr_schedule="linear", min_lr=0.0)
+    method = make_method("ld4lg", V, autoencoder=0.4)
+    rate = partial(Trainer.learning_rate,
+                   SimpleNamespace(method=method, objective=method, config=config))
+    assert [rate(step) for step in (0, 3, 4, 22)] == pytest.approx([1 / 4, 1, 1, 0.5])
+    assert rate(39) == pytest.approx(1 / 36) and rate(40) == pytest.approx(1 / 6)
+    assert [rate(step) for step in (45, 46, 73, 99)] == pytest.approx([1, 1, 0.5, 1 / 54])
+    mdlm = make_method("mdlm", V)
+    plain = SimpleNamespace(method=mdlm, objective=mdlm, config=config)
+    assert Trainer.learning_rate(plain, 9) == 0.5 and Trainer.learning_rate(plain, 60) == 0.5
+    other = SimpleNamespace(method=method, objective=None, config=config)
+    assert Trainer.learning_rate(other, 60) == 0.5  # stages are those of its own loss
+
 
 def train(method, net, steps, first=0, last=None, batch=32):
     """Steps of a run of `last` steps, as train.py takes them. -> the running average"""
@@ -138,7 +198,7 @@ def test_the_decoder_finds_the_words_again_after_a_short_training():
     method, net = built(latents=6, dim=6, decode_at=0.1, autoencoder=1.0)
     x = texts(100, 3)
     before = dict(method.measures(net, x))["reconstruction: words"].mean()
-    for trainer in train(method, net, 100, last=1000):
+    for trainer in train(method, net, 40, last=1000):
         pass
     found = dict(method.measures(trainer.average, x))
     assert before < 0.4 and found["reconstruction: words"].mean() > 0.9

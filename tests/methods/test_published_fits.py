@@ -14,8 +14,8 @@ from test_plaid import published_method, published_network
 import gaussian
 from gaussian import large_variance, step_law
 from methods import embedding
+from methods.base import scatter_nats
 from methods.clocks import refit
-from methods.embedding import scatter_nats
 
 figure, recipe = Figures("embedding"), Figures("recipes")
 T, L = (int(figure(f"seqdiffuseq/{key}")) for key in "TL")

@@ -36,10 +36,11 @@ TREES = [
      "test_tree_diffusion_runs", "an edit too few is counted"),
 ]
 TEXTS = [
-    ("methods/diffuser.py", "R = own.double().logsumexp(-1).exp()",
-     "R = own.double().logsumexp(-1).exp().clamp(max=1)", "test_diffuser",
+    ("methods/diffuser.py", "(own.double().logsumexp(-1).exp() * share)",
+     "(own.double().logsumexp(-1).exp().clamp(max=1) * share)", "test_diffuser",
      "a gap that lacks two words gets one"),
-    ("methods/diffuser.py", "(coin < R * (1 - s / t)).tolist()", "(coin < R).tolist()",
+    ("methods/diffuser.py", "self.groups(log_rate, 1 - s / t, to_probs)",
+     "self.groups(log_rate, 1, to_probs)",
      "test_diffuser", "all edits in every step"),
     ("methods/diffuser.py", "if shows_a and a != b:", "if a != b:", "test_diffuser",
      "edits that were made are still pending"),

@@ -92,7 +92,7 @@ DRAFTS = [
      "test_speculative", "the cache keeps tokens that were refused"),
     ("samplers/drafts.py", "(best * B + torch.arange(B", "(0 * best + torch.arange(B",
      "test_speculative", "the cache keeps the first draft, not the one that stays"),
-    ("methods/base.py", "hit = (z == end) & ~more if", "hit = (z == end) & ~frozen if",
+    ("methods/left_to_right.py", "hit = (z == end) & ~more if", "hit = (z == end) & ~frozen if",
      "test_speculative", "an end before given text ends the text"),
 ]
 

@@ -15,7 +15,7 @@ import world
 from diffusion import probabilities
 from flags import UserError
 from methods import make_method
-from methods.base import end_texts
+from methods.left_to_right import end_texts
 from model import Transformer
 from references import Figures
 from samplers import make_sampler, speculative

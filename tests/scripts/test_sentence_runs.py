@@ -64,11 +64,9 @@ def test_nats_are_of_whole_texts_ends_included_and_rates_of_words():
     assert abs(r["gap"]) < 1e-5 and r["tokens"] == int(data.lengths(x).sum())
 
 
-def test_lengths_are_those_of_training_and_a_page_is_refused(capsys):
+def test_lengths_are_those_of_training(capsys):
     error = complaint(sample, "--oracle", "flexmdm", "--length", "30", capsys=capsys)
     assert "--length 30: these texts end by themselves, and have room for 20 tokens" in error
-    error = complaint(sample, "--oracle", "ilm", "--html", "page.html", capsys=capsys)
-    assert "--html plays texts whose words keep their places, and ilm moves them" in error
     error = complaint(sample, "--oracle", "flexmdm", "--prompt", "the " * 21, capsys=capsys)
     assert "the prompt has 21 tokens, more than the text's 20" in error
 
