@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import torch
 
 from data.base import Dataset
-from diffusion import corrupt
+from diffusion import ancestral, corrupt
 from experiments import dense_reference
 from experiments.timing import peak_memory, seconds_of
 from experiments.training import make_trainer
@@ -152,9 +152,10 @@ def random_texts(size):
     return torch.randint(size.n_tokens, (size.batch, size.length), device=size.device)  # (B, L)
 
 
-def our_sampler(size, method, network, steps):
+def our_sampler(size, method, network, steps, sampler=ancestral):
     """-> do"""
-    return lambda: generate(method, network, size.batch, size.length, steps, device=size.device)
+    return lambda: generate(method, network, size.batch, size.length, steps, sampler,
+                            device=size.device)
 
 
 def dense_sampler(size, step, steps, method, network):
