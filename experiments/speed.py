@@ -21,7 +21,8 @@ CUDA events. What costs the same at each step is timed for a few steps and multi
 
 Peak memory is that of another process which does nothing else (CPU), or of torch's allocator (GPU),
 with weights, gradients, optimizer and average. FLOPs are those of the matrix products that a way
-needs: for ours, the head at masked positions only. The peak FLOP/s are measured, not quoted.
+needs: for ours, the head at masked positions only. The peak FLOP/s are measured, not quoted, and
+Muon's own products are told beside it: they are work, but not that of the network.
 """
 import json
 import math
@@ -158,7 +159,9 @@ def time_training(report, size, names):
     def more(name, runs):
         flops = workloads.count_flops(size, workloads.HEAD_SHARE.get(name, 1 / 3))
         rate = flops / statistics.median(runs)
-        text = (f"\n{'':<36}{rate / 1e9:,.0f} GFLOP/s, {rate / peak:.0%} of the peak; "
+        muon = workloads.count_muon_flops(size) if name.startswith("ours by default") else 0
+        both = f" ({(1 + muon / flops) * rate / peak:.0%} with Muon's products)" * bool(muon)
+        text = (f"\n{'':<36}{rate / 1e9:,.0f} GFLOP/s, {rate / peak:.0%} of the peak{both}; "
                 f"{peaks[name] / 1e9:.2f} GB, {peaks[name] / peaks['plain']:.2f} of plain's")
         return text, dict(flops=rate, matmul_peak=peak, peak_bytes=peaks[name])
     against = {name: ["plain"] for name in names[1:]}

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.base import Dataset
 from diffusion import ancestral, corrupt
@@ -27,6 +28,7 @@ from flags import UserError
 from methods import make_method
 from model import Transformer
 from runtime.device import keep_memory
+from runtime.optim import orthogonalize
 from samplers.generate import generate
 from train import train_step
 
@@ -106,6 +108,15 @@ def count_flops(size, head=1.0):
     D, L = size.n_embd, size.length
     per_token = size.n_layer * (24 * D * D + 4 * L * D) + head * 2 * D * (size.n_tokens + 1)
     return 3 * per_token * size.batch * L
+
+
+def count_muon_flops(size):
+    """FLOPs of Muon's products in a step: the four matrices of each block."""
+    with FlopCounterMode(display=False) as counter:
+        for width in (1, 3, 4, 4):
+            orthogonalize(torch.empty(1, size.n_embd, width * size.n_embd, device="meta"),
+                          getattr(torch, size.dtype))
+    return size.n_layer * counter.get_total_flops()
 
 
 def matmul_peak(device, size, n):

@@ -125,6 +125,15 @@ def test_the_flops_of_a_step_are_those_of_its_matrix_products():
     assert workloads.count_flops(size) == 3 * counter.get_total_flops()
 
 
+def test_the_flops_of_muon_are_those_of_its_products():
+    """Of D x D, D x 3D and two D x 4D matrices a block: 5 rounds on x, or on squares if wide."""
+    on_x, on_squares = 5 * (2 + 1), lambda b: b + 3 + 3 * 4 + 2 + b  # products of D x D matrices
+    products = on_x + on_squares(3) + 2 * on_squares(4)
+    assert workloads.count_muon_flops(workloads.SMALL) == 6 * products * 2 * 384 ** 3
+    half = speed.replace(workloads.SMALL, dtype="bfloat16")
+    assert workloads.count_muon_flops(half) == 6 * 5 * (3 + 7 + 9 + 9) * 2 * 384 ** 3
+
+
 def test_memory_is_that_of_a_process_that_does_nothing_else():
     small = workloads.Size(1, 1, 8, n_tokens=20_000, length=32, batch=8)
     memory = workloads.measure_memory("plain", small)  # logits of 20 MB, weights of 1 MB
@@ -188,7 +197,7 @@ def test_every_way_is_reported_with_its_ratio_and_every_round_is_saved(
         "ar": ["ar, plain"], "mdlm, spread in 8": ["mdlm, 4 steps, plain"],
         **{name: ["mdlm, 4 steps, plain", "ar"] for name in (
             "pgm, spread in 8", "bd3lm, blocks of 16, 8 steps", "eso_lm, half in 64")}}
-    assert "0.25 of plain's" in out
+    assert "0.25 of plain's" in out and out.count("% with Muon's products)") == 5
     assert all(row["peak_bytes"] > 0 for row in rows if row["table"] == "training step")
 
 
