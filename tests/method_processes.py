@@ -1,11 +1,11 @@
 """
-A step of every method on copies and on shards of a network, in processes that are forks of one that
-has loaded torch.
+A step of every method on copies and on shards of a network, in processes that are forks of one
+that has loaded torch.
 
     python tests/method_processes.py GROUPS
 
-GROUPS is JSON, a list of [name, processes, shards or not, methods, micro-batches]. Writes NAME.json,
-{method: [loss, norm of the gradient]}: the mean of the losses over processes.
+GROUPS is JSON, a list of [name, processes, shards or not, methods, micro-batches]. Writes
+NAME.json, {method: [loss, norm of the gradient]}: the mean of the losses over processes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A corpus of 100 GB is read as one of 1 GB is: files with holes take no space, so both fit here."""
+"""A corpus of 100 GB is read as one of 1 GB is: files with holes take no space."""
 import time
 
 import numpy as np
