@@ -43,8 +43,8 @@ from samplers.generate import prepend_bos
 @dataclass
 class Config(PolicyFlags, EstimatorFlags):
     start: str = flag("", "folder of the checkpoint to start from, or the file")
-    reward: str = flag("", "topic:NAME, match:PATTERN, or another of samplers/rewards.py; empty: "
-                       "the checker of the data", text=True)
+    reward: str = flag("", "topic:NAME, ngram, match:PATTERN, or another of samplers/rewards.py; "
+                       "empty: the checker of the data", text=True)
     kl: float = flag(0.0, "lambda: the reward that a nat of KL to the start costs", least=0)
     estimator: str = flag("ddpo", "of the policy gradient", list(ESTIMATORS))
     group: int = flag(8, "answers to a question", least=2)

@@ -27,9 +27,8 @@ from functools import cache, cached_property
 import numpy
 import torch
 
-from data.base import Dataset
 from data.tokenizer import END_OF_TEXT, ONE_WORD, make_encoding
-from data.toy import SEEDS, Toy, map_rows
+from data.toy import LanguageCorpus, Toy, map_rows
 from data.toy_grammar import TOPICS, TYPO
 from flags import UserError
 from script import one_line_errors
@@ -54,6 +53,11 @@ class Sentences(Toy):
         self.emission[:, Q, -1] = 1.0
         self.initial = pad(self.first, (0, 1))  # (Q + 1,)
         self.by_word = self.emission.permute(2, 0, 1).contiguous()  # (V, K, Q + 1)
+
+    @cached_property
+    def encoding(self):
+        words = [f" {word}".encode() for word in self.words[:-1]]
+        return make_encoding("words", ONE_WORD, words, [END_OF_TEXT])
 
     @cached_property
     def length_law(self):
@@ -191,13 +195,9 @@ def sentence_language():
     return Sentences()
 
 
-class SentenceCorpus(Dataset):
-    """Sentences as a data set. No text is ever seen twice."""
-    name = "sentences"
-    splits = ("train", "val", "test")
-    has_language = True
-    independent_texts, counts_words = True, False
-    fingerprint = None
+class SentenceCorpus(LanguageCorpus):
+    """Sentences as a data set."""
+    name, counts_words = "sentences", False
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=64, block_size=20)
 
     def __init__(self, block_size=20):
@@ -207,24 +207,9 @@ class SentenceCorpus(Dataset):
         if block_size < longest:
             raise UserError(f"the longest sentence has {longest} words: give --block_size "
                             f"{longest} or more")
-        words = [f" {word}".encode() for word in self.language.words[:-1]]
-        self.encoding = make_encoding("words", ONE_WORD, words, [END_OF_TEXT])
-        self.about = f"sentences: single sentences of a small English of {len(words)} words, of " \
+        self.encoding = self.language.encoding
+        self.about = f"sentences: single sentences of a small English of {self.end} words, of " \
                      f"{longest} words at most, filled up to {block_size}; entropy known"
-
-    @classmethod
-    def load(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
-        return cls(block_size)
-
-    def examples(self, split, n, generator=None):
-        """n fresh sentences and their topics."""
-        x, topic = self.language.sample(n, self.block_size, generator, return_topic=True)
-        return x, None, topic  # (n, L), (n,)
-
-    def example_windows(self, split="val", most=None):
-        """`most` texts, by default 1,000, the same at every call."""
-        self.check_split(split)
-        return self.examples(split, most or 1000, torch.Generator().manual_seed(SEEDS[split]))
 
     def text(self, ids):
         """The sentence that ids spell, without its ends."""

@@ -18,7 +18,7 @@ unseen. Held out here is what is left of a text. The probability of each whole t
 left of it, is known: p(text) times the chance of these places, over all texts and places that leave
 the same.
 """
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from itertools import product
 
@@ -82,16 +82,22 @@ def is_held_out(table):
 
 
 @cache
+def drawn_places(n, k):
+    """The sets that k places of n make, with their probabilities."""
+    sets = Counter(map(frozenset, product(range(n), repeat=k)))
+    return [(places, times / n ** k) for places, times in sets.items()]
+
+
+@cache
 def whole_texts(mark, width):
     """{what is left: {whole text: its probability given that}}"""
     joint = defaultdict(dict)
     for table, p in all_tables().items():
         for text, q in {} if is_held_out(table) else descriptions(table).items():
             words = text.split()
-            draws = [*product(range(len(words)), repeat=count_spans(len(words), width))]
-            for places in draws:
+            for places, share in drawn_places(len(words), count_spans(len(words), width)):
                 left = " ".join(remove_spans(words, places, width, mark)).rstrip(f" {mark}")
-                joint[left][text] = joint[left].get(text, 0.0) + p * q / len(draws)
+                joint[left][text] = joint[left].get(text, 0.0) + p * q * share
     return {left: {text: p / sum(texts.values()) for text, p in texts.items()}
             for left, texts in joint.items()}
 

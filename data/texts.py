@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import unicodedata
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from data import DATASETS, build_shards, documents
@@ -52,7 +53,8 @@ class Names(CachedCorpus):
     def read(cls, data, errors):
         """In the order of their hashes: the neighbors of a name say nothing about it."""
         counted = ("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "HANGUL SYLLABLE")
-        names = [unicodedata.ucd_3_2_0.name(chr(i), "") for i in range(sys.maxunicode + 1)]
+        planes = chain(range(0x30000), range(0xE0000, 0xF0000))  # the others have no names
+        names = [unicodedata.ucd_3_2_0.name(chr(i), "") for i in planes]
         names = [name for name in names if name and not name.startswith(counted)]
         lots = sorted((hash_fraction(name), name) for name in names)
         train = "".join(name + "\n" for lot, name in lots if lot >= HELD_OUT)

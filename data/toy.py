@@ -49,11 +49,15 @@ from script import one_line_errors
 SEEDS = {"train": 1_000_001, "val": 1_000_002, "entropy": 1_000_003, "test": 1_000_004}
 
 
-def draw_rows(p, rows, u):
-    """One draw from p[row] for each row, by its inverse cumulative distribution: the first v whose
-    cumulative probability exceeds u. p (R, V); rows, u (n,) -> (n,)"""
+def cumulative(p):
+    """The cumulative distribution of each row of p (R, V), which ends in 1. -> (R, V)"""
     cdf = p.cumsum(-1)  # (R, V)
-    cdf = cdf / cdf[:, -1:]  # (R, V) ends in 1, and u < 1
+    return cdf / cdf[:, -1:]  # (R, V)
+
+
+def draw_rows(cdf, rows, u):
+    """One draw from each of these rows of `cumulative`: the first v whose cumulative probability
+    exceeds u < 1. cdf (R, V); rows, u (n,) -> (n,)"""
     return torch.searchsorted(cdf[rows], u[:, None], right=True)[:, 0]  # (n,)
 
 
@@ -87,7 +91,18 @@ class Toy:
         self.initial = self.transition[self.places.index("sentence stop")]  # (Q,) as after a stop
         self.by_word = self.emission.permute(2, 0, 1).contiguous()  # (V, K, Q) the same, transposed
 
+    @cached_property
+    def encoding(self):
+        return words(self.words)
+
     # ---- samples
+
+    @cached_property
+    def cdf(self):
+        """What `draw_rows` reads: of the first place, the next one, and the word, row k Q + h."""
+        laws = {"start": self.initial[None], "next": self.transition,
+                "word": self.emission.flatten(0, 1)}
+        return {name: cumulative(p) for name, p in laws.items()}  # (R, Q|V) each
 
     def sample(self, n, length, generator=None, topic=None, return_topic=False):
         """n texts of `length` words -> (n, length) int64, and their topics (n,) if return_topic.
@@ -98,12 +113,12 @@ class Toy:
     def draw_paths(self, n, length, generator=None, topic=None):
         """(1.2) from left to right. -> words x (n, L), places h (n, L), topics k (n,)"""
         u = torch.rand(2 * length + 1, n, dtype=torch.double, generator=generator)  # (2L + 1, n)
-        k = draw_rows(self.log_prior(topic, n).exp(), torch.arange(n), u[-1])  # (n,)
-        emission = self.emission.flatten(0, 1)  # (K Q, V) row k Q + h
+        k = draw_rows(cumulative(self.log_prior(topic, n).exp()), torch.arange(n), u[-1])  # (n,)
         x, h, h_l = [], [], torch.zeros_like(k)  # (n,)
         for l in range(length):
-            h_l = draw_rows(self.transition if l else self.initial[None], h_l, u[l])  # (n,)
-            x.append(draw_rows(emission, k * len(self.places) + h_l, u[length + l]))  # (n,)
+            h_l = draw_rows(self.cdf["next" if l else "start"], h_l, u[l])  # (n,)
+            row = k * len(self.places) + h_l  # (n,)
+            x.append(draw_rows(self.cdf["word"], row, u[length + l]))  # (n,)
             h.append(h_l)
         return torch.stack(x, 1), torch.stack(h, 1), k  # (n, L), (n, L), (n,)
 
@@ -248,20 +263,11 @@ def toy_language():
     return Toy()
 
 
-class ToyCorpus(Dataset):
-    """The toy language as a data set. It has no end, so no text is ever seen twice."""
-    name = "toy"
+class LanguageCorpus(Dataset):
+    """A language as a data set: `language` draws its texts, and no text is ever seen twice."""
     splits = ("train", "val", "test")
-    has_language = True
-    independent_texts = True
+    has_language = independent_texts = True
     fingerprint = None
-    defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
-
-    def __init__(self, block_size=32):
-        self.block_size, self.language, self.classes = block_size, toy_language(), tuple(TOPICS)
-        self.encoding = words(self.language.words)
-        self.about = f"toy: a small English of {self.language.V} words and {len(TOPICS)} topics, " \
-                     f"fresh texts of {block_size} words without end, entropy known"
 
     @classmethod
     def load(cls, data, block_size, tokenizer="auto", vocab_size=1024, cache=None):
@@ -276,6 +282,18 @@ class ToyCorpus(Dataset):
         """`most` texts, by default 1,000, the same at every call."""
         self.check_split(split)
         return self.examples(split, most or 1000, torch.Generator().manual_seed(SEEDS[split]))
+
+
+class ToyCorpus(LanguageCorpus):
+    """The toy language as a data set. It has no end."""
+    name = "toy"
+    defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=32, block_size=32)
+
+    def __init__(self, block_size=32):
+        self.block_size, self.language, self.classes = block_size, toy_language(), tuple(TOPICS)
+        self.encoding = self.language.encoding
+        self.about = f"toy: a small English of {self.language.V} words and {len(TOPICS)} topics, " \
+                     f"fresh texts of {block_size} words without end, entropy known"
 
     @cached_property
     def automaton(self):

@@ -37,34 +37,56 @@ class Config:
     vocab_size: int = flag(1024, "symbols of a bpe trained on the data", least=1)
 
 
+class Ngrams:
+    """The counts of (1.4) in the ids `train` (N,), up to `order`. Needs N >= order."""
+
+    def __init__(self, train, vocab_size, order):
+        self.vocab_size, self.base, self.counts = vocab_size, vocab_size + 1, []
+        x = np.asarray(train).astype(np.int64)  # (N,)
+        history, H = np.zeros(len(x), np.int64), 1  # (N,) the empty history
+        for n in range(1, order + 1):
+            # history[i] numbers the n - 1 symbols before x[n-1+i]. The number of an n-gram is the
+            # rank of its pair (history, symbol) among all pairs: it has no collisions, as hashes
+            # would, and fits into 64 bits at any order. A 0 behind all counts is that of unseen
+            # ones, whose number is -1.
+            followed = history * self.base + x[n - 1:]  # (N-n+1,)
+            pairs, gram, c_hw = np.unique(followed, return_inverse=True, return_counts=True)
+            c_h = np.bincount(history, minlength=H + 1)  # (H + 1,)
+            k_h = np.bincount(pairs // self.base, minlength=H + 1)  # (H + 1,)
+            self.counts.append((pairs, np.append(c_hw, 0), c_h, k_h))
+            history, H = gram[:-1], len(pairs)  # (N-n,) ends at i, precedes i + 1
+
+    def nats(self, x):
+        """-log p_n of each of x (m,), with nothing before them. The id vocab_size separates texts:
+        what follows it has a history that never occurred. -> {n: (m,)}"""
+        x, nats = np.asarray(x).astype(np.int64), {}  # (m,)
+        p, h = np.full(len(x), 1 / self.vocab_size), np.zeros(len(x), np.int64)  # (m,) each, p_0
+        for n, (pairs, c_hw, c_h, k_h) in enumerate(self.counts, 1):
+            followed = h * self.base + x  # (m,) below 0 where h is unseen
+            at = np.searchsorted(pairs, followed).clip(max=len(pairs) - 1)  # (m,)
+            hw = np.where(pairs[at] == followed, at, -1)  # (m,)
+            mixed = (c_hw[hw] + k_h[h] * p) / np.maximum(c_h[h] + k_h[h], 1)  # (m,) (1.4)
+            p = np.where(c_h[h] > 0, mixed, p)  # (m,)
+            nats[n], h = -np.log(p), np.append(-1, hw[:-1])  # (m,) each
+        return nats
+
+    def text_nats(self, x):
+        """The same for texts x (n, L) with nothing before them. -> {n: nats/token of each (n,)}"""
+        apart = np.full((len(x), 1), self.vocab_size)  # (n, 1)
+        texts = np.concatenate([apart, x], 1)  # (n, 1 + L)
+        return {n: nats.reshape(texts.shape)[:, 1:].mean(-1)  # (n,)
+                for n, nats in self.nats(texts.ravel()).items()}
+
+
 def symbol_nats(train, val, vocab_size, orders=ORDERS):
     """Eq. (1.4) of each order, estimated on the ids `train`. -> {order: nats of each of `val` (m,)}
 
-    val is read as the continuation of train, so that its first symbols have a history too. Needs
-    len(train) >= max(orders). The id vocab_size in val separates texts: what follows it has a
-    history that never occurred, so that nothing before it counts.
+    val is read as the continuation of train, so that its first symbols have a history too.
     """
-    x = np.concatenate([train, val]).astype(np.int64)  # (N,)
-    p = np.full(len(val), 1 / vocab_size)  # (m,) p_0
-    history = np.zeros(len(x), np.int64)  # (N,) the empty history
-    nats, base = {}, vocab_size + 1
-    for n in range(1, max(orders) + 1):
-        # history[i] numbers the n - 1 symbols before x[n-1+i]. The number of an n-gram is the rank
-        # of its pair (history, symbol) among all pairs: it has no collisions, as hashes would, and
-        # fits into 64 bits at any order.
-        followed = history * base + x[n - 1:]  # (N-n+1,)
-        pairs, gram = np.unique(followed, return_inverse=True)  # (G,), (N-n+1,)
-        t = len(history) - len(val)  # the first t are of train
-        c_hw = np.bincount(gram[:t], minlength=len(pairs))  # (G,)
-        c_h = np.bincount(history[:t], minlength=history.max() + 1)  # (H,)
-        k_h = np.bincount(pairs[c_hw > 0] // base, minlength=len(c_h))  # (H,)
-        h, hw = history[t:], gram[t:]  # (m,) each
-        mixed = (c_hw[hw] + k_h[h] * p) / np.maximum(c_h[h] + k_h[h], 1)  # (m,) (1.4)
-        p = np.where(c_h[h] > 0, mixed, p)  # (m,)
-        if n in orders:
-            nats[n] = -np.log(p)  # (m,)
-        history = gram[:-1]  # (N-n,) ends at i, precedes i + 1
-    return nats
+    before = min(max(orders) - 1, len(train))
+    text = np.concatenate([train[len(train) - before:], val])  # (before + m,)
+    nats = Ngrams(train, vocab_size, max(orders)).nats(text)
+    return {n: nats[n][before:] for n in orders}  # (m,) each
 
 
 def witten_bell(train, val, vocab_size, orders=ORDERS):
@@ -74,11 +96,9 @@ def witten_bell(train, val, vocab_size, orders=ORDERS):
 
 
 def text_nats(train, x, vocab_size, orders=ORDERS):
-    """The same for texts x (n, L) with nothing before them. -> {order: nats/token of each (n,)}"""
-    apart = np.full((len(x), 1), vocab_size)  # (n, 1)
-    texts = np.concatenate([apart, x], 1)  # (n, 1 + L)
-    nats = symbol_nats(train, texts.ravel(), vocab_size, orders)
-    return {n: nats[n].reshape(texts.shape)[:, 1:].mean(-1) for n in orders}  # (n,) each
+    """Ngrams.text_nats of some orders. -> {order: nats/token of each (n,)}"""
+    nats = Ngrams(train, vocab_size, max(orders)).text_nats(x)
+    return {n: nats[n] for n in orders}  # (n,) each
 
 
 def ngram_baselines(data):

@@ -26,7 +26,7 @@ import sample
 import train
 from data.files import write_file
 from experiments.command import run_experiment
-from experiments.svg import lines
+from experiments.svg import chart
 from experiments.timing import hardware
 from flags import configure, flag
 from script import spell
@@ -112,13 +112,10 @@ def curves(folders, entropy):
     found = {}
     for name in METHODS:
         rows = [row for row in read_metrics(folders[name]) if row.get("val_bound") is not None]
-        found[name] = [row["val_bound"] for row in rows] or [float("nan")]
-    n = max(map(len, found.values()))
-    if n < 2:
+        found[name] = [(row["step"] / max(1, rows[-1]["step"]), row["val_bound"]) for row in rows]
+    if max(map(len, found.values())) < 2:
         return "<p>One evaluation: no curve.</p>"
-    at = lambda values, i: values[min(len(values) - 1, i * len(values) // n)]
-    stretched = {name: [at(values, i) for i in range(n)] for name, values in found.items()}
-    return lines([i / (n - 1) for i in range(n)], {**stretched, "entropy": entropy},
+    return chart({**found, "entropy": [(0, entropy), (1, entropy)]},
                  "held-out bound (ar: exact), nats per word", "share of the run")
 
 

@@ -46,6 +46,7 @@ class Config:
     data: str = flag("sudoku4,sudoku4-in-place", "puzzles, with commas between", each=str)
     methods: str = flag("ar,mdlm,mgdm", "with commas between", each=str)
     sizes: str = flag("", "blocks x width, as in 3x64,4x128; empty: that of each data set")
+    rotary: bool = flag(False, "rotary positions alone, where a data set has learned places")
     minutes: float = flag(2.0, "CPU minutes of each run", least=0.001)
     seeds: int = flag(1, "runs of each, with seeds 1, 2, ...", least=1)
     questions: int = flag(500, "held-out puzzles", least=2, most=500)
@@ -67,9 +68,11 @@ def fits(data, method):
     return in_front or not make_method(method, data.encoding.n_vocab).left_to_right
 
 
-def trainer_of(name, data, method, size, seed, steps):
+def trainer_of(name, data, method, size, seed, steps, rotary=False):
+    """A Trainer with the flags of the data set. rotary: without learned places"""
     flags = {key: value for key, value in data.defaults.items()
              if key not in ("recipe_iters", "minutes")}
+    flags |= {"learned_places": False} if rotary else {}
     warm_up = min(100, max(1, steps // 4))
     return make_trainer(data, **{**flags, **(shape_of(size) if size else {}), "data": name,
                                  "method": method, "seed": seed, "max_iters": steps,
@@ -109,7 +112,7 @@ def solved_by(trainer, x, frozen, sampler, calls):
 
 def run_of(config, name, data, method, size, seed):
     """Train once. -> {way: [(minutes, solved (n,))]} and the millions of weights"""
-    make = partial(trainer_of, name, data, method, size, seed)
+    make = partial(trainer_of, name, data, method, size, seed, rotary=config.rotary)
     steps = steps_in(60 * config.minutes, make)
     trainer, step, minutes, points = make(steps), 0, 0.0, {}
     x, frozen, _ = data.example_windows("val", config.questions)  # (n, L) each

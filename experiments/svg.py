@@ -3,12 +3,15 @@ Small pictures as SVG, for docs/tour.ipynb: notebooks draw what has `_repr_svg_`
 be installed.
 
     lines(x, {name: y})        curves over numbers x
+    chart({name: [(x, y)]})    curves with numbers x of their own
     words(rows, marked)        texts, a row each, some of their words marked
     tables({name: (n, m)})     tables of probabilities side by side, the darker the larger
 """
+import math
 from html import escape
 
-INKS = "#6a2fb5", "#b3261e", "#1b6e8c", "#8a6d00"
+INKS = "#6a2fb5", "#b3261e", "#1b6e8c", "#8a6d00", "#2e7d32"
+FLOOR = 0.01  # of logarithmic charts
 FONT = 'font-family="sans-serif" font-size="12"'
 
 
@@ -31,21 +34,41 @@ def text_at(x, y, text, ink="black", anchor="start"):
 
 def lines(x, curves, title="", across=""):
     """Curves {name: values}, as long as the numbers x. A single value is a level."""
+    return chart({name: [(float(a), float(b)) for a, b in
+                         zip(x, y if hasattr(y, "__len__") else [y] * len(x))]
+                  for name, y in curves.items()}, title, across)
+
+
+def ticks(least, most, log):
+    """Three numbers for the axis; of a logarithmic one 1, 2, 5, 10, 20, ... in between."""
+    if not log:
+        return [least, (least + most) / 2, most]
+    found = [a * 10.0**n for n in range(-9, 10) for a in (1, 2, 5)]
+    return [a for a in found if least <= a * (1 + 1e-9) and a <= most * (1 + 1e-9)]
+
+
+def chart(curves, title="", across="", log=False):
+    """Curves {name: [(x, y)]}. log: y is drawn as its logarithm, values below 0.01 as 0.01."""
     width, height, left, top = 560, 300, 60, 30
-    curves = {name: [float(v) for v in (y if hasattr(y, "__len__") else [y] * len(x))]
-              for name, y in curves.items()}
-    most = max(max(y) for y in curves.values()) or 1.0
-    least = min(0.0, *(min(y) for y in curves.values()))
-    place = lambda a: left + (a - x[0]) / (x[-1] - x[0]) * (width - left - 150)
-    level = lambda v: height - 40 - (v - least) / (most - least) * (height - 40 - top)
+    scale = (lambda v: math.log(max(v, FLOOR))) if log else lambda v: v
+    xs, ys = ([pair[i] for y in curves.values() for pair in y] for i in (0, 1))
+    most = max(ys) or 1.0
+    least = max(FLOOR, min(ys)) if log else min(0.0, *ys)
+    if log:  # to a round number on either side
+        marks = ticks(least / 2.5, most * 2.5, log)
+        least, most = max(m for m in marks if m <= least), min(m for m in marks if m >= most)
+    first, last = min(xs), max(xs)
+    place = lambda a: left + (a - first) / (last - first) * (width - left - 150)
+    level = lambda v: height - 40 - (scale(v) - scale(least)) / (scale(most) - scale(least)) * (
+        height - 40 - top)
     parts = [text_at(left, 18, title), text_at(left, height - 6, across)]
-    for v in (least, (least + most) / 2, most):
-        parts += [text_at(left - 6, level(v) + 4, f"{v:.2f}", anchor="end"),
+    for v in ticks(least, most, log):
+        parts += [text_at(left - 6, level(v) + 4, f"{v:g}" if log else f"{v:.2f}", anchor="end"),
                   f'<path d="M{left} {level(v):.1f}H{width - 150}" stroke="#ddd"/>']
-    parts += [text_at(place(a), height - 22, f"{a:g}", anchor="middle") for a in (x[0], x[-1])]
+    parts += [text_at(place(a), height - 22, f"{a:.3g}", anchor="middle") for a in (first, last)]
     for n, (name, y) in enumerate(curves.items()):
         ink = INKS[n % len(INKS)]
-        path = "L".join(f"{place(a):.1f} {level(v):.1f}" for a, v in zip(x, y))
+        path = "L".join(f"{place(a):.1f} {level(v):.1f}" for a, v in y)
         parts += [f'<path d="M{path}" fill="none" stroke="{ink}" stroke-width="2"/>',
                   text_at(width - 142, top + 16 * n + 10, name, ink)]
     return picture(width, height, parts)

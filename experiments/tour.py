@@ -22,11 +22,24 @@ CELLS = Path(__file__).parent / "tour_cells.py"
 PLACE = """import os
 import sys
 
-for folder in (".", "..", "palimpsest"):  # where this notebook is started
-    if os.path.exists(os.path.join(folder, "diffusion.py")):
-        sys.path.insert(0, os.path.abspath(folder))
+places = [".", "..", "palimpsest"]  # where this notebook may be started
+there = [place for place in places if os.path.exists(os.path.join(place, "diffusion.py"))]
+if not there:
+MISSING
+sys.path.insert(0, os.path.abspath(there[0]))
 """
+CLONE = """    import subprocess
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1",
+                    "https://github.com/{}", "palimpsest"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "einops"], check=True)
+    there = ["palimpsest"]"""
+ABSENT = """    raise SystemExit("Put the project's folder beside this notebook, as palimpsest, "
+                     "or make a notebook that gets it: "
+                     "python -m experiments.tour --repository OWNER/NAME")"""
 COLAB = "https://colab.research.google.com"
+NO_LINK = ("A link that opens it in Colab names the project's place on GitHub: `python -m "
+           "experiments.tour --repository OWNER/NAME` writes it, and a first cell that gets the "
+           "project there.")
 TOUR = [  # chapter, how its paragraphs begin, the cell of its code
     ("03-masked.md", ["Noise replaces tokens", "    (0.1) for masks", "with CE ="], "noise"),
     ("03-masked.md", ["(0.2) averages over t", "    any order", "This is the average"], "bound"),
@@ -72,15 +85,13 @@ def cell(kind, number, source):
 
 def notebook(repository=""):
     """The notebook as a dict."""
-    link = f"{COLAB}/github/{repository}/blob/main/docs/tour.ipynb" if repository else COLAB
-    how = "[Open it in Colab]" if repository else "To run it in [Colab]"
-    rest = "." if repository else ", upload it there, with the project in the folder `palimpsest`."
+    link = f"{COLAB}/github/{repository}/blob/main/docs/tour.ipynb"
+    where = f"[Open it in Colab]({link})." if repository else NO_LINK
     title = ("# A tour of diffusion language models\n\nThe toy language of `data/toy.py` has an "
              "exact denoiser: no network here, no training, and every figure is the truth up to "
-             f"its standard error. All cells take about a minute.\n\n{how}({link}){rest}")
-    setup = PLACE + code_of("setup")
-    if repository:
-        setup = f"!git clone --quiet https://github.com/{repository} palimpsest\n{setup}"
+             f"its standard error. All cells take about a minute.\n\n{where}")
+    missing = CLONE.format(repository) if repository else ABSENT
+    setup = PLACE.replace("MISSING", missing) + code_of("setup")
     sources = [("markdown", title), ("code", setup)]
     for page, beginnings, name in TOUR:
         sources += [("markdown", paragraphs(page, beginnings)), ("code", code_of(name))]
@@ -95,6 +106,9 @@ def as_json_text(made):
 
 
 def main(config, given=()):
+    if config.repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", config.repository):
+        raise UserError(f"--repository is OWNER/NAME, as in me/palimpsest: {config.repository!r} "
+                        "is not")
     write_file(config.path, as_json_text(notebook(config.repository)))
     print(f"{config.path}: {len(notebook()['cells'])} cells")
 

@@ -211,11 +211,14 @@ class BD3LM(MDLM):
         """The share of masks that `loss` expects: k is uniform in 1 .. L'."""
         return (self.block_length + 1) / (2 * self.block_length)
 
+    def times_of(self, x):
+        """A time for each block of x (B, L). -> (B, K)"""
+        return stratified_times(len(x), x.shape[1] // self.block_length, x.device)  # (B, K)
+
     def any_order(self, x, frozen=None):
         """The draw of (8.2): mask k of the n free tokens of each block. -> z, k, n (B, L) each"""
         blocks = lambda a: None if a is None else a.reshape(-1, self.block_length)  # (B K, L')
-        K = x.shape[1] // self.block_length
-        u = stratified_times(len(x), K, x.device).reshape(-1, 1)  # (B K, 1)
+        u = self.times_of(x).reshape(-1, 1)  # (B K, 1)
         drawn = any_order(self.process, blocks(x), u, blocks(frozen))  # (B K, L'|1) each
         return (a.expand(-1, self.block_length).reshape(x.shape) for a in drawn)
 
@@ -224,7 +227,7 @@ class BD3LM(MDLM):
         blocks = lambda a: a.reshape(-1, self.block_length)  # (B K, L')
         x_b, given = blocks(x), blocks(torch.zeros_like(x).bool() if frozen is None else frozen)
         n = (~given).sum(-1, keepdim=True)  # (B K, 1)
-        u = stratified_times(len(x), x.shape[1] // self.block_length, x.device).reshape(-1, 1)
+        u = self.times_of(x).reshape(-1, 1)  # (B K, 1)
         k = (u * (n + 1)).floor()  # (B K, 1) of 0 .. n
         z, _, _ = any_order(self.process, x_b, (k - 0.5) / n.clamp(min=1), given)  # (B K, L')
         z = torch.where(k > 0, z, x_b)  # (B K, L')
@@ -239,7 +242,7 @@ class BD3LM(MDLM):
         """(8.4) for --clip, or for `low_high`; `simple` as in mdlm. -> nats, t (B, L) each"""
         low, high = low_high or self.interval
         simple = self.weighting == "simple" and not low_high
-        u = stratified_times(len(x), x.shape[1] // self.block_length, x.device)  # (B, K)
+        u = self.times_of(x)  # (B, K)
         u = 1 - (1 - u).sqrt() if simple else u  # (B, K)
         t = (low + (high - low) * u).repeat_interleave(self.block_length, 1)  # (B, L)
         z = corrupt(self.process, x, t, frozen)  # (B, L)

@@ -20,7 +20,14 @@ from flags import UserError, flag
 from gaussian import LEAST
 from methods.base import Method, offset_positions, skip_texts
 from methods.embedding import free_tokens, scatter_nats
-from methods.evidence import draw_evidence, receiver_nats, square_error, word_nats
+from methods.evidence import (
+    Cosine,
+    Evidence,
+    draw_evidence,
+    receiver_nats,
+    square_error,
+    word_nats,
+)
 from model import Transformer, select_rows
 from samplers.evidence import WordEvidence
 
@@ -165,3 +172,15 @@ class Simplex(Method):
             p = language.posterior(self.likelihood(z, t), self.skip, label)  # (B, L, V)
             return select_rows(p.clamp(min=1e-300).log().to(z.device), at)
         return skip_texts(denoiser)
+
+
+@dataclass(eq=False)
+class LogitNoise(Simplex):
+    """The base of tess and ssd_lm: the cosine schedule, and logits w of size k, (14.13)."""
+    skip: bool = flag(False, "add the token's own evidence to the logits, (14.7)", fixed=True)
+    k: float = flag(5.0, "size of the logits, as published; more for more symbols", least=0.1,
+                    most=1000, fixed=True)
+    feeds_back = False  # the network has the input (14.14)
+
+    def channel(self):
+        return Evidence(self.n_tokens, Cosine(self.lam1), self.skip, self.k, self.feeds_back)

@@ -22,25 +22,18 @@ from diffusion import Ancestral, ancestral, probabilities
 from flags import UserError, flag
 from methods.base import end_texts
 from methods.embedding import free_tokens
-from methods.evidence import Cosine, Evidence
-from methods.simplex import Simplex
+from methods.simplex import LogitNoise
 from samplers.evidence import WordEvidence
 
 
 @dataclass(eq=False)
-class SSDLM(Simplex):
+class SSDLM(LogitNoise):
     """--method ssd_lm: the channel of tess, block after block."""
     diffusion_block: int = flag(4, "tokens per block; 25 as published", least=1, fixed=True)
-    skip: bool = flag(False, "add the token's own evidence to the logits, (14.7)", fixed=True)
-    k: float = flag(5.0, "size of the logits, as published; more for more symbols", least=0.1,
-                    most=1000, fixed=True)
 
     @property
     def block_length(self):
         return self.diffusion_block
-
-    def channel(self):
-        return Evidence(self.n_tokens, Cosine(self.lam1), self.skip, self.k)
 
     def check(self, config):
         self.count_blocks(config.block_size)

@@ -24,16 +24,12 @@ import torch
 
 from diffusion import stratified
 from flags import UserError, flag
-from methods.evidence import Cosine, Evidence
-from methods.simplex import Simplex
+from methods.simplex import LogitNoise
 
 
 @dataclass(eq=False)
-class TESS(Simplex):
+class TESS(LogitNoise):
     """--method tess. --shifted is TESS 2's network."""
-    skip: bool = flag(False, "add the token's own evidence to the logits, (14.7)", fixed=True)
-    k: float = flag(5.0, "size of the logits, as published; more for more symbols", least=0.1,
-                    most=1000, fixed=True)
     self_condition: float = flag(0.5, "share of texts that are trained on the network's own first "
                                       "prediction; 0: the network has no such input", least=0,
                                  most=1, fixed=True)
@@ -46,9 +42,9 @@ class TESS(Simplex):
         if self.shifted:
             self.predicts = "each token in the place before it, from evidence"
 
-    def channel(self):
-        return Evidence(self.n_tokens, Cosine(self.lam1), self.skip, self.k,
-                        feeds_back=self.self_condition > 0)
+    @property
+    def feeds_back(self):
+        return self.self_condition > 0
 
     def predict(self, denoiser, y, t, at, fed_back=None):
         """After a first call for the texts `fed_back` (B,); None: all. In training for no text as

@@ -1,13 +1,19 @@
 """
-Rewards of texts, for rl.py: those of samplers/rewards.py, and two more.
+Rewards of texts, for rl.py: those of samplers/rewards.py, and three more.
 
     ""               what the data set rates first: whether a puzzle is solved, say
     topic:farm       p(topic | text), where the data set has a language with topics
+    ngram, ngram:2   log p(text) by n-grams of the train text, in nats/token (1.4); n = 3, or 1 to 6
 """
 import math
 
+import torch
+
+from evaluation.ngram import Ngrams
 from flags import UserError
 from samplers.rewards import read_reward
+
+ORDERS = "1", "2", "3", "4", "5", "6"  # of n-grams
 
 
 def make_reward(name, data, model):
@@ -18,6 +24,8 @@ def make_reward(name, data, model):
     kind, _, what = name.partition(":")
     if kind == "topic":
         return topic_reward(what, data)
+    if kind == "ngram":
+        return ngram_reward(what, data)
     if kind == "class":
         raise UserError("--reward class is for a search: give --reward topic:NAME, or leave it out")
     if name:
@@ -35,6 +43,19 @@ def topic_reward(topic, data):
         raise UserError(f"--reward topic:{topic} is no topic of {data.name}: {known}")
     number = list(data.classes).index(topic)
     return lambda x: data.language.topic_posterior(x)[:, number].to(x.device)  # (B,)
+
+
+def ngram_reward(order, data):
+    """What no checker knows, counts do: whether words stand where they stand in the train text."""
+    if not data.counts_words:
+        raise UserError(f"--reward ngram counts words, and {data.name} has none that stand in a "
+                        "text: leave out --reward")
+    if (order or "3") not in ORDERS:
+        raise UserError(f"--reward ngram:{order} is not ngram:1 .. ngram:6")
+    n = int(order or 3)
+    counts = Ngrams(data.ids("train"), data.encoding.n_vocab, n)
+    nats = lambda x: torch.from_numpy(counts.text_nats(x.cpu().numpy())[n])  # (B,)
+    return lambda x: -nats(x).to(x.device)  # (B,)
 
 
 def event_kl(rate, before):

@@ -7,15 +7,16 @@ have their own tests in tests/theory/test_methods.py. Other tests repeat only wh
 
     one_of_each      samplers: one method for each process, list of samplers and length of blocks
     enough           samplers: these, and others that write by code of their own
+    each_once        scripts: of what fits, each name, sampler and corrector once
     scripts_differ   scripts: a method for every fact that a script can see. General code names no
                      method, so what it does depends on the facts and hooks of methods/base.py only
     fitting          samplers: all that fit each other, without the words of a refusal
     first_with       flags: the first method that has a flag from the class that defines it
-    values_differ    flags: all values by that method, two by others that inherit it
+    noises_differ    the toy language: one method for each kind of noise
     bounds_differ    bounds: one method for each process, nelbo, oracle and likelihood. Methods that
                      inherit all of them differ in training
 """
-from flags import flags_of, load_row
+from flags import load_row
 from methods import METHODS, make_method
 from methods.base import Method
 from samplers import CORRECTORS, samplers_for
@@ -72,6 +73,18 @@ def enough(cases, methods):
             or not any((name, *case[1:]) in there for name in different)]
 
 
+def each_once(cases):
+    """The cases (name, sampler, ...) that are the first with one of their parts: scripts only hand
+    one to the other, and tests/samplers tries all pairs."""
+    there, chosen = set(), []
+    for case in cases:
+        parts = {*enumerate(case)}
+        if not parts <= there:
+            there |= parts
+            chosen.append(case)
+    return chosen
+
+
 def seen(name):
     """What scripts can see of a method: facts, yes or no, and hooks of its own. -> set of pairs"""
     method = make_method(name, 8)
@@ -113,19 +126,18 @@ def bounds_differ(names):
     return list({parts(name): name for name in reversed(names)}.values())[::-1]
 
 
+def noises_differ(names):
+    """The first method of `names` for each kind of noise: by the class from which its process has
+    all others as variants, in schedule or in state."""
+    def root(name):
+        process = make_method(name, 8).process
+        return process and type(process).__mro__[-2]
+    return list({root(name): name for name in reversed(names)}.values())[::-1]
+
+
 def first_with(method, flag):
     """The first method whose flag this is: it defines it, or inherits it from the same class."""
     def owner(name):
         return next((cls for cls in load_row(METHODS, name).__mro__
                      if flag in vars(cls).get("__annotations__", {})), None)
     return next(name for name in METHODS if owner(name) is owner(method))
-
-
-def values_differ(method, flag, values):
-    """All of the values, or of a flag that another method has inherited before: the default and
-    one more."""
-    if first_with(method, flag) == method:
-        return values
-    default = flags_of(load_row(METHODS, method))[flag].default
-    two = [default] if default in values else values[:1]
-    return [*two, *[value for value in values if value not in two][:1]]

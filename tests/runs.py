@@ -68,13 +68,24 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def elsewhere(cache, tmp_path, monkeypatch):
     """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the
-    end of a run; and products are exact again after it."""
+    end of a run, and with samples in two steps; and products are exact again after it."""
     monkeypatch.chdir(tmp_path)
+    sample_text = progress.sample_text
+    monkeypatch.setattr(progress, "sample_text", lambda trainer, steps: sample_text(
+        trainer, min(steps, 2)))
     monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
     monkeypatch.setattr(progress, "print_summary", lambda trainer: None)
     with one_thread():
         yield
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture
+def late_reports(monkeypatch):
+    """No evaluation of networks that have learned nothing; later ones tell as much."""
+    report = progress.print_evaluation
+    monkeypatch.setattr(progress, "print_evaluation", lambda trainer, step, folder: (
+        report(trainer, step, folder) if step else None))
 
 
 def fit(out_dir, given=(), **flags):

@@ -23,10 +23,19 @@ from tree import CODE, FLOOR, ROOT, TESTS
 SCRIPTS = {"train.py": 150, "evaluate.py": 150, "distill.py": 150, "rl.py": 150, "chat.py": 150,
            "sample.py": 180, "micro.py": 120}
 CODE_TEXT = {name: path.read_text("utf-8") for name, path in CODE.items()}
-TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in CODE.items()}
 BASES = {"methods.mdlm", "methods.udlm", "methods.bd3lm", "methods.diffugpt",
          "methods.rdm"}  # other methods are built on these
 TABLES = {"--method": METHODS, "--sampler": SAMPLERS, "--corrector": CORRECTORS, "--data": DATASETS}
+
+
+@cache
+def tree_of(file):
+    return ast.parse(CODE_TEXT[file])
+
+
+@cache
+def nodes_of(file):
+    return list(ast.walk(tree_of(file)))
 
 
 @cache
@@ -51,7 +60,7 @@ def imported(node, file):
 def imports_of(file):
     return {
         name
-        for node in ast.walk(TREES[file])
+        for node in nodes_of(file)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in imported(node, file)
     } - {module_of(file)}
@@ -110,8 +119,8 @@ def test_there_is_no_circle():
 def test_no_import_hides_in_a_function():
     hidden = {
         (file, name)
-        for file, tree in TREES.items()
-        for function in ast.walk(tree)
+        for file in CODE
+        for function in nodes_of(file)
         if isinstance(function, (ast.FunctionDef, ast.Lambda))
         for node in ast.walk(function)
         if isinstance(node, (ast.Import, ast.ImportFrom))
@@ -122,30 +131,31 @@ def test_no_import_hides_in_a_function():
     }  # Triton is optional
 
 
-@pytest.mark.parametrize("file", [*CODE, *TESTS])
-def test_a_file_holds_one_idea(file):
-    """At most 350 lines of at most 100 columns, 150 lines for a script, 47 for a function."""
+def too_long(file):
+    """What of a file is longer than it may be."""
     text = CODE_TEXT.get(file) or (ROOT / file).read_text("utf-8")
     lines = text.splitlines()
-    assert len(lines) <= SCRIPTS.get(file, 350)
-    assert max(map(len, lines), default=0) <= 100, [
-        i + 1 for i, line in enumerate(lines) if len(line) > 100
-    ][:5]
-    tree = TREES.get(file) or ast.parse(text)
-    long = {
-        node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 47
-    }
-    assert not long
+    if len(lines) > SCRIPTS.get(file, 350):
+        yield f"{file}: {len(lines)} lines"
+    yield from (f"{file}:{i}: {len(line)} columns" for i, line in enumerate(lines, 1)
+                if len(line) > 100)
+    for node in nodes_of(file) if file in CODE else ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 47:
+            yield f"{file}: {node.name}"
+
+
+def test_a_file_holds_one_idea():
+    """At most 350 lines of at most 100 columns, 150 lines for a script, 47 for a function."""
+    found = [what for file in [*CODE, *TESTS] for what in too_long(file)]
+    assert not found, found
 
 
 def test_a_name_is_defined_once():
     """Top-level functions and classes, but for what each script has."""
     names = Counter(
         node.name
-        for file, tree in TREES.items()
-        for node in tree.body
+        for file in CODE
+        for node in tree_of(file).body
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not file.startswith("experiments")
     )
     assert not {
@@ -169,9 +179,9 @@ def test_no_general_module_compares_with_the_name_of_a_row():
     """What others need to know about a method, sampler or data set is an attribute of its class."""
     found = [
         f"{file}:{node.lineno}"
-        for file, tree in TREES.items()
+        for file in CODE
         if not file.startswith(("experiments", "exercises", "data/"))
-        for node in ast.walk(tree)
+        for node in nodes_of(file)
         if isinstance(node, ast.Compare)
         for part in ast.walk(node)
         if isinstance(part, ast.Constant) and part.value in NAMES
@@ -183,9 +193,9 @@ def test_hardly_anything_is_probed():
     """getattr with a default, and hasattr: of our own objects a handful, else of foreign ones."""
     found = [
         f"{file}:{node.lineno}"
-        for file, tree in TREES.items()
+        for file in CODE
         if not file.startswith("experiments")
-        for node in ast.walk(tree)
+        for node in nodes_of(file)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and (node.func.id == "hasattr" or node.func.id == "getattr" and len(node.args) == 3)
@@ -193,24 +203,25 @@ def test_hardly_anything_is_probed():
     assert len(found) <= 16, found
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_one_file_one_row_one_page_one_test_and_one_line_of_readme(name):
-    file = f"methods/{name}.py"
-    assert METHODS[name].partition(":")[0] == module_of(file) and file in CODE
-    assert list((ROOT / "tests").rglob(f"test_{name}.py"))
-    assert f"`{file}`" in pages() and f"`{name}`" in (ROOT / "README.md").read_text("utf-8")
+def test_a_method_is_one_file_one_row_one_page_one_test_and_one_line_of_readme():
+    readme, tests = (ROOT / "README.md").read_text("utf-8"), {Path(file).stem for file in TESTS}
+    for name in METHODS:
+        file = f"methods/{name}.py"
+        assert METHODS[name].partition(":")[0] == module_of(file) and file in CODE, name
+        assert f"test_{name}" in tests and f"`{file}`" in pages() and f"`{name}`" in readme, name
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, *CORRECTORS])
-def test_a_sampler_is_one_row_and_stands_in_a_page(name):
-    row = {**SAMPLERS, **CORRECTORS}[name].partition(":")[0].replace(".", "/") + ".py"
-    assert row in CODE and re.search(rf"`(--sampler |--corrector )?{name}`", pages())
+def test_a_sampler_is_one_row_and_stands_in_a_page():
+    for name, row in {**SAMPLERS, **CORRECTORS}.items():
+        assert row.partition(":")[0].replace(".", "/") + ".py" in CODE, name
+        assert re.search(rf"`(--sampler |--corrector )?{name}`", pages()), name
 
 
-@pytest.mark.parametrize("name", DATASETS)
-def test_a_data_set_is_one_row_and_stands_in_a_page(name):
-    assert DATASETS[name].partition(":")[0].replace(".", "/") + ".py" in CODE
-    assert "*" in name or name in pages() + (ROOT / "README.md").read_text("utf-8")
+def test_a_data_set_is_one_row_and_stands_in_a_page():
+    known = pages() + (ROOT / "README.md").read_text("utf-8")
+    for name, row in DATASETS.items():
+        assert row.partition(":")[0].replace(".", "/") + ".py" in CODE, name
+        assert "*" in name or name in known, name
 
 
 @cache

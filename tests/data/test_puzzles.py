@@ -63,11 +63,11 @@ def test_a_question_is_given_and_an_answer_is_not(name):
 @each_puzzle
 def test_splits_are_not_drawn_from_one_set(name):
     """What is learned is in no held-out set; `val` and `test` are two draws of what is held out."""
-    data, x, _ = some(name, 200)
-    _, held, _ = some(name, 200, "val", seed=1)
+    data, x, _ = some(name, 80)
+    _, held, _ = some(name, 80, "val", seed=1)
     rows = [set(map(tuple, a.tolist())) for a in (x, held)]
     assert not rows[0] & rows[1]
-    shown = [set(map(tuple, data.windows(split, 200).tolist())) for split in ("val", "test")]
+    shown = [set(map(tuple, data.windows(split, 80).tolist())) for split in ("val", "test")]
     assert shown[0] != shown[1] and not rows[0] & (shown[0] | shown[1])
 
 

@@ -98,11 +98,11 @@ def test_no_copy_under_other_names_of_a_held_out_formula_is_learned():
     copies = [(dict(zip("abcde", order)), dict(zip("abcde", flips)))
               for order in permutations("abcde") for flips in product((False, True), repeat=5)]
     assert len(copies) == 3840
-    for row in held[:2]:
+    for row in held[:1]:
         clauses = clauses_of(data, row)
         assert not learned & {renamed(clauses, *copy) for copy in copies}
     rng = random.Random(0)  # and the side itself does not change, for more formulas than fit
-    for row in (*held, *train[:30]):
+    for row in (*held, *train[:8]):
         order, flips = rng.choice(copies)
         clauses = [[(order[v], negated != flips[v]) for v, negated in clause]
                    for clause in clauses_of(data, row)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import world
 
-from data import load_data
+from data import load_data, puzzles
 from data.prompt import encode_prompt
 from data.wording import (
     BEINGS,
@@ -34,6 +34,12 @@ each_task = pytest.mark.parametrize("name", TASKS)
 each_drawn = pytest.mark.parametrize("name", DRAWN)
 entropy_of = lambda p: -sum(a * math.log(a) for a in p)
 TWO = entropy_of([FIRST, 1 - FIRST])  # of a choice between two synonyms
+
+
+@pytest.fixture(autouse=True)
+def every_question(monkeypatch):
+    """The figures of the page are means over all that are held out."""
+    monkeypatch.setattr(puzzles, "MANY", 500)
 
 
 def zero_in_the_mean(values, most):

@@ -8,6 +8,7 @@ import importlib
 import re
 import shlex
 import sys
+from functools import cache
 from types import ModuleType
 
 import pytest
@@ -27,7 +28,9 @@ TEXT = {file: path.read_text("utf-8") for file, path in {**tree.CODE, **tree.TES
 CODE = {file: TEXT[file] for file in tree.CODE}
 TESTS = {name for file, text in TEXT.items() if file.startswith("tests/")
          for name in re.findall(r"^def (test_\w+)", text, re.M)}
+EQUATION = r"(?:^| {2})\((\d+\.\d+)\)$"
 DOCSTRINGS = "\n".join(re.findall(r'"""(.*?)"""', "\n".join(CODE.values()), re.S))
+NUMBERED = set(re.findall(EQUATION, DOCSTRINGS, re.M))
 README = ROOT / "README.md"
 ALL = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CHAPTERS = [path for path in ALL if re.match(r"\d\d-", path.name)]
@@ -36,7 +39,6 @@ each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.s
 LATER = {key: (f, f.default) for name in METHODS
          for key, f in flags.flags_of(flags.load_row(METHODS, name)).items() if f.metadata["later"]}
 NO_MODULES = ("pytest", "venv", "experiments.NAME", "experiments.X")
-EQUATION = r"(?:^| {2})\((\d+\.\d+)\)$"
 
 
 def text_of(path):
@@ -81,14 +83,19 @@ def test_every_mistake_has_a_test(path):
         assert named in TESTS, named
 
 
+@cache
+def bare_lines():
+    """Of all code, without its docstrings."""
+    bare = (re.sub(r'""".*?"""', "", code, flags=re.S) for code in CODE.values())
+    return {line.strip() for code in bare for line in code.splitlines()}
+
+
 @each_chapter
 def test_a_chapter_has_the_equations_of_the_code_and_does_not_repeat_code(path):
     text = text_of(path)
-    assert set(re.findall(EQUATION, text, re.M)) <= set(re.findall(EQUATION, DOCSTRINGS, re.M))
+    assert set(re.findall(EQUATION, text, re.M)) <= NUMBERED
     assert "```python" not in text
-    bare = (re.sub(r'""".*?"""', "", code, flags=re.S) for code in CODE.values())
-    lines = {line.strip() for code in bare for line in code.splitlines()}
-    assert not {line.strip() for line in text.splitlines() if len(line.strip()) > 20} & lines
+    assert not {line.strip() for line in text.splitlines() if len(line.strip()) > 20} & bare_lines()
 
 
 def numbers_of(text):
@@ -100,9 +107,11 @@ def numbers_of(text):
     return found
 
 
+NAMED = numbers_of(DOCSTRINGS)
+
+
 def test_every_equation_of_the_code_is_in_a_page_and_in_the_list_of_equations():
-    in_code = {tuple(map(int, number.split(".")))
-               for number in re.findall(EQUATION, DOCSTRINGS, re.M)}
+    in_code = {tuple(map(int, number.split("."))) for number in NUMBERED}
     contents = text_of(ROOT / "docs" / "README.md")
     pages = "".join(text_of(path) for path in ALL if path.name != "README.md" or path == README)
     assert len(in_code) > 40 and in_code <= numbers_of(pages)
@@ -111,7 +120,7 @@ def test_every_equation_of_the_code_is_in_a_page_and_in_the_list_of_equations():
 
 @each_page
 def test_every_equation_that_a_page_names_is_in_the_code(path):
-    assert numbers_of(prose_of(path)) <= numbers_of(DOCSTRINGS)
+    assert numbers_of(prose_of(path)) <= NAMED
 
 
 # ---- what pages name
@@ -135,14 +144,16 @@ def test_every_file_function_test_and_link_that_a_page_names_exists(path):
         assert {f"{file}.py", f"{file}/__main__.py"} & {*TEXT} or module in NO_MODULES, module
 
 
+FLAGS = set(re.findall(r"^    (\w+): \w+ = flag\(", "\n".join(CODE.values()), re.M))
+
+
 @each_page
 def test_every_flag_that_a_page_names_exists(path):
-    known = set(re.findall(r"^    (\w+): \w+ = flag\(", "\n".join(CODE.values()), re.M))
     foreign = {"help", "nproc_per_node", "standalone", "nnodes", "rdzv_backend", "rdzv_endpoint",
                "rdzv_id", "dist", "logdir", "jobs"}  # of torchrun, pytest, tensorboard, mutants
     foreign |= {"flag", "skip", "at_least", "warmth"} if path.stem == "adding" else set()
     for name in re.findall(r"(?<![-\w])--([a-z]\w*)", text_of(path).split("## Renamed")[0]):
-        assert name.removeprefix("no_") in known | foreign, name
+        assert name.removeprefix("no_") in FLAGS | foreign, name
 
 
 def test_pictures_are_small_and_each_is_shown():

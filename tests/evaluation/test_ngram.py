@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import load_data
-from evaluation.ngram import Config, main, ngram_baselines, text_nats, witten_bell
+from evaluation.ngram import Config, Ngrams, main, ngram_baselines, text_nats, witten_bell
 from flags import configure
 
 
@@ -41,6 +41,8 @@ def test_texts_are_read_with_nothing_before_them():
         for row, nats in zip(x.tolist(), found[n]):
             p = [brute_force(train + row[:i + 1], 80 + i, min(n, i + 1), 80, 4) for i in range(5)]
             assert nats == pytest.approx(-np.log(p).mean(), rel=1e-12)
+    alone = [Ngrams(np.array(train), 4, 3).nats(row)[3].mean() for row in x]  # the first is a start
+    assert found[3] == pytest.approx(alone, rel=1e-12)
 
 
 def test_the_ngram_is_a_law():

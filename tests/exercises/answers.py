@@ -70,8 +70,7 @@ return z, k, n""", """\
 k = torch.ceil(u * n)
 rank = torch.rand(x.shape).masked_fill(given, 9).argsort(-1).argsort(-1)
 return torch.where(rank < k, process.mask, x), k, n"""],
-    6: ['return "./tests/theory/test_theory.py::test_the_closed_forms_are_the_one_bound"',
-        'return "tests/theory/test_theory.py::test_the_closed_forms_are_the_one_bound[mask] "'],
+    6: ['return "./tests/theory/test_theory.py::test_the_closed_forms_are_the_one_bound[mask] "'],
     7: ["""\
 keep = (process.alpha(t) / process.alpha(s))[..., None]
 into_z = (process.b(t, z) - keep[..., 0] * process.b(s, z))[..., None].expand(x_theta.shape)

@@ -43,6 +43,8 @@ def test_puzzles_are_solved_along_a_run_and_in_all_ways_at_its_end(quick, monkey
     monkeypatch.setattr(reasoning, "train_step", lambda trainer, step: steps.append(step))
     monkeypatch.setattr(reasoning, "solved_by", solved_by)
     points, weights = run_of(quick, "sudoku4-in-place", data, "mgdm", "1x16", seed=1)
+    fewer = reasoning.trainer_of("sudoku4-in-place", data, "mgdm", "1x16", 1, 8, rotary=True)
+    assert sum(p.numel() for p in fewer.model.parameters()) == 1e6 * weights - 17 * 16
     assert steps == list(range(8)) and 0 < weights < 0.01
     assert seen == [1, 2, 4, 8, 8, 8, 8]
     assert [len(points[way]) for way in points] == [4, 1, 1, 1]

@@ -63,9 +63,9 @@ def test_the_dense_training_step_learns():
     ("mask", dense_reference.masked_step), ("uniform", dense_reference.uniform_step),
     ("mask", dense_reference.lean_masked_step), ("uniform", dense_reference.lean_uniform_step)])
 def test_the_dense_samplers_draw_from_the_reverse_step(process, step):
-    """200,000 draws against (0.3), which the lazy step draws from too: see test_samplers.py."""
+    """60,000 draws against (0.3), which the lazy step draws from too: see test_samplers.py."""
     torch.manual_seed(1)
-    process, n, s, t = world.PROCESSES[process], 200_000, 0.3, 0.6
+    process, n, s, t = world.PROCESSES[process], 60_000, 0.3, 0.6
 
     def denoiser(z, time):
         return torch.nn.functional.pad(world.vandal(z, time.double()), (0, process.V - world.N))

@@ -149,9 +149,10 @@ def test_one_step_for_a_block_is_not_the_data():
     assert far > 0.05 + 4 * error
 
 
-@pytest.mark.parametrize("size, batch", [(1, 20), (2, 100), (4, 200), (8, 200), (16, 200)])
+@pytest.mark.parametrize("size, batch", [(1, 20), (2, 100), (8, 200)])
 def test_the_bound_of_the_toy_languages_oracle_is_its_entropy_for_every_block(size, batch):
-    """Within four standard errors, of at most 0.5 %, of 16 batches; text by text for size 1."""
+    """Within four standard errors, of at most 0.5 %, of 16 batches; text by text for size 1. Blocks
+    of 4 are in test_oracle.py, and one block is mdlm: below."""
     method, x = made(LANGUAGE.V, size), DATA.windows("val", 16 * batch)
     exact_nats, denoiser = -LANGUAGE.log_prob(x) / 16, method.oracle(LANGUAGE)
     torch.manual_seed(0)
@@ -162,7 +163,7 @@ def test_the_bound_of_the_toy_languages_oracle_is_its_entropy_for_every_block(si
 
 
 @pytest.mark.parametrize("size, sampler, steps", [
-    (1, ancestral, 1), (4, FirstHitting(), 4), (8, FirstHitting(), 8)])
+    (4, FirstHitting(), 4), (8, FirstHitting(), 8)])
 def test_many_steps_through_the_toy_oracle_speak_the_language(size, sampler, steps):
     """-log p of 400 samples is the entropy within four standard errors."""
     method = made(LANGUAGE.V, size)

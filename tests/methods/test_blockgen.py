@@ -57,7 +57,7 @@ def test_one_oracle_gives_the_entropy_at_every_size_and_no_denoiser_gives_less(s
     assert P @ enumerated(size, wrong) > ENTROPY + 0.1
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("size", [1, 4, 16])
 def test_on_the_toy_language_every_size_has_the_same_bound(size):
     """Within four standard errors of 8 batches, of at most 1.5 %; text by text for size 1."""
     data = ToyCorpus(block_size=16)

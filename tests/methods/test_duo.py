@@ -39,7 +39,7 @@ def uniform_words(words, V):
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("V, k", [
-    (28, 0), (28, 1), (28, 2), (28, 3), (28, 5), (50257, 2), (50257, 5)])
+    (28, 0), (28, 1), (28, 2), (28, 5), (50257, 2)])
 def test_a_word_is_kept_as_often_as_the_operator_says_and_no_wrong_one_is_preferred(V, k, t):
     """100,000 draws, 4.5 standard errors. If x won as soon as it is among the k largest, it would
     be 20 off."""
@@ -66,7 +66,7 @@ def ledger(weights, of_x, of_z, dropped):
     return torch.cat([others, share, joint], -1)
 
 
-@pytest.mark.parametrize("tau", [0.001, 0.03, 0.3])
+@pytest.mark.parametrize("tau", [0.001, 0.3])
 @pytest.mark.parametrize("V, k, n", [
     (28, 1, 2_000), (28, 2, 2_000), (28, 5, 2_000), (3, 2, 2_000), (1000, 2, 80)])
 def test_both_relaxations_have_the_same_distribution(V, k, n, tau):

@@ -10,12 +10,14 @@ from tests.mutants.embedding import EMBEDDING
 from tests.mutants.evidence import EVIDENCE
 from tests.mutants.flows import FLOWS
 from tests.mutants.front import FRONT
+from tests.mutants.front2 import FRONT2
 from tests.mutants.gradients import GRADIENTS, RECIPES
 from tests.mutants.grid import GRID
 from tests.mutants.hybrids import HYBRIDS
 from tests.mutants.insertion import INSERTION
 from tests.mutants.latents import LATENTS
 from tests.mutants.program import PROGRAM
+from tests.mutants.reason2 import GAINS
 from tests.mutants.reasoning import REASONING
 from tests.mutants.rewards import POLICY
 from tests.mutants.sampling import SAMPLING
@@ -30,6 +32,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
            *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *SPEED]
+           *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *GAINS]
 
 
 def find_tests(names):

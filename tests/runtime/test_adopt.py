@@ -14,7 +14,7 @@ from runs import (  # noqa: F401
     elsewhere,
     fit,
 )
-from runtime import run
+from runtime import progress, run
 from runtime.run import Run, slow_steps, time_left
 
 FEW = {name: TINY[name] for name in ("data", "batch_size", "max_iters", "eval_iters",
@@ -103,6 +103,8 @@ def test_the_commands_at_the_end_of_a_run_stand_on_lines_of_their_own(tmp_path, 
                                                                       capsys):
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "SUMMARY_TEXTS", 10)
+    monkeypatch.setattr(progress, "ngram_baselines", lambda data: [])
     config = configure(train.Config, **TINY, out_dir="out")
     with Run(config, list(TINY)) as one:
         train.train(one)

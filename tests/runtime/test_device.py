@@ -98,9 +98,10 @@ def test_no_other_file_looks_at_what_the_hardware_can_multiply():
              "seconds_per_product", "fastest_dtype"}
     found = set()
     for file, path in CODE.items():
-        if not file.startswith(("experiments/", "exercises/")):
+        text = path.read_text("utf-8")
+        if not file.startswith(("experiments/", "exercises/")) and any(map(text.count, looks)):
             names = {node.attr if isinstance(node, ast.Attribute) else node.id
-                     for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                     for node in ast.walk(ast.parse(text))
                      if isinstance(node, (ast.Attribute, ast.Name))}
             found |= {file} if names & looks else set()
     assert found == {"runtime/device.py"}

@@ -14,13 +14,12 @@ from methods import METHODS
 from runs import ROOT, TINY, cache, elsewhere, fit, metrics, python  # noqa: F401
 
 EACH_METHOD = (
-    [*METHODS] if "PALIMPSEST_SLOW" in os.environ else ["mdlm", "genmd4", "classifier"]
+    [*METHODS] if "PALIMPSEST_SLOW" in os.environ else ["genmd4", "classifier"]
 )
 EACH = dict(TINY, gradient_accumulation_steps=2, log_interval=1, eval_interval=2)
 LONG = dict(
     TINY,
     method="udlm",
-    n_layer=2,
     dropout=0.1,
     gradient_accumulation_steps=4,
     grad_clip=0.5,

@@ -226,16 +226,16 @@ sys.exit(os.waitpid(child, 0)[1])
 def test_a_run_that_is_killed_at_any_moment_goes_on_bit_by_bit(tmp_path):
     """It saves after every step, so that kills fall into saving too. The killed are forks of one
     that has torch."""
-    flags = dict(TINY, max_iters=150, eval_interval=1, log_interval=1, learning_rate=0.01)
+    flags = dict(TINY, max_iters=70, eval_interval=1, log_interval=1, learning_rate=0.01)
     whole = fit("whole", **dict(flags, eval_interval=50))
-    command = python("-c", ZYGOTE, ROOT, json.dumps(flags), "20")
+    command = python("-c", ZYGOTE, ROOT, json.dumps(flags), "12")
     done = subprocess.run(**forked(command), capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert_same(whole, read_state("killed"))
     assert metrics("killed") == metrics(
         "whole"
     )  # same text and noise: no step is lost or comes twice
-    assert len(open("killed/metrics.jsonl").readlines()) == 150
+    assert len(open("killed/metrics.jsonl").readlines()) == 70
     assert sorted(os.listdir("killed")) == [".lock", "ckpt.pt", "metrics.jsonl"]
 
 
@@ -305,7 +305,7 @@ def test_the_network_that_is_restored_is_the_average_of_the_weights(tmp_path):
 def test_a_run_without_a_terminal_shows_progress_at_once_and_ctrl_c_saves_it():
     began = time.time()
     process = subprocess.Popen(
-        **script("train", *tiny(max_iters=100_000, out_dir="out")),
+        **forked(script("train", *tiny(max_iters=100_000, out_dir="out"))),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -43,8 +43,8 @@ def test_told_the_topic_the_oracles_bound_is_the_exact_conditional_entropy(name)
     """And told none, it is the oracle that knows no labels, to the bit; so is one whose loss is no
     bound."""
     method, denoiser = with_oracle(name)
-    x, _, label = DATA.example_windows("val", 150)  # (n, L), (n,)
-    few = x[:30 if method.bounded else 3]
+    x, _, label = DATA.example_windows("val", 60)  # (n, L), (n,)
+    few = x[:10 if method.bounded else 3]
     none = torch.full((len(few),), K)  # (n,)
     none, plain = (estimate_bound(method, denoiser, few, label=y) for y in (none, None))
     assert none == plain
@@ -53,9 +53,9 @@ def test_told_the_topic_the_oracles_bound_is_the_exact_conditional_entropy(name)
         return
     target = -LANGUAGE.log_prob(x, label).mean() / 16  # ()
     draws = 1 if method.exact else 3
-    nats, error = estimate_bound(method, denoiser, x, draws, 150, label=label)
+    nats, error = estimate_bound(method, denoiser, x, draws, 60, label=label)
     assert abs(nats - target) < (1e-6 if method.exact else 4 * error)
-    assert nats < estimate_bound(method, denoiser, x, draws, 150)[0] - 0.02  # on the same noise
+    assert nats < estimate_bound(method, denoiser, x, draws, 60)[0] - 0.02  # on the same noise
 
 
 def test_the_entropy_given_the_topic_is_that_of_texts_of_known_topics():
@@ -68,7 +68,7 @@ def test_the_entropy_given_the_topic_is_that_of_texts_of_known_topics():
 
 @pytest.mark.parametrize("name, sampler, steps", [
     ("ar", "ancestral", 1), ("mdlm", "first-hitting", 16), ("bd3lm", "first-hitting", 4),
-    ("pgm", "first-hitting", 16), ("udlm", "ancestral", 24), ("gidd", "ancestral", 24)])
+    ("udlm", "ancestral", 24)])
 def test_at_strength_one_the_samples_of_a_topic_are_the_topics(name, sampler, steps):
     """-log p(x | topic) of samples of all four topics is that of texts of the language, and
     p(topic | x) too."""

@@ -69,7 +69,9 @@ def is_alone(sampler, corrector):
 
 # ---- every row runs for what it fits
 
-@pytest.mark.parametrize("name, sampler, corrector", enough(TRIPLES, METHOD))
+@pytest.mark.parametrize("name, sampler, corrector", [
+    case for case in enough(TRIPLES, METHOD)
+    if case[1] in ("ancestral", "psi") or case[2] == "draw"])
 def test_given_tokens_always_survive_and_the_end_is_text(name, sampler, corrector):
     """In no more states than announced, and without a network call if all is given."""
     method, short = METHOD[name], dict(rounds=3) if corrector in ROUNDS else {}
@@ -156,7 +158,7 @@ def test_a_text_depends_neither_on_the_batch_nor_on_prompts_and_padding_of_other
 # ---- every row draws from the model, or says that it does not
 
 @functools.cache
-def drawn(name, sampler, corrector="draw", n=8_000, steps=128, **options):
+def drawn(name, sampler, corrector="draw", n=4_000, steps=128, **options):
     """Texts of the world through its exact denoiser: how far from their probabilities? Fewer where
     no two states are alike.
 

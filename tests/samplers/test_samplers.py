@@ -32,8 +32,9 @@ def rough(z, t, at=None):
 @each_process
 @pytest.mark.parametrize("s, t", [(0.2, 0.5), (0.6, 0.65), (0.0, 0.3), (0.7, 0.999)])
 def test_the_lazy_step_draws_exactly_the_reverse_law(name, s, t):
-    """Candidates, sources, acceptance, all of it: 200,000 draws against (0.3) from each of 3 z."""
-    process, n = PROCESSES[name], 200_000
+    """Candidates, sources, acceptance, all of it: 40,000 draws against (0.3) from each of 3 z, so
+    that probabilities that are off by 4 % in the mean are seen."""
+    process, n = PROCESSES[name], 40_000
     torch.manual_seed(1)
     for z in ([0, 1, 2], [process.V - 1] * 3, [1, process.V - 1, 0]):
         z = torch.tensor([z])  # (1, L)

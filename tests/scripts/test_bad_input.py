@@ -37,12 +37,14 @@ def random_runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def short_runs(tmp_path_factory):
-    """folder(method): a run of one step."""
+    """folder(method): a run after a step, as far as what refuses to go on reads of one."""
     root = tmp_path_factory.mktemp("short")
 
     def run_once(method):
         if not (root / method).exists():
-            fit(root / method, method=method, max_iters=1)
+            state = read_state(random_checkpoint(root / method, 1, **{**TINY, "method": method}))
+            torch.save({**state, "optimizers": [{}]}, root / method / "ckpt.pt")
+            (root / method / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0}\n')
         return root / method
     return run_once
 
@@ -87,10 +89,16 @@ def damage(kind, good):
     ("half", "not a checkpoint of this code"), ("tokens", "do not fit each other"),
     ("garbled tokens", "do not fit each other"), ("method", "telepathy"),
     ("shape", "do not fit each other")])
-@pytest.mark.parametrize("module", SCRIPTS, ids=lambda module: module.__name__)
-def test_a_bad_checkpoint_is_refused_in_one_line_and_its_code_never_runs(module, kind, says,
-                                                                         short_runs, capsys):
+def test_a_bad_checkpoint_is_refused_in_one_line_and_its_code_never_runs(kind, says, short_runs,
+                                                                         capsys):
+    """By each script: one reader serves them all, but train.py has more to ask of what it reads."""
     damage(kind, short_runs("mdlm"))
+    others = SCRIPTS[2:] if kind in ("truncated", "pickle", "method", "shape") else []
+    for module in (train, sample, *others):
+        refuses(module, says, capsys)
+
+
+def refuses(module, says, capsys):
     words = {train: ["--out_dir", "out", "--init_from=resume", "--max_iters=30"],
              distill: ["--teacher", "out"],
              rl: ["--start", "out"]}.get(module, ["--out_dir", "out"])

@@ -23,6 +23,7 @@ from samplers import CORRECTORS, SAMPLERS
 
 LANGUAGE_MODELS = [name for name in METHODS if not load_row(METHODS, name).classifies]
 BOUNDED = [name for name in LANGUAGE_MODELS if load_row(METHODS, name).bounded]
+DIFFERENT = scripts_differ(BOUNDED)
 FEW = ["--max_texts", 4, "--draws", 1, "--num_samples", 0, "--device", "cpu"]
 CLASSES = ["farm", "sea", "kitchen", "school"]
 ENTROPY = lru_cache(partial(Toy.entropy, Toy()))  # of a length, computed once
@@ -30,14 +31,15 @@ ENTROPY = lru_cache(partial(Toy.entropy, Toy()))  # of a length, computed once
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with a checkpoint of each method: on the toy language, and some on one text."""
+    """A folder with checkpoints: on the toy language, and some on one text."""
     root = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.chdir(root)
         patch.setenv("PALIMPSEST_CACHE", str(root / "cache"))
-        for method in METHODS:
+        for method in {*DIFFERENT, "mdlm", "udlm", "ar", "classifier"}:
             labels = load_row(METHODS, method).classifies
             random_checkpoint(root / method, method=method, labels=labels)
+        for method in {*scripts_differ(LANGUAGE_MODELS), "mdlm"}:
             random_checkpoint(root / f"labeled-{method}", method=method, labels=True)
         Path("a.txt").write_text("a rose is a rose is a rose\n" * 99)
         Path("b.txt").write_text("is a rose a rose\n" * 99)
@@ -62,7 +64,7 @@ def saved(folder="rose-mdlm"):
 
 # ---- every method
 
-@pytest.mark.parametrize("method", scripts_differ(BOUNDED))
+@pytest.mark.parametrize("method", DIFFERENT)
 def test_every_method_has_its_bound_printed_and_its_samples_rated(method, capsys):
     sizes = ["--out_dir", method, "--max_texts", 20, "--num_samples", 4, "--draws", 2, "--steps", 4]
     run(*sizes)
@@ -79,16 +81,16 @@ def test_every_method_has_its_bound_printed_and_its_samples_rated(method, capsys
     assert saved(method) == {"step 2 --steps 4 --draws 2 --max_texts 20 --num_samples 4": r}
 
 
-@pytest.mark.parametrize("method", scripts_differ(BOUNDED))
+@pytest.mark.parametrize("method", DIFFERENT)
 def test_through_the_oracle_the_bound_of_every_method_is_the_entropy(method, capsys):
     draws = 4 if load_row(METHODS, method).any_length else 2
-    r = results(capsys, "--oracle", method, "--max_texts", 100, "--num_samples", 0, "--draws",
+    r = results(capsys, "--oracle", method, "--max_texts", 60, "--num_samples", 0, "--draws",
                 draws)
     assert abs(r["gap"]) < 4.5 * r["gap_error"] < 1 and r["step"] == 0
     assert not Path("out").exists()  # an oracle has no folder to save in
 
 
-@pytest.mark.parametrize("method", scripts_differ(BOUNDED))
+@pytest.mark.parametrize("method", DIFFERENT)
 def test_last_words_and_choices_work_with_every_method_or_are_refused(method, capsys):
     words = " ".join(ToyCorpus(8).language.words[:4])
     Path("last.jsonl").write_text(json.dumps({"text": words}) + "\n" + json.dumps({"text": words}))
@@ -270,20 +272,13 @@ TABLES = {"--sampler": SAMPLERS, "--corrector": CORRECTORS}
 
 
 def choices():
-    """A command line for each choice of each flag, of evaluate.py and of the samplers."""
+    """A command line for each choice of each flag of evaluate.py: also each sampler and corrector.
+    Choices of their flags reach them in the same way as in sample.py: test_sample.py."""
     left_out = {"oracle", "compile"}  # see above; the compiler takes a minute
     for f in flags_of(evaluate.Config).values():
         for choice in [*(f.metadata["choices"] or []), *(f.metadata["table"] or [])]:
             if f.name not in left_out and choice and not f.metadata["needs"]:
                 yield [f"--{f.name}", choice]
-    for name, table in TABLES.items():
-        for row in table:
-            for f in flags_of(load_row(table, row)).values():
-                # an order needs a draft with masks: test_speculative.py; a class a classifier
-                for choice in f.name != "draft_order" and f.metadata["choices"] or []:
-                    if (f.name, choice) == ("value", "class"):  # test_search_runs.py
-                        continue
-                    yield [name, row, f"--{f.name}", choice]
 
 
 def misfit(argv, method):

@@ -5,6 +5,7 @@ import ast
 import importlib
 import math
 import re
+from functools import cache
 
 import pytest
 
@@ -20,11 +21,16 @@ from methods import EVERY_METHOD
 from samplers import CORRECTORS, SAMPLERS
 from tree import CODE
 
-TREES = {file: ast.parse(path.read_text("utf-8")) for file, path in CODE.items()}
-SCRIPTS = [file for file, tree in TREES.items()
-           if any(isinstance(node, ast.ClassDef) and node.name == "Config" for node in tree.body)]
+TEXTS = {file: path.read_text("utf-8") for file, path in CODE.items()}
+SCRIPTS = [file for file, text in TEXTS.items() if re.search(r"^class Config\b", text, re.M)]
 ROWS = {f.name: f for table in (EVERY_METHOD, SAMPLERS, CORRECTORS) for name in table
         for f in flags_of(load_row(table, name)).values()}
+
+
+@cache
+def trees():
+    """{file: its tree}"""
+    return {file: ast.parse(text) for file, text in TEXTS.items()}
 
 
 def module_of(file):
@@ -101,9 +107,9 @@ def messages(tree):
 def test_messages_name_flags_of_a_script_that_can_say_so():
     """Those of train.py as well, where they say how to train."""
     known = {file: {*flags_in(file)} | {"help"} for file in SCRIPTS}
-    arrows = {module_of(file): {*imports(tree)} for file, tree in TREES.items()}
+    arrows = {module_of(file): {*imports(tree)} for file, tree in trees().items()}
     reach, faults = {file: reached(file, arrows) for file in SCRIPTS}, []
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         own = [known[script] for script in SCRIPTS if module_of(file) in reach[script]]
         for said in messages(tree):
             known_here = set().union(*own, known["train.py"] if "train" in said else ())
@@ -117,7 +123,7 @@ def test_messages_name_flags_of_a_script_that_can_say_so():
 
 def test_every_file_of_text_is_opened_in_an_encoding_that_is_named():
     faults = []
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name, given = ast.unparse(node.func), {k.arg for k in node.keywords}
             texts = {part.value for a in node.args for part in ast.walk(a)

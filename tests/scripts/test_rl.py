@@ -12,6 +12,7 @@ import train
 from checkpoints.load import load_model, read_state
 from data import load_data
 from diffusion import Absorbing
+from evaluation.ngram import text_nats
 from experiments import policy_gradients as sums
 from flags import UserError, configure
 from methods import make_method
@@ -210,6 +211,21 @@ def test_rewards_of_the_toy_language():
     assert found.tolist() == [float(word in data.text(row.tolist())) for row in x]
 
 
+@pytest.mark.parametrize("name, order", [("ngram", 3), ("ngram:1", 1)])
+def test_the_reward_of_ngrams_is_their_log_probability(name, order):
+    """Word order counts in it, but for single words."""
+    data = load_data("toy", 8)
+    x = data.windows("val", 16)  # (n, L)
+    mixed = x.flip(1)  # (n, L)
+    reward = make_reward(name, data, None)
+    found, V = reward(x), data.encoding.n_vocab  # (n,)
+    nats = text_nats(data.ids("train"), x.numpy(), V, [order])[order]  # (n,)
+    torch.testing.assert_close(found, -torch.from_numpy(nats), rtol=1e-12, atol=0)
+    assert ((found - reward(mixed)).mean() > 1) == (order > 1)
+    with pytest.raises(UserError, match="ngram counts words, and sudoku4 has none"):
+        make_reward(name, load_data("sudoku4", 0), None)
+
+
 def test_the_least_kl_is_that_of_a_tilted_law():
     """Among laws of 27 texts with the same probability of an event."""
     p = sums.text_law(sums.random_world(1)[0], 1).detach()  # (27,)
@@ -235,6 +251,7 @@ def test_the_least_kl_is_that_of_a_tilted_law():
     (["--start", "MDLM", "--reward", "good"], "is not one of class, solved"),
     (["--start", "MDLM", "--reward", "class"], "--reward class is for a search"),
     (["--start", "MDLM", "--reward", "topic:moon"], "is no topic of toy: its topics are farm"),
+    (["--start", "MDLM", "--reward", "ngram:12"], "ngram:12 is not ngram:1 .. ngram:6"),
     (["--start", "MDLM", "--batch_size", "12"], "must be a multiple of --group 8"),
     (["--start", "MDLM", "--reward", "match:a", "--sampler", "remdm-conf"],
      "has no policy gradient here: its steps depend on more than the words"),

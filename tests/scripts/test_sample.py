@@ -13,7 +13,7 @@ import sample
 from data.tokenizer import byte_level, end_of_text
 from flags import UserError, configure, flags_of, load_row
 from forks import forked
-from kinds import enough, fitting, in_place
+from kinds import each_once, fitting, in_place, networks, scripts_differ
 from methods import METHODS, make_method
 from models import random_checkpoint
 from runs import cache, commanded, complaint, disk_of, elsewhere, script  # noqa: F401
@@ -42,12 +42,11 @@ def texts(capsys, **flags):
 
 MADE = {name: make_method(name, 8) for name in WRITERS}
 FITTING = list(fitting(MADE))
-ENOUGH = enough(FITTING, MADE)
 
 
-@pytest.mark.parametrize("name, sampler, corrector", [
-    case for case in ENOUGH if (case[1] == "ancestral" or case[2] == "draw")
-    and case[1] != "grammar"])  # which knows no text with "the cat" and "every red" at these places
+@pytest.mark.parametrize("name, sampler, corrector", each_once(
+    case for case in FITTING if (case[1] == "ancestral" or case[2] == "draw")
+    and case[1] != "grammar"))  # which knows no text with "the cat" and "every red" at these places
 def test_every_sampler_writes_the_text_of_every_method_that_it_fits(name, sampler, corrector,
                                                                     random_runs, capsys):
     """Given tokens survive wherever they stand, from an exact denoiser and from a network."""
@@ -191,8 +190,8 @@ def test_end_of_text_is_that_of_encodings_that_have_one():
 
 # ---- long texts
 
-@pytest.mark.parametrize("name, sampler", [row[:2] for row in ENOUGH if row[2] == "draw"
-                                           and row[1] != "grammar"])  # as above
+@pytest.mark.parametrize("name, sampler", each_once(
+    row[:2] for row in FITTING if row[2] == "draw" and row[1] != "grammar"))  # as above
 def test_texts_of_any_length_come_without_a_warning_and_with_the_prompt_in_them(
         name, sampler, random_runs, capsys, recwarn):
     found = texts(capsys, out_dir=str(random_runs(name)), length=40, prompt="the cat _ the",
@@ -224,7 +223,7 @@ def test_semi_autoregressive_decoding_takes_a_call_per_token_at_most(flags, rand
 
 # ---- images
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", scripts_differ(WRITERS, by=networks))
 def test_images_are_written_to_one_file_after_all_texts(name, capsys):
     pytest.importorskip("sklearn")
     flags = dict(transition="absorbing") if name == "d3pm" else {}

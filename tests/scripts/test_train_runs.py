@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kinds import networks, scripts_differ
+from kinds import first_with, networks, scripts_differ
 from models import random_checkpoint
 
 import evaluate
@@ -27,6 +27,7 @@ from runs import (  # noqa: F401
     elsewhere,
     fit,
     interrupt,
+    late_reports,
     metrics,
     terminal,
     tiny,
@@ -60,17 +61,18 @@ def results(capsys, out_dir, **flags):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("late_reports")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_of_every_method_goes_on_bit_by_bit_is_sampled_and_evaluated(method, monkeypatch,
                                                                            capsys):
     """Stopped between two evaluations; what it had read from other folders may be gone by then."""
-    flags = dict(method=method, max_iters=6, learning_rate=0.01, warmup_iters=2, eval_interval=3,
+    flags = dict(method=method, max_iters=4, learning_rate=0.01, warmup_iters=2, eval_interval=2,
                  log_interval=1, dropout=0.1, **STATEFUL.get(method, {}))
     random_checkpoint("other")
     whole = fit("whole", **flags)
     with monkeypatch.context() as patch:
-        interrupt(patch, 3, signal.SIGTERM)
-        assert fit("parts", **flags)["step"] == 4
+        interrupt(patch, 2, signal.SIGTERM)
+        assert fit("parts", **flags)["step"] == 3
     shutil.rmtree("other")
     resumed = fit("parts", init_from="resume")
     assert_same(whole, resumed)
@@ -79,7 +81,7 @@ def test_a_run_of_every_method_goes_on_bit_by_bit_is_sampled_and_evaluated(metho
     keeps = "ddpm" in (load_row(METHODS, method).samplers or ())  # how often each word occurs
     assert bool(others) == (
         keeps or method in ("bd3lm", "d3pm", "diffugpt", "diffusionbert"))
-    assert metrics("whole") == metrics("parts") and len(metrics("parts")) == 6
+    assert metrics("whole") == metrics("parts") and len(metrics("parts")) == 4
     assert metrics("whole", "val_bound").items() <= metrics("parts", "val_bound").items()
     assert whole.keys() == resumed.keys()  # so texts and bounds of both are the same
     assert all(whole[key] == resumed[key] for key in ("encoding", "classes", "format"))
@@ -88,18 +90,20 @@ def test_a_run_of_every_method_goes_on_bit_by_bit_is_sampled_and_evaluated(metho
         return
     assert write_texts(capsys, out_dir="parts")
     found = results(capsys, "parts")
-    assert found["method"] == method and found["step"] == 6
+    assert found["method"] == method and found["step"] == 4
     bounded = load_row(METHODS, method).bounded
     assert found["nats_per_token" if bounded else "loss_per_token"] > 0
     assert len(found["samples"]) >= 2
 
 
 def noises():
-    """(method, flags) for each choice of a flag that decides what is sampled; the defaults once."""
+    """(method, flags) for each choice of a flag that decides what is sampled, by the method that
+    has it first; the defaults once."""
     for method in METHODS:
-        first = None
-        for name, f in flags_of(load_row(METHODS, method)).items():
-            for value in f.metadata["choices"] or [] if f.metadata["fixed"] else []:
+        first, flags = None, flags_of(load_row(METHODS, method))
+        for name, f in flags.items():
+            own = f.metadata["fixed"] and first_with(method, name) == method
+            for value in f.metadata["choices"] or [] if own else []:
                 if value != f.default or first in (None, name):
                     yield method, {name: value}
                 first = first or name
@@ -117,14 +121,14 @@ def test_every_kind_of_noise_is_sampled_and_evaluated(method, flags, capsys):
         Path("all.txt").write_text("the quick brown fox jumps over the lazy dog . " * 100)
         beside = dict(data="all.txt", tokenizer="chars")
     fit("out", method=method, max_iters=1, **{**beside, **flags})
-    ways = [dict(), dict(temperature=0.0, steps=50)]
+    ways = [dict(), dict(temperature=0.0, steps=16)]
     if "euler" in (load_row(METHODS, method).samplers or ()):
         ways += [dict(sampler=sampler, top_p=0.9) for sampler in ("analytic", "euler")]
     for way in ways:
         write_texts(capsys, out_dir="out", **way)
     model = load_model("out").method
-    found = results(capsys, "out", steps=50)
-    assert found["steps"] == min(50, model.max_steps or 50) and found["exact"] == model.exact
+    found = results(capsys, "out", steps=16)
+    assert found["steps"] == min(16, model.max_steps or 16) and found["exact"] == model.exact
 
 
 # ---- every kind of data

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flags import configure
-from runs import ROOT, cache, complaint, disk_of, elsewhere, fit  # noqa: F401
+from forks import forked
+from runs import ROOT, cache, complaint, disk_of, elsewhere, fit, python  # noqa: F401
 from viewer import curves
 
 ABOUT = dict(step=0, method="mdlm", data="poem.txt", block_size=8, labels=False,
@@ -153,7 +154,7 @@ def test_two_entropies_are_told_apart_by_what_was_given_and_equal_ones_are_one_l
     assert len({line.get_linestyle() for line in axes[2].lines if line.get_label() in names}) == 2
 
 
-@pytest.mark.parametrize("name", ["curves.tmp", "curves", "a.pdf"])
+@pytest.mark.parametrize("name", ["curves", "a.pdf"])
 def test_a_picture_is_a_png_under_any_name(name):
     pytest.importorskip("matplotlib")
     write()
@@ -195,8 +196,8 @@ def test_the_command_takes_folders_as_its_first_words(tmp_path):
     pytest.importorskip("matplotlib")
     write("a"), write("b")
     a, b, png = (str(tmp_path / name) for name in ("a", "b", "c.png"))
-    command = [sys.executable, "-m", "viewer.curves", a, b, "--png", png]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = forked(python("-m", "viewer.curves", a, b, "--png", png))
+    done = subprocess.run(**command, capture_output=True, cwd=ROOT)
     assert done.stdout == f"{png}: {a} to step 30, {b} to step 30\n" and Path(png).exists()
 
 

@@ -208,14 +208,14 @@ def test_the_frame_never_gets_shorter_and_its_header_stays_in_place(tty, capsys)
 def test_a_text_taller_than_the_screen_is_shown_where_it_changes(tty, monkeypatch, capsys):
     tty(30, 10)
     monkeypatch.setattr(viewer, "FASTEST", 0)  # no frame is skipped
-    encoding, states = words([f"word{i}" for i in range(300)]), [torch.full((300,), 300)]
-    for i in range(300):
-        states.append(torch.where(torch.arange(300) == i, i, states[-1]))  # (300,)
+    encoding, states = words([f"word{i}" for i in range(100)]), [torch.full((100,), 100)]
+    for i in range(100):
+        states.append(torch.where(torch.arange(100) == i, i, states[-1]))  # (100,)
     shown(states, encoding)
     out = capsys.readouterr().out
     drawn, up = frames(out)
     assert all(frame.count("\n") <= 8 for frame in drawn) and max(up) <= 8
-    assert len(drawn) == 301
+    assert len(drawn) == 101
     assert all(f"\x1b[32mword{i}\x1b[0m" in frame for i, frame in enumerate(drawn[1:]))
     Glass(30, 10).feed(out)
 
