@@ -24,6 +24,7 @@ from tests.mutants.rewards import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.search import SEARCH
 from tests.mutants.seq2seq import SEQ2SEQ
+from tests.mutants.speed import SPEED
 from tests.mutants.text_statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
 from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
@@ -32,6 +33,8 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
            *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *LENGTH2, *GAINS]
+           *FLOWS, *FRONT, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *SPEED]
+           *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *GAINS]
 
 
 def find_tests(names):
