@@ -142,7 +142,7 @@ class Sharded(Dataset):
 
     def make_windows(self, part, start):
         """The texts that begin at the tokens `start` (n,) -> (n, L)"""
-        x = part.ids[start[:, None] + np.arange(self.span)].astype(np.int64)  # (n, span)
+        x = part.ids.windows(start, self.span).astype(np.int64)  # (n, span)
         if self.layout == "framed":
             x = np.pad(x, ((0, 0), (1, 1)), constant_values=((0, 0), self.marks[:2]))  # (n, L)
         return torch.from_numpy(x)  # (n, L)

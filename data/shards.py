@@ -16,8 +16,10 @@ whatever the size of the corpus.
 
 How texts are cut from the tokens is decided when they are read (data/shard_dataset.py).
 """
+import contextlib
 import errno
 import json
+import mmap
 import os
 import zlib
 from itertools import islice
@@ -155,11 +157,31 @@ class Shards:
             ids[which == i] = self.arrays[i][where[which == i] - self.starts[i]]
         return ids
 
+    def windows(self, start, width):
+        """The `width` ids from each of `start` (n,) on, copied in whole pieces. -> (n, width)"""
+        rows = np.empty((len(start), width), self.dtype)
+        which = np.searchsorted(self.starts, start, "right") - 1  # (n,) the shard of each
+        for row, first, i in zip(rows, start.tolist(), which.tolist()):
+            at = first - int(self.starts[i])
+            piece = self.arrays[i][at:at + width]  # (width,), or fewer at the end of a shard
+            row[:] = piece if len(piece) == width else self[first:first + width]
+        return rows
+
     def view(self, first, last):
         """The Shards of a slice, still memory-mapped."""
         parts = [array[max(first - start, 0):max(last - start, 0)]
                  for array, start in zip(self.arrays, self.starts.tolist())]
         return Shards([part for part in parts if len(part)] or parts[:1])
+
+
+def map_file(path, dtype):
+    """A file as an array, read where it is looked at. Texts lie anywhere: a system that reads ahead
+    would read 128 kB for each of 2 kB."""
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with contextlib.suppress(AttributeError):  # not on Windows
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype)  # (n,)
 
 
 def open_stream(folder, stream, parts, dtype):
@@ -168,7 +190,7 @@ def open_stream(folder, stream, parts, dtype):
     arrays = {}
     for kind, of, count in (("bin", dtype, "tokens"), ("ends", np.uint32, "documents")):
         paths = [folder / f"{stream}-{i:05d}.{kind}" for i in range(len(parts))]
-        arrays[kind] = [np.memmap(path, of, "r") for path in paths]
+        arrays[kind] = [map_file(path, of) for path in paths]
         if [len(array) for array in arrays[kind]] != [part[count] for part in parts]:
             raise ValueError(f"{folder} is damaged")
     return Shards(arrays["bin"]), Shards(arrays["ends"])

@@ -95,11 +95,12 @@ class Toy:
                 head=True):
         """Both KL with their errors, or bounds, -log p of samples, calls and positions per text.
 
-        model: a trained one, in place of the exact denoiser of `method`; head: it may be asked for
-        wrong words, if it has one
+        sampler: its name, or itself; model: a trained one, in place of the exact denoiser of
+        `method`; head: it may be asked for wrong words, if it has one
         """
         method = model.method if model else make_method(method, self.language.V)
-        sampler = make_sampler(sampler, method, corrector, **options or {})
+        if isinstance(sampler, str):
+            sampler = make_sampler(sampler, method, corrector, **options or {})
         oracle = model.denoiser if model else method.oracle(self.language)
         if model and head:
             sampler.prepare(model)

@@ -6,8 +6,11 @@ Speed and memory, as ratios: several ways to compute the same, timed in turns on
     python -m experiments.speed cpu --dtype bfloat16  matrix products in bfloat16, in all ways
     python -m experiments.speed cpu --only training --compile    our step through torch.compile as
                                                       well, which takes a minute each to compile
-    python -m experiments.speed gpu                   a GPU as large as an H200; ten minutes, or in
-                                                      parts by --only training, sampling, kernels
+    python -m experiments.speed law                   KL of samplers, so that --only law can compare
+                                                      them at equal law (equal_law.py)
+    python -m experiments.speed peers --nanogpt PATH --nanodiff PATH    public code, trained beside
+                                                      ours (peers.py)
+    python -m experiments.speed gpu                   a GPU as large as an H200, --minutes 9
     python -m experiments.speed gpu --tiny --device cpu    does it run? tiny networks
 
 Each round times every way once, so that other work on the machine affects all of them; ratios are
@@ -18,10 +21,13 @@ CUDA events. What costs the same at each step is timed for a few steps and multi
 
 Peak memory is that of another process which does nothing else (CPU), or of torch's allocator (GPU),
 with weights, gradients, optimizer and average. FLOPs are those of the matrix products that a way
-needs: for ours, the head at masked positions only. The peak FLOP/s are measured, not quoted.
+needs: for ours, the head at masked positions only. The peak FLOP/s are measured, not quoted, and
+Muon's own products are told beside it: they are work, but not that of the network.
 """
 import json
+import math
 import statistics
+import time
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -31,6 +37,8 @@ import torch
 from data.files import check_writable, write_file
 from experiments import workloads
 from experiments.command import choose_command, run_experiment
+from experiments.equal_law import REFERENCE, measure_laws, print_laws, samplers_at_equal_law
+from experiments.peers import compare_peers
 from experiments.timing import (
     format_ratio,
     hardware,
@@ -52,11 +60,11 @@ GPU_TABLES = (16, 1024, "mdlm,udlm"), (16, 128, "ar,pgm,bd3lm"), (1, 128, "")  #
 
 @dataclass
 class Config:
-    command: str = flag("", "where to measure; also the first word", ["cpu", "gpu"])
+    command: str = flag("", "what to measure; also the first word", ["cpu", "gpu", "law", "peers"])
     methods: str = flag("", "sampling: with commas between; empty means all",
                         each=("mdlm", "udlm", "ar", "pgm", "bd3lm"))
     out_dir: str = flag("out/speed", "where the figures go")
-    only: str = flag("", "one kind of table", ["", "training", "sampling", "kernels"])
+    only: str = flag("", "one kind of table", ["", "training", "sampling", "law", "kernels"])
     rounds: int = flag(7, "rounds; fewer than 7 give an impression, no measurement", least=1)
     lengths: str = flag("256", "cpu: tokens of the samples, with commas between",
                         each=int, least=1)
@@ -69,6 +77,12 @@ class Config:
                                  ["highest", "high", "medium"])
     compile: bool = flag(False, "cpu: training through torch.compile as well")
     device: str = flag("auto", "gpu: auto, cuda, cuda:1; or cpu with --tiny")
+    minutes: float = flag(9.0, "gpu: later than this no table begins, and no round but a table's "
+                          "first", least=0)
+    nanogpt: str = flag("", "peers: a folder with nanoGPT")
+    nanodiff: str = flag("", "peers: a folder with masked code laid out as peers.py says")
+    data: str = flag("python", "peers: names, python, or a text file, read as characters")
+    seconds: int = flag(120, "peers: CPU seconds of training for each", least=1)
     hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
     tiny: bool = flag(False, "tiny networks, to see whether it runs")
 
@@ -80,6 +94,7 @@ class Report:
         self.config, self.device = config, device
         self.path = Path(config.out_dir) / f"{config.command}.json"
         self.hardware, self.rows = hardware(device, config.hardware), []
+        self.until = time.monotonic() + 60 * config.minutes if device.type == "cuda" else math.inf
         self.path.parent.mkdir(parents=True, exist_ok=True)
         check_writable(self.path)
         few = ", fewer than 7: an impression, no measurement" if config.rounds < 7 else ""
@@ -91,7 +106,9 @@ class Report:
 
         against {name: ways to compare it with}; more(name, seconds) -> text, figures
         """
-        seconds = time_in_turns(ways, self.config.rounds, self.device)
+        if not self.has_time(f"{title}: {size}"):
+            return
+        seconds = time_in_turns(ways, self.config.rounds, self.device, self.until)
         print(f"\n{title}: {size}\n{'':<36}{'seconds':>9}{'tokens/s':>10}   "
               f"times as fast (least to most)")
         for name, runs in seconds.items():
@@ -107,6 +124,13 @@ class Report:
             self.rows.append(row)
         self.save()
 
+    def has_time(self, title):
+        """Whether a table may begin; if not, says which one is left out."""
+        if late := time.monotonic() > self.until:
+            print(f"\n{title}: left out, since {self.config.minutes:g} minutes are over: --minutes "
+                  "or --only", flush=True)
+        return not late
+
     def save(self):
         said = {"hardware": self.hardware, "rounds": self.config.rounds,
                 "tiny": self.config.tiny, "rows": self.rows}
@@ -116,6 +140,8 @@ class Report:
 def time_training(report, size, names):
     """One training step, and its peak memory."""
     gpu, peaks, ways = report.device.type == "cuda", {}, {}
+    if not report.has_time(f"training step: {size}"):
+        return
     for name in names:
         if gpu:
             before = torch.cuda.memory_allocated()
@@ -133,7 +159,9 @@ def time_training(report, size, names):
     def more(name, runs):
         flops = workloads.count_flops(size, workloads.HEAD_SHARE.get(name, 1 / 3))
         rate = flops / statistics.median(runs)
-        text = (f"\n{'':<36}{rate / 1e9:,.0f} GFLOP/s, {rate / peak:.0%} of the peak; "
+        muon = workloads.count_muon_flops(size) if name.startswith("ours by default") else 0
+        both = f" ({(1 + muon / flops) * rate / peak:.0%} with Muon's products)" * bool(muon)
+        text = (f"\n{'':<36}{rate / 1e9:,.0f} GFLOP/s, {rate / peak:.0%} of the peak{both}; "
                 f"{peaks[name] / 1e9:.2f} GB, {peaks[name] / peaks['plain']:.2f} of plain's")
         return text, dict(flops=rate, matmul_peak=peak, peak_bytes=peaks[name])
     against = {name: ["plain"] for name in names[1:]}
@@ -156,13 +184,29 @@ def time_sampling(report, size, steps, methods):
         report.add_table("sampling", size, ways, against, size.batch * size.length)
 
 
+def time_at_equal_law(report, size, steps=REFERENCE):
+    """Whole texts, all as far from the language as plain sampling's, or less: equal_law.py."""
+    plain = {name: way for name, way in workloads.samplers(size, steps).items()
+             if name.startswith(("mdlm", "udlm", "ar")) and not name.endswith("lean")}
+    ways = samplers_at_equal_law(size, plain)
+    first = next(iter(ways))
+    against = {name: [f"{kind}, plain" if kind == "ar" else f"{kind}, {steps} steps, plain"]
+               for name in ways if (kind := name.partition(",")[0]) in ("mdlm", "udlm", "ar")
+               and not name.endswith("plain")}
+    against |= {name: [first, "ar"] for name in ways if name not in against
+                and not name.endswith("plain")}
+    report.add_table("sampling at equal law", size, ways, against, size.batch * size.length)
+
+
 def time_kernels(report):
     """Each fast form beside its plain one and the library's, as in experiments/kernels.py."""
     if fast_forms is None:
         return print("\nno fast forms: the file kernels.py is missing")
     for title, size, ways in fast_forms(report.device, report.config.tiny):
+        if not report.has_time(title):
+            continue
         ways = {name: (do, 1) for name, do in ways.items()}
-        seconds = time_in_turns(ways, report.config.rounds, report.device)
+        seconds = time_in_turns(ways, report.config.rounds, report.device, report.until)
         print(f"\n{title}")
         ours = next(iter(seconds))
         for name, runs in seconds.items():
@@ -197,6 +241,9 @@ def cpu(config):
             size = replace(SMALL, dtype=config.dtype, **shrink)
             size = replace(size, length=length, batch=batch)
             time_sampling(report, size, steps, config.methods)
+    if config.only in ("", "law"):
+        size = replace(SMALL, dtype=config.dtype, **{"batch": 1, **shrink})
+        time_at_equal_law(report, size, 4 if config.tiny else REFERENCE)
     if config.only in ("", "kernels"):
         time_kernels(report)
     torch.set_num_threads(threads)
@@ -222,8 +269,17 @@ def gpu(config):
     print(f"\nevery round: {report.path}")
 
 
+def law(config):
+    torch.set_num_threads(1)
+    report = Report(config, device_of("cpu"))
+    size = dict(texts=4, length=32) if config.tiny else {}
+    report.rows = print_laws(measure_laws(**size))
+    report.save()
+
+
 def main(config, given=()):
-    choose_command(config, {"cpu": cpu, "gpu": gpu})(config)
+    commands = {"cpu": cpu, "gpu": gpu, "law": law, "peers": compare_peers}
+    choose_command(config, commands)(config)
 
 
 if __name__ == "__main__":

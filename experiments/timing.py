@@ -4,6 +4,7 @@ How to measure time and memory on a machine that also does other work, and how t
 Time is the CPU time of this process, or on a GPU the time between two events in its queue. Ways to
 compute the same are timed in turns, and their ratios are taken within a round.
 """
+import math
 import os
 import platform
 import statistics
@@ -56,8 +57,9 @@ def seconds_of(do, device):
     return begin.elapsed_time(end) / 1000
 
 
-def time_in_turns(ways, rounds, device):
-    """Each way once per round, after one round to warm up.
+def time_in_turns(ways, rounds, device, until=math.inf):
+    """Each way once per round, after one round to warm up. No round begins after `until`, a time
+    of time.monotonic, but the first.
 
     ways {name: (do, times)} -> {name: [seconds x times, one per round]}
     """
@@ -67,6 +69,8 @@ def time_in_turns(ways, rounds, device):
     for _ in range(rounds):
         for name, (do, times) in ways.items():
             seconds[name].append(seconds_of(do, device) * times)
+        if time.monotonic() > until:
+            break
     return seconds
 
 

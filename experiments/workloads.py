@@ -17,9 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.base import Dataset
-from diffusion import corrupt
+from diffusion import ancestral, corrupt
 from experiments import dense_reference
 from experiments.timing import peak_memory, seconds_of
 from experiments.training import make_trainer
@@ -27,6 +28,7 @@ from flags import UserError
 from methods import make_method
 from model import Transformer
 from runtime.device import keep_memory
+from runtime.optim import orthogonalize
 from samplers.generate import generate
 from train import train_step
 
@@ -108,6 +110,15 @@ def count_flops(size, head=1.0):
     return 3 * per_token * size.batch * L
 
 
+def count_muon_flops(size):
+    """FLOPs of Muon's products in a step: the four matrices of each block."""
+    with FlopCounterMode(display=False) as counter:
+        for width in (1, 3, 4, 4):
+            orthogonalize(torch.empty(1, size.n_embd, width * size.n_embd, device="meta"),
+                          getattr(torch, size.dtype))
+    return size.n_layer * counter.get_total_flops()
+
+
 def matmul_peak(device, size, n):
     """The best of twelve products of n x n matrices, FLOP/s."""
     a, b = (torch.randn(n, n, device=size.device, dtype=getattr(torch, size.dtype))
@@ -152,9 +163,10 @@ def random_texts(size):
     return torch.randint(size.n_tokens, (size.batch, size.length), device=size.device)  # (B, L)
 
 
-def our_sampler(size, method, network, steps):
+def our_sampler(size, method, network, steps, sampler=ancestral):
     """-> do"""
-    return lambda: generate(method, network, size.batch, size.length, steps, device=size.device)
+    return lambda: generate(method, network, size.batch, size.length, steps, sampler,
+                            device=size.device)
 
 
 def dense_sampler(size, step, steps, method, network):

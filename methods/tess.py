@@ -47,9 +47,10 @@ class TESS(LogitNoise):
         return self.self_condition > 0
 
     def predict(self, denoiser, y, t, at, fed_back=None):
-        """After a first call for the texts `fed_back` (B,); None: all. -> (N, V) nats"""
+        """After a first call for the texts `fed_back` (B,); None: all. In training for no text as
+        well: who shares weights (FSDP) waits for the calls of all. -> (N, V) nats"""
         first = at if fed_back is None else at & fed_back[:, None]  # (B, L)
-        if not (self.process.feeds_back and first.any()):
+        if not (self.process.feeds_back and (torch.is_grad_enabled() or first.any())):
             return super().predict(denoiser, y, t, at)  # (N, V)
         with torch.no_grad():
             e_hat = self.process.log_words(denoiser, y, t, first).exp().to(y.dtype)  # (N, V)

@@ -96,7 +96,7 @@ def wrap_ddp(network):
     """DDP: a copy of the network in every process. -> what to call in place of the network"""
     if WORLD == 1:
         return network
-    some = vars(type(network)).get("in_stages", False)  # a step trains some weights only
+    some = any("in_stages" in vars(kind) for kind in type(network).mro())  # trained in parts
     return torch.nn.parallel.DistributedDataParallel(network, find_unused_parameters=some)
 
 

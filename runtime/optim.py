@@ -15,6 +15,7 @@ from flags import flag
 from runtime.distributed import gather_full, local_shard
 
 AT_ONCE = 1 << 28  # numbers in a stack of equal matrices, at most
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b, c above: those of Muon, steepest at 0
 
 
 @dataclass
@@ -60,17 +61,40 @@ def orthogonalize(x, dtype=torch.float32, rounds=5):
     """Matrices with the singular vectors of x, and singular values of 0.7 to 1.2. -> (n, A, B)
 
     dtype: of the products. bfloat16 is precise enough, since the values need only be similar, but
-    many CPUs are slow in it (runtime/device.py). The coefficients are Muon's, steepest at 0.
+    many CPUs are slow in it (runtime/device.py).
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[1] > x.shape[2]
     x = x.to(dtype).mT if tall else x.to(dtype)  # (n, A, B), A <= B
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # (n, A, B)
+    wide = dtype == torch.float32 and 2 * x.shape[2] >= 3 * x.shape[1]
+    x = rounds_of_squares(x, rounds) if wide else rounds_of_x(x, rounds)  # (n, A, B)
+    return x.mT if tall else x  # (n, A, B)
+
+
+def rounds_of_x(x, rounds):
+    """Newton-Schulz as it stands: 2 B/A + 1 products of A x A matrices in a round. (n, A, B)"""
+    a, b, c = NEWTON_SCHULZ
     for _ in range(rounds):
         gram = x @ x.mT  # (n, A, A)
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # (n, A, A)
         x = torch.baddbmm(x, gram, x, beta=a)  # (n, A, B)
-    return x.mT if tall else x  # (n, A, B)
+    return x
+
+
+def rounds_of_squares(x, rounds):
+    """The same, by 4 products in a round, which never touch x. -> (n, A, B)
+
+    A round multiplies x by P = a + b G + c G^2, G = x x'. So G becomes P G P, and the product of
+    all P is applied to x once. Squares lose small singular values: float32 only.
+    """
+    a, b, c = NEWTON_SCHULZ
+    gram, product = x @ x.mT, None  # (n, A, A)
+    for left in reversed(range(rounds)):
+        P = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # (n, A, A)
+        P.diagonal(dim1=1, dim2=2).add_(a)
+        product = P if product is None else P @ product  # (n, A, A)
+        gram = P @ gram @ P if left else None  # (n, A, A)
+    return product @ x  # (n, A, B)
 
 
 class Muon(torch.optim.Optimizer):

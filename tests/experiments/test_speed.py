@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import world
 from diffusion import reverse
-from experiments import dense_reference, levers, speed, timing, workloads
+from experiments import dense_reference, equal_law, levers, speed, timing, workloads
 from flags import UserError, configure
 from methods import make_method
 from model import Transformer
@@ -125,6 +125,15 @@ def test_the_flops_of_a_step_are_those_of_its_matrix_products():
     assert workloads.count_flops(size) == 3 * counter.get_total_flops()
 
 
+def test_the_flops_of_muon_are_those_of_its_products():
+    """Of D x D, D x 3D and two D x 4D matrices a block: 5 rounds on x, or on squares if wide."""
+    on_x, on_squares = 5 * (2 + 1), lambda b: b + 3 + 3 * 4 + 2 + b  # products of D x D matrices
+    products = on_x + on_squares(3) + 2 * on_squares(4)
+    assert workloads.count_muon_flops(workloads.SMALL) == 6 * products * 2 * 384 ** 3
+    half = speed.replace(workloads.SMALL, dtype="bfloat16")
+    assert workloads.count_muon_flops(half) == 6 * 5 * (3 + 7 + 9 + 9) * 2 * 384 ** 3
+
+
 def test_memory_is_that_of_a_process_that_does_nothing_else():
     small = workloads.Size(1, 1, 8, n_tokens=20_000, length=32, batch=8)
     memory = workloads.measure_memory("plain", small)  # logits of 20 MB, weights of 1 MB
@@ -169,6 +178,8 @@ def test_every_way_is_reported_with_its_ratio_and_every_round_is_saved(
     speed.main(tiny(tmp_path, rounds=2))
     out, rows = report_of(capsys, tmp_path / "cpu.json")
     assert "fewer than 7" in out and "TINY" in out and torch.__version__ in out
+    law = [row for row in rows if row["table"] == "sampling at equal law"]
+    rows = [row for row in rows if row not in law]
     ratios = {row["way"]: list(row["ratios"]) for row in rows if "ratios" in row}
     dense = {name: [f"{name}, plain", f"{name}, lean"]
              for name in ("mdlm, 4 steps", "udlm, 4 steps")}
@@ -181,7 +192,12 @@ def test_every_way_is_reported_with_its_ratio_and_every_round_is_saved(
     for row in rows[5 * 3:-KERNELS]:
         for other, gain in row.get("ratios", {}).items():
             assert gain == pytest.approx(timing.paired_ratio(seconds[other], row["seconds"]))
-    assert "0.25 of plain's" in out
+    assert {row["way"]: list(row["ratios"]) for row in law if "ratios" in row} == {
+        "mdlm, 4 steps": ["mdlm, 4 steps, plain"], "udlm, 4 steps": ["udlm, 4 steps, plain"],
+        "ar": ["ar, plain"], "mdlm, spread in 8": ["mdlm, 4 steps, plain"],
+        **{name: ["mdlm, 4 steps, plain", "ar"] for name in (
+            "pgm, spread in 8", "bd3lm, blocks of 16, 8 steps", "eso_lm, half in 64")}}
+    assert "0.25 of plain's" in out and out.count("% with Muon's products)") == 5
     assert all(row["peak_bytes"] > 0 for row in rows if row["table"] == "training step")
 
 
@@ -208,6 +224,64 @@ def test_the_gpu_run_works_on_a_cpu_in_tiny(no_process, fake_gpu, capsys, tmp_pa
     out = capsys.readouterr().out
     assert "Acme G1" in out and "compiled" in out and "0.002" in out
     assert [row["seconds"] for row in report.rows] == [[0.002]] * 2
+
+
+def test_no_table_begins_and_no_round_after_the_first_when_the_time_is_over(
+        no_process, fake_gpu, monkeypatch, capsys, tmp_path):
+    """So that one call ends in time, and tells what it left out."""
+    config = tiny(tmp_path, command="gpu", rounds=3, device="cpu", minutes=9.0)
+    report = speed.Report(config, SimpleNamespace(type="cuda"))
+    clock = iter([0.0, 1e9])  # a table begins in time, and its first round ends too late
+    monkeypatch.setattr(speed.time, "monotonic", lambda: next(clock, 1e9))
+    size = speed.replace(speed.LARGE, device="cpu", **{**speed.TINY, "compile": False})
+    report.until = 540.0
+    report.add_table("first", size, {"a": (lambda: None, 1)}, {})
+    report.add_table("second", size, {"a": (lambda: None, 1)}, {})
+    speed.time_training(report, size, ("plain", "ours"))
+    report.device = CPU
+    speed.time_kernels(report)
+    out, rows = report_of(capsys, tmp_path / "gpu.json")
+    assert [row["seconds"] for row in rows] == [[0.002]] and rows[0]["table"] == "first"
+    assert out.count("left out, since 9 minutes are over: --minutes or --only") == 2 + 5
+    assert speed.Report(config, torch.device("cpu")).has_time("a CPU has all the time")
+
+
+# ---- equal law
+
+def test_the_orders_of_other_methods_are_orders_of_masks():
+    """Blocks open one after the other, a mask at a time in each; eso_lm opens the groups that it
+    has drawn. The text is led to other words on the way, as (24.5) needs it."""
+    process, frozen = make_method("mdlm", 5).process, torch.zeros(2, 12, dtype=torch.bool)  # (B, L)
+    z, seen = torch.full((2, 12), 5), []  # (B, L)
+    denoiser = lambda z, t, at: seen.append(z.clone()) or torch.zeros(int(at.sum()), 6)
+    sampler = equal_law.InBlocks(equal_law.make_sampler("spread", make_method("mdlm", 5)), 4)
+    for step, z in enumerate(sampler(process, denoiser, z, frozen, 2), 1):
+        assert ((z != 5).sum(-1) == 2 * step).all() and (z[:, 4 * -(-step // 2):] == 5).all()
+        z[z != 5] = 3
+    assert step == 6 and all(((a == 5) | (a == 3)).all() for a in seen)
+    torch.manual_seed(3)
+    method = make_method("eso_lm", 5)
+    wanted = method.group(*method.draw(frozen), frozen, 3)  # (B, L)
+    torch.manual_seed(3)
+    found = equal_law.EsoTurns(method=method).turns(~frozen, 3)  # (B, L)
+    assert torch.equal(found, wanted) and found.min() == 0
+
+
+def test_kl_at_equal_law_is_exact_for_one_word_at_a_time(capsys, tmp_path, monkeypatch):
+    """8 words in 8 steps, in blocks as well, lose nothing; all at once they lose much."""
+    spread = equal_law.make_sampler("spread", make_method("mdlm", 2))
+    monkeypatch.setattr(equal_law, "orders", lambda: {
+        "spread": (spread, [8, 1], False),
+        "blocks": (equal_law.InBlocks(spread, 4), [4, 1], False),
+        "eso": (equal_law.EsoTurns(method=make_method("eso_lm", 2)), [10**4, 1], True)})
+    rows = equal_law.print_laws(equal_law.measure_laws(16, 8))
+    kl = [row["kl"] for row in rows]
+    assert abs(kl[0]) < 1e-9 and abs(kl[2]) < 1e-9 and abs(kl[4]) < 1e-3
+    assert min(kl[1], kl[3]) > 0.2 and kl[5] > 0.02 and len(rows) == 7
+    assert capsys.readouterr().out.count("<") == 3
+    monkeypatch.setattr(speed, "measure_laws", lambda texts, length: iter(rows))
+    speed.main(tiny(tmp_path, command="law"))
+    assert len(json.loads((tmp_path / "law.json").read_text())["rows"]) == 7
 
 
 @pytest.mark.parametrize("name, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
@@ -243,7 +317,7 @@ def test_a_command_line_that_cannot_be_measured_is_one_line(capsys):
     argv = "--command", "cpu", "--only", "sampling", "--lengths", "many"
     said = complaint(speed, *argv, capsys=capsys)
     assert "--lengths 'many' must be whole numbers" in said
-    assert "say what to measure: cpu, gpu" in complaint(speed, capsys=capsys)
+    assert "say what to measure: cpu, gpu, law, peers" in complaint(speed, capsys=capsys)
 
 
 def test_the_levers_are_reported_one_by_one(monkeypatch, capsys, tmp_path):

@@ -25,6 +25,7 @@ from tests.mutants.rewards import POLICY
 from tests.mutants.sampling import SAMPLING
 from tests.mutants.search import SEARCH
 from tests.mutants.seq2seq import SEQ2SEQ
+from tests.mutants.speed import SPEED
 from tests.mutants.text_statistics import BY_SOURCE, COLLAPSE, LENGTHS, STATISTICS
 from tests.mutants.theory import THEORY
 from tests.mutants.thoughts import THOUGHTS
@@ -34,6 +35,7 @@ MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATIST
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
            *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *LENGTH2, *GAINS,
            *CLAIMS]
+           *SPEED]
 
 
 def find_tests(names):
