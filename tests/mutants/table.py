@@ -34,8 +34,7 @@ TESTS = Path(__file__).parent.parent
 MUTANTS = [*THEORY, *HYBRIDS, *EMBEDDING, *SAMPLING, *SEARCH, *SEQ2SEQ, *STATISTICS, *COLLAPSE,
            *BY_SOURCE, *LENGTHS, *REASONING, *THOUGHTS, *POLICY, *PROGRAM, *GRID, *EDITS, *EVIDENCE,
            *FLOWS, *FRONT, *FRONT2, *GRADIENTS, *RECIPES, *INSERTION, *LATENTS, *LENGTH2, *GAINS,
-           *CLAIMS]
-           *SPEED]
+           *CLAIMS, *SPEED]
 
 
 def find_tests(names):
