@@ -21,7 +21,7 @@ import torch.nn as nn
 from diffusion import Ancestral, ancestral, probabilities
 from flags import UserError, flag
 from gaussian import DDPM, LEAST, noise_nats, prior_nats
-from methods.base import Method, skip_texts
+from methods.base import Method, free_tokens, scatter_nats, skip_texts
 from methods.clocks import CLOCKS, when
 from methods.gammas import Logistic
 from model import Transformer, select_rows

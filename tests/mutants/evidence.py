@@ -84,7 +84,8 @@ SAMPLERS = [
      "test_evidence", "the likeliest word at the end"),
     ("samplers/evidence.py", "if process.feeds_back:", "if False:",
      "test_tess", "a walk of evidence feeds nothing back"),
-    ("samplers/evidence.py", "(to_probs(log_p) > 0).double()", "to_probs(log_p)",
+    ("samplers/evidence.py", "to_probs(log_p) > 0, height.double(), 0.0)",
+     "to_probs(log_p) > 0, to_probs(log_p).double(), 0.0)",
      "test_evidence", "multi-hot in the shares of its words"),
 ]
 
