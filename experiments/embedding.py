@@ -27,7 +27,7 @@ T = 2000  # levels, as published
 
 @dataclass
 class Config:
-    steps: str = flag("2,5,20,50", "of the samplers, with commas between", each=int)
+    steps: str = flag("2,5,20,50", "of the samplers, with commas between", each=int, least=1)
     num_samples: int = flag(64, "texts at each point", least=10)
     length: int = flag(16, "words of a text", least=2)
 

@@ -68,7 +68,7 @@ def answering(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         write()
-        for name in {*DIFFERENT, "mdlm"}:
+        for name in {*DIFFERENT, "mdlm", "udlm"}:
             random_checkpoint(root / name, method=name, sft=True, **SIZE)
     return root
 

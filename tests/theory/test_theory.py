@@ -20,7 +20,7 @@ for _name in METHODS:  # the processes of the table that are not yet here
         if not any(type(_process) is type(other) for other in PROCESSES.values()):
             PROCESSES[_name] = _process
 DIFFUSIONS = ["mdlm", "udlm", "gidd"]
-DRAWS = {"mdlm": 1000, "udlm": 8000, "gidd": 20_000}  # in a batch, for an error below 1 %
+DRAWS = {"mdlm": 1000, "udlm": 8000, "gidd": 40_000}  # in a batch, for an error below 1 %
 each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 
 
