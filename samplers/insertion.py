@@ -108,8 +108,8 @@ def share_out(draft, g):
     part = torch.searchsorted(ends, balls, right=True).clamp(max=g.shape[1] - 1)  # (B, R)
     own = draft.part[:, None] == part[..., None]  # (B, R, M)
     cdf = torch.where(own, g[:, None], 0.0).cumsum(-1)  # (B, R, M)
-    u = torch.rand(part.shape, dtype=torch.float64, device=g.device)[..., None]  # (B, R, 1)
-    gap = (cdf <= u * cdf[..., -1:]).sum(-1).clamp(max=g.shape[1] - 1)  # (B, R)
+    u = torch.rand(g.shape, dtype=torch.float64, device=g.device)[:, :part.shape[1]]  # (B, R)
+    gap = (cdf <= u[..., None] * cdf[..., -1:]).sum(-1).clamp(max=g.shape[1] - 1)  # (B, R)
     real = (balls < ends[:, -1:]).long()  # (B, R)
     return torch.zeros_like(draft.part).scatter_add(-1, gap, real)  # (B, M)
 

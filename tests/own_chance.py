@@ -8,6 +8,7 @@ depends on the rest of the batch.
 import sys
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ class OwnChance:
         frame = sys._getframe(2)
         while frame.f_code.co_filename == __file__:
             frame = frame.f_back
-        return frame.f_code.co_filename, frame.f_lineno, frame.f_back.f_lineno
+        return Path(frame.f_code.co_filename).name, frame.f_lineno, frame.f_back.f_lineno
 
     def uniform(self, shape, dtype=None, device=None):
         """In place of torch.rand. -> shape"""
