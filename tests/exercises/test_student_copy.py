@@ -41,10 +41,10 @@ def test_marks_open_and_close_and_a_blank_is_a_few_lines():
 
 
 def test_the_copy_is_the_project_without_its_solutions(tmp_path):
-    out = student_copy.copy_project(tmp_path / "student")
+    out, known = student_copy.copy_project(tmp_path / "student"), student_copy.exercises()
     for n, parts in student_copy.exercises(out).items():
         assert all("NotImplementedError" in part[3] for part in parts)
-        for _, _, _, solution in student_copy.exercises()[n]:
+        for _, _, _, solution in known[n]:
             assert solution not in (out / parts[0][0]).read_text("utf-8")
     changed = set()
     for path in student_copy.project_files():
@@ -55,7 +55,7 @@ def test_the_copy_is_the_project_without_its_solutions(tmp_path):
         if (out / file).read_bytes() != path.read_bytes():
             changed.add(file)
             compile((out / file).read_text("utf-8"), str(file), "exec")
-    assert changed == {part[0] for parts in student_copy.exercises().values() for part in parts}
+    assert changed == {part[0] for parts in known.values() for part in parts}
     assert (out / "viewer" / "player.html").exists() and (out / "README.md").exists()
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     kept = {path.relative_to(ROOT).as_posix() for path in student_copy.project_files()}
@@ -129,8 +129,11 @@ def test_one_blank_alone_and_a_folder_with_files_is_left_as_it_is(tmp_path):
         student_copy.copy_project(out)
 
 
-def test_the_score_sheet_tells_blank_and_wrong_apart_and_explains(tmp_path, capsys):
+def test_the_score_sheet_tells_blank_and_wrong_apart_and_explains(tmp_path, monkeypatch, capsys):
     """A student who solved 18 but exchanged the groups, and has not begun with 19."""
+    run = subprocess.run
+    monkeypatch.setattr(student_copy.subprocess, "run", lambda words, **options: run(
+        **forked(dict(args=words, env=dict(os.environ))), **options))
     out = student_copy.copy_project(tmp_path / "student")
     source = out / "methods" / "pgm.py"
     exchanged = ("n = torch.where(group, 1 - t, t); "

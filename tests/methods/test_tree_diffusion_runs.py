@@ -61,7 +61,7 @@ def test_what_is_no_tree_is_refused_in_one_line(capsys):
 
 
 def test_the_experiment_counts_what_is_solved_after_each_number_of_edits(capsys):
-    tree_edits.main(configure(tree_edits.Config, minutes=0.002, questions=6, out_dir="out"))
+    tree_edits.main(configure(tree_edits.Config, minutes=0.002, questions=2, out_dir="out"))
     rows = json.load(open("out/tree_edits.json"))["rows"]
     assert len(rows) == 6 * 4 and all(0 <= row["solved"] <= 1 for row in rows)
     for way in {row["way"] for row in rows}:  # what is solved stays so
