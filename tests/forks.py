@@ -51,6 +51,11 @@ def begin(env):
     """What Python does first: environment, signals, warnings, streams, no module of the project."""
     os.environ.clear()
     os.environ.update(env)
+    for number in signal.valid_signals():  # no handler of the process that forks is left
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     importlib.reload(warnings)

@@ -1,7 +1,6 @@
 """Two processes learn what one does, stop together, and do not leave each other hanging."""
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,18 +10,39 @@ import torch
 from checkpoints.file import Folder
 from checkpoints.load import read_state
 from flags import UserError
+from forks import forked
 from runs import (  # noqa: F401
-    cache, elsewhere, fit, interrupt, metrics, script, tiny,
+    ROOT, cache, elsewhere, fit, interrupt, metrics, python, script, tiny,
 )
 from runtime import distributed, progress
 from runtime.signals import GracefulStop
 
 
+TORCHRUN = """
+import subprocess
+import sys
+
+sys.path[:0] = sys.argv.pop(1), sys.argv.pop(1)
+from forks import forked
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from torch.distributed.run import main
+
+
+def start(args, env, **options):  # [python, -u, train.py, ...]
+    words = [word for word in args if word != "-u"]
+    return subprocess.Popen(**forked(dict(args=words, env=env)), **options)
+
+
+subprocess_handler.Popen = start
+main(["--standalone", "--nproc_per_node", "2", *sys.argv[1:]])
+"""
+
+
 def torchrun(*argv):
-    words = script("train", *argv)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words["args"] = [sys.executable, *launcher, *words["args"][1:]]
-    return dict(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """torchrun in a fork of this process, which has torch, and whose processes are forks of it."""
+    _, *words = script("train", *argv)["args"]
+    return dict(forked(python("-c", TORCHRUN, ROOT, ROOT / "tests", *words)), stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE)
 
 
 def test_two_processes_learn_what_one_does_and_sigterm_stops_both(monkeypatch):
@@ -97,20 +117,20 @@ def test_a_process_that_fails_alone_does_not_leave_the_other_hanging():
     assert 'train.py", line' not in done.stderr
 
 
-TORCHRUN = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1",
+VARIABLES = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1",
                 MASTER_PORT="29500")
 
 
 @pytest.mark.parametrize("change", [
-    *({name: None} for name in TORCHRUN), *({name: ""} for name in TORCHRUN),
+    *({name: None} for name in VARIABLES), *({name: ""} for name in VARIABLES),
     *({name: "junk"} for name in distributed.NUMBERS), dict(RANK="2"), dict(RANK="-1"),
     dict(WORLD_SIZE="0"), dict(MASTER_PORT="70000"), dict(RANK="1.0"), dict(LOCAL_RANK="²")],
     ids=str)
 def test_variables_of_several_processes_count_only_if_torchrun_has_set_them_all(change):
-    found = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
+    found = {name: value for name, value in {**VARIABLES, **change}.items() if value is not None}
     assert distributed.rank_and_world(found) == (0, 1)
     assert distributed.rank_and_world({}) == (0, 1)
-    assert distributed.rank_and_world(TORCHRUN) == (1, 2)
+    assert distributed.rank_and_world(VARIABLES) == (1, 2)
 
 
 def test_processes_that_nobody_answers_are_one_line(monkeypatch):
