@@ -5,6 +5,7 @@ each number depends on the seed, the step, the line of code that draws, and the 
 and of the token. What a sampler makes of them then depends on the text alone, bit for bit, or it
 depends on the rest of the batch.
 """
+import functools
 import sys
 import zlib
 from collections import Counter
@@ -12,6 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+
+@functools.cache
+def number(*key):
+    """A number in [0, 1) that belongs to the key."""
+    return zlib.crc32(repr(key).encode()) / 2**32
 
 
 class OwnChance:
@@ -42,13 +49,13 @@ class OwnChance:
         """In place of torch.rand. -> shape"""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         line, dtype = self.line(), dtype or torch.get_default_dtype()
-        number = lambda *key: zlib.crc32(repr((self.seed, line, *key)).encode()) / 2**32
         if len(shape) < 2 or shape[1] == 1 or not self.steps:
-            row = [number(l) for l in range(shape[-1] if len(shape) > 1 else 1)]  # (L,) or (1,)
+            L = shape[-1] if len(shape) > 1 else 1
+            row = [number(self.seed, line, l) for l in range(L)]  # (L,)
             return torch.tensor(row, dtype=torch.float64).expand(shape).to(dtype)  # shape
         self.drawn[line] += 1
         time = self.step, self.drawn[line]
-        rows = [[number(time, self.first + b, l) for l in range(shape[1])]
+        rows = [[number(self.seed, line, time, self.first + b, l) for l in range(shape[1])]
                 for b in range(shape[0])]
         return torch.tensor(rows, dtype=torch.float64).to(dtype)  # (B, L)
 
