@@ -17,7 +17,7 @@ from methods import METHODS, make_method
 from runs import TINY, cache, elsewhere, fit, late_reports  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("late_reports")
-SHORT = {**TINY, "block_size": 4, "max_iters": 3, "muon_dtype": "float32"}
+SHORT = {**TINY, "block_size": 4, "max_iters": 2, "muon_dtype": "float32"}
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
                           reason="the compiler takes a minute: set PALIMPSEST_SLOW=1")
 
@@ -59,6 +59,7 @@ BESIDE = dict(
     coupled=dict(data="multiplication-thoughts", block_size=20), scheduled=dict(max_iters=6),
     sides=dict(data="add", block_size=13),
     table=dict(data="poem.txt", tokenizer="chars"), spread=dict(token_clock="line"),
+    muon_dtype=dict(max_iters=3), reinforce=dict(max_iters=3),
     slope=dict(times="path"), path=dict(times="path"), anneal=dict(max_iters=6, learning_rate=0.1),
     context_dropout=dict(max_iters=8, learning_rate=0.1, autoencoder=0.1, sentence=2))
 
