@@ -121,14 +121,14 @@ def test_every_kind_of_noise_is_sampled_and_evaluated(method, flags, capsys):
         Path("all.txt").write_text("the quick brown fox jumps over the lazy dog . " * 100)
         beside = dict(data="all.txt", tokenizer="chars")
     fit("out", method=method, max_iters=1, **{**beside, **flags})
-    ways = [dict(), dict(temperature=0.0, steps=16)]
+    ways = [dict(), dict(temperature=0.0, steps=10)]
     if "euler" in (load_row(METHODS, method).samplers or ()):
         ways += [dict(sampler=sampler, top_p=0.9) for sampler in ("analytic", "euler")]
     for way in ways:
         write_texts(capsys, out_dir="out", **way)
     model = load_model("out").method
-    found = results(capsys, "out", steps=16)
-    assert found["steps"] == min(16, model.max_steps or 16) and found["exact"] == model.exact
+    found = results(capsys, "out", steps=10)
+    assert found["steps"] == min(10, model.max_steps or 10) and found["exact"] == model.exact
 
 
 # ---- every kind of data
