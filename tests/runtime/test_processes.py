@@ -41,8 +41,8 @@ main(["--standalone", "--nproc_per_node", "2", *sys.argv[1:]])
 def torchrun(*argv):
     """torchrun in a fork of this process, which has torch, and whose processes are forks of it."""
     _, *words = script("train", *argv)["args"]
-    return dict(forked(python("-c", TORCHRUN, ROOT, ROOT / "tests", *words)), stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE)
+    launcher = python("-c", TORCHRUN, ROOT, ROOT / "tests", *words)
+    return dict(forked(launcher), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_two_processes_learn_what_one_does_and_sigterm_stops_both(monkeypatch):
