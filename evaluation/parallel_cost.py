@@ -63,7 +63,7 @@ class Scorer(CallCounter):
 
 
 def follow(method, denoiser, z, frozen, steps, sampler, to_probs=probabilities, x=None):
-    """Write texts from noise z (B, L), or draw its tokens so that the text becomes x (B, L). -> Walk
+    """Write texts from noise z (B, L), or draw tokens so that the text becomes x (B, L). -> Walk
 
     A sampler goes on from the tensor that it yields, so putting other words in there is all it
     takes to lead it to x.

@@ -95,9 +95,9 @@ def draw_bound(process, denoiser, x, frozen=None, known=None):
     """
     v = stratified(len(x), x.device)  # (B, 1)
     t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)  # (B, 1)
-    z, seen = corrupt(process, x, t, frozen), t  # (B, L), (B, 1)
-    if known is not None:
-        z, seen = torch.where(known, x, z), torch.where(known, 0.0, t)  # (B, L) each
+    z = corrupt(process, x, t, frozen)  # (B, L)
+    seen = t if known is None else torch.where(known, 0.0, t)  # (B, 1|L)
+    z = z if known is None else torch.where(known, x, z)  # (B, L)
     weight = math.pi * (t * (1 - t)).sqrt() * jump_weight(process, x, z, t)  # (B, L)
     weight = weight if known is None else weight.masked_fill(known, 0.0)  # (B, L)
     return weighted_bound(process, denoiser, z, seen, x, z, t, weight, frozen)  # (B, L)
@@ -116,6 +116,10 @@ class UDLM(Method):
 
     def __post_init__(self):
         self.process, self.vocab_size = Uniform(self.n_tokens), self.n_tokens
+
+    @property
+    def token_times(self):
+        return self.known > 0
 
     def nelbo(self, denoiser, x, frozen=None):
         """-> (B, L) nats, an upper bound in the mean"""

@@ -5,7 +5,7 @@ Under uniform noise a token at t = 1 is a random word, which says no more of its
 does, and at t = 0 it is text. So give every token the time 1 until its turn k_l, and 0 after it. In
 turn k, (0.3) from t = 1 to s = 0 draws
 
-    z_l ~ x_theta_l(. | z, t),   t_j = [k_j >= k],   for all l with k_l = k                   (24.10)
+    z_l ~ x_theta_l(. | z, t),   t_j = [k_j >= k],   for all l with k_l = k                  (24.10)
 
 whatever stands there, from what stands at t = 0. That is a step of masked diffusion, and (24.1) is
 its law: with an order of `spread`, texts that lose as little in as few calls. In steps of (0.3)
@@ -34,7 +34,7 @@ class Turns(Spread):
 
     def prepare(self, model):
         """A network that has seen one time for all tokens does not know what two of them mean."""
-        if isinstance(model.denoiser, torch.nn.Module) and not getattr(model.method, "known", 0):
+        if isinstance(model.denoiser, torch.nn.Module) and not model.method.token_times:
             raise UserError("--sampler turns needs a network of udlm or duo that was trained with "
                             "--known 0.5")
 

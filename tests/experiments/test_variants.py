@@ -12,7 +12,8 @@ from runtime import progress
 
 @pytest.mark.parametrize("command, rows", [
     ("ggm", ["words ", "bits "]),
-    ("dfm", ["udlm ", "posterior ", "posterior with bound reversal ", "others with bound reversal "])])
+    ("dfm", ["udlm ", "posterior ", "posterior with bound reversal ",
+             "others with bound reversal "])])
 def test_each_value_has_a_row_and_a_difference_on_the_same_texts(command, rows, monkeypatch,
                                                                  capsys):
     tiny = dict(n_layer=1, n_embd=8, n_head=1, dtype="float32", eval_iters=1, warmup_iters=0,
