@@ -308,7 +308,7 @@ class Sampler:
     """sampler(process, denoiser, z, frozen, steps, to_probs) yields z (B, L) after each step, and
     goes on from there. Its fields are its flags. It has a row in samplers/__init__.py."""
     draws_from_model = True  # in many steps, texts follow the model's own distribution
-    chooses_first = False  # under masks it chooses which to open before it draws: (24.1) is its law
+    chooses_first = draws_once = False  # before it draws: (24.1) is its law under masks, any noise
     words_per_step, also_called = None, ()  # None: without --steps, 128; names known elsewhere
     rewrites = uses_cache = draws_decide = False  # changes text; has a KV cache; all draws decide
     write_in_order = None  # for ar: (method, denoiser, z, frozen, ..) yields z

@@ -63,19 +63,21 @@ class Scorer(CallCounter):
 
 
 def follow(method, denoiser, z, frozen, steps, sampler, to_probs=probabilities, x=None):
-    """Write texts from masks z (B, L), or open the masks so that the text becomes x (B, L). -> Walk
+    """Write texts from noise z (B, L), or draw tokens so that the text becomes x (B, L). -> Walk
 
     A sampler goes on from the tensor that it yields, so putting other words in there is all it
     takes to lead it to x.
     """
-    whole = method.opens_masks and not method.left_to_right and method.samplers is None
+    noise = method.opens_masks or sampler.draws_once
+    whole = noise and not method.left_to_right and method.samplers is None
     if not sampler.chooses_first or not whole:
         raise ValueError(f"the law of {type(sampler).__name__} with {method.name} is not (24.1)")
     scorer = Scorer(denoiser)
     log_q = torch.zeros(len(z), dtype=torch.float64, device=z.device)  # (B,)
     before = z
     for z in method.sample(scorer, z.clone(), frozen, steps, sampler, to_probs):
-        opened = (before == method.process.mask) & (z != method.process.mask)  # (B, L)
+        opened = scorer.at if sampler.draws_once else (
+            (before == method.process.mask) & (z != method.process.mask))  # (B, L)
         if x is not None:
             z[opened] = x[opened]
         if opened.any():
@@ -85,7 +87,7 @@ def follow(method, denoiser, z, frozen, steps, sampler, to_probs=probabilities, 
 
 
 def from_nothing(method, n, length):
-    """Masks, and nothing that is given. -> z (n, length), frozen (n, length)"""
+    """Noise, and nothing that is given. -> z (n, length), frozen (n, length)"""
     z = method.prior((n, length))  # (n, length)
     return z, torch.zeros_like(z, dtype=torch.bool)  # (n, length)
 

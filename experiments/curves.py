@@ -50,6 +50,7 @@ RUNS = {  # {name of the curve: flags of train.py}
     **{f"{name}, rotary": dict(TOY, method=name, learned_places=None) for name in ("ar", "mdlm")},
     **{name: dict(TOY, method=name, **flags) for name, flags in FROM.items()},
     "pgm": dict(TOY, method="pgm", learned_places=None),
+    "udlm, known in part": dict(TOY, method="udlm", known=0.5),
     "classifier": dict(TOY, method="classifier", labels=True),
     "mdlm, width 32": dict(TOY, method="mdlm", n_embd=32),
     "mdlm, width 128": dict(TOY, method="mdlm", n_embd=128),
@@ -83,7 +84,8 @@ CHAPTERS = {  # {page: its curves}
     "20-puzzles": ["mgdm", "mdlm on puzzles"],
     "20-thoughts": ["dot", "mdlm on thoughts", "ar on thoughts"],
     "21-any-length": ["flexmdm", "mdlm on sentences"], "21-insertions": ["ilm", "flexmdm"],
-    "24-orders": "planner mdlm", "25-scaling": ["mdlm, width 32", "mdlm", "mdlm, width 128"],
+    "24-orders": "planner mdlm", "24-turns": ["udlm", "udlm, known in part"],
+    "25-scaling": ["mdlm, width 32", "mdlm", "mdlm, width 128"],
 }
 CHAPTERS = {page: names.split() if isinstance(names, str) else names
             for page, names in CHAPTERS.items()}

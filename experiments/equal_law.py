@@ -12,13 +12,14 @@ plain masked sampling in 32 steps of (0.3). Its order is random, so its KL has o
 (24.7), and an upper one, (24.4). The others have to stay below the *lower* one.
 
     mdlm, pgm   spread: the same law, since both networks estimate the same distribution
+    udlm        turns: the same law again, (24.10)
     bd3lm       blocks in order, `spread` inside each
     eso_lm      random words in parallel, the rest from left to right. Its KL is an upper bound
     ar          one word at a time, from left to right: KL is 0
 
 A network with errors of its own has another KL; docs/results.md has what opening in parallel costs
-trained ones. Uniform noise has 32 steps as plain sampling of it: (24.6) bounds its KL, and no other
-grid of times took fewer for the same.
+trained ones. With one time for all tokens uniform noise has 32 steps, as plain sampling of it:
+(24.6) bounds its KL, and no other grid of times took fewer for the same.
 """
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ def orders():
     """What `law` prints: name -> (sampler of masks, steps to try, whether KL is only bounded)."""
     spread, eso = make_sampler("spread", make_method("mdlm", 2)), make_method("eso_lm", 2)
     return {"plain: random, by (0.3)": (ancestral, [REFERENCE], True),
-            "mdlm, pgm: spread": (spread, [4, SPREAD_STEPS, 16], False),
+            "mdlm, pgm: spread; udlm: turns": (spread, [4, SPREAD_STEPS, 16], False),
             f"bd3lm, blocks of {BLOCK}: spread": (InBlocks(spread), [4, BLOCK_STEPS], False),
             "eso_lm, half of the words": (EsoTurns(method=eso), [32, ESO_STEPS], True)}
 
@@ -113,12 +114,14 @@ def samplers_at_equal_law(size, plain):
     L, models = size.length, {name: untrained(name, size) for name in ("mdlm", "pgm")}
     block = min(BLOCK, L)
     models["bd3lm"] = untrained("bd3lm", size, diffusion_block=block)
-    models["eso_lm"] = untrained("eso_lm", size)
-    spread = make_sampler("spread", models["mdlm"][0])
+    models |= {name: untrained(name, size) for name in ("udlm", "eso_lm")}
+    spread, turns = (make_sampler(name, models[method][0])
+                     for name, method in (("spread", "mdlm"), ("turns", "udlm")))
     ours = lambda name, steps, sampler=ancestral: (
         our_sampler(size, *models[name], steps, sampler), 1)
     return {**plain,
             f"mdlm, spread in {SPREAD_STEPS}": ours("mdlm", SPREAD_STEPS, spread),
             f"pgm, spread in {SPREAD_STEPS}": ours("pgm", SPREAD_STEPS, spread),
+            f"udlm, turns in {SPREAD_STEPS}": ours("udlm", SPREAD_STEPS, turns),
             f"bd3lm, blocks of {block}, {BLOCK_STEPS} steps": ours("bd3lm", BLOCK_STEPS, spread),
             f"eso_lm, half in {ESO_STEPS}": ours("eso_lm", ESO_STEPS)}

@@ -53,6 +53,7 @@ RULES = {  # what is printed: method, sampler, its flags, corrector
     "edit, mask again": ("mdlm", "edit", dict(again=True)),
     "ProSeCo": ("mdlm", "proseco"),
     "uniform noise, by (0.3)": ("udlm", "ancestral"),
+    "uniform noise, in turns": ("udlm", "turns"),
     "uniform noise, psi": ("udlm", "psi"),
     "DDPD": ("udlm", "ddpd"),
     "DDPD, greedy": ("udlm", "ddpd", dict(greedy=True)),
@@ -105,7 +106,8 @@ class Toy:
         if model and head:
             sampler.prepare(model)
         torch.manual_seed(1)
-        if sampler.chooses_first and method.opens_masks and corrector == "draw":
+        known = sampler.chooses_first and method.opens_masks or sampler.draws_once
+        if known and corrector == "draw":
             z, nothing = cost.from_nothing(method, self.texts, self.length)
             walk = cost.follow(method, oracle, z, nothing, steps, sampler)
             led = cost.follow(method, oracle, z, nothing, steps, sampler, x=self.x)
@@ -149,7 +151,7 @@ def print_row(name, toy, row, exact):
 def is_exact(method, sampler, options=None, *corrector):
     """Whether the order follows from what is open, so that (24.4) and (24.5) are no bounds."""
     random = sampler in ("ancestral", "first-hitting") or (options or {}).get("shift")
-    return method == "mdlm" and not random
+    return (method == "mdlm" or sampler == "turns") and not random
 
 
 def compare_rules(config):

@@ -14,7 +14,8 @@ there by its own script in a process of one thread, and its network is then read
                  batches are made contiguous, without which it stops on a CPU
 
 Ours are `mdlm` and `ar` with the defaults of train.py, in float32 as the others. How many steps fit
-is measured for each: two short runs differ by the cost of their steps alone. All codes get the same
+is measured for each: two short runs differ by the cost of their steps alone. With --seeds, each is
+trained as often, public code from its own seed and from the ones behind it. All codes get the same
 characters (others than ASCII become "?") and the same split, and are scored on all of it that is
 held out, in windows of 64: the masked ones by (3.1), the others exactly. nanoGPT has no start of a
 text, so it alone sees the character before each window.
@@ -38,6 +39,7 @@ import torch.nn.functional as F
 from checkpoints.load import load_model
 from data import load_data
 from data.files import write_file
+from evaluation.errors import mean_over_seeds
 from evaluation.likelihood import mean_error, nats_of
 from experiments.timing import hardware
 from flags import UserError
@@ -48,10 +50,17 @@ ROOT = Path(__file__).parent.parent
 LENGTH, BATCH = 64, 12  # of nanoGPT's CPU flags
 SHAPE = dict(n_layer=4, n_head=4, n_embd=128)
 FEW = 10, 40  # steps of the runs that measure what a step costs
+SEEDED = """
+import runpy, sys, torch
+first, after = torch.manual_seed, int(sys.argv.pop(1)) - 1
+torch.manual_seed = lambda seed: first(seed + after)
+runpy.run_path("train.py", run_name="__main__")
+"""
 DRIVER = """
 import json, sys
-import training
-shape, steps, batch = json.loads(sys.argv[1])
+import torch, training
+shape, steps, batch, seed = json.loads(sys.argv[1])
+torch.manual_seed(seed)
 config, loop, loader = training.DiffusionConfig, training.train, training.get_data_loader
 training.DiffusionConfig = lambda: config(**shape)
 training.get_data_loader = lambda **given: (
@@ -92,7 +101,7 @@ class Text:
         return x, torch.from_numpy(before.astype(np.int64))  # (n, L), (n,)
 
 
-# ---- the codes: prepare(folder, text), command(steps), network(folder), nats(network, text)
+# ---- the codes: prepare(folder, text), command(steps, seed), network(folder), nats(network, text)
 
 class NanoGPT:
     about, files = "nanoGPT, exact", ("train.py", "model.py", "config/train_shakespeare_char.py")
@@ -105,14 +114,15 @@ class NanoGPT:
             text.data.ids(split).astype(np.uint16).tofile(place / f"{split}.bin")
         n_vocab = text.data.encoding.n_vocab
         (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": n_vocab}))
+        (folder / "drive.py").write_text(SEEDED, "utf-8")
 
-    def command(self, steps):
+    def command(self, steps, seed):
         flags = dict(dataset="palimpsest", out_dir="out", device="cpu", compile=False, dropout=0.0,
                      block_size=LENGTH, batch_size=BATCH, max_iters=steps, lr_decay_iters=steps,
                      eval_interval=steps, eval_iters=2, always_save_checkpoint=True,
                      dtype="float32", **SHAPE)
         words = [f"--{name}={value}" for name, value in flags.items()]
-        return [sys.executable, "train.py", self.files[2], *words]
+        return [sys.executable, "drive.py", str(seed), self.files[2], *words]
 
     def network(self, folder):
         code = module_in(folder / "model.py")
@@ -144,8 +154,8 @@ class TinyDiffusion:
         (place / "tiny_shakespeare.txt").write_text(train, "utf-8")
         (folder / "drive.py").write_text(DRIVER, "utf-8")
 
-    def command(self, steps):
-        return [sys.executable, "drive.py", json.dumps([self.shape, steps, BATCH])]
+    def command(self, steps, seed):
+        return [sys.executable, "drive.py", json.dumps([self.shape, steps, BATCH, seed])]
 
     def network(self, folder):
         code = module_in(folder / "model.py")
@@ -167,10 +177,10 @@ class Ours:
         folder.mkdir(parents=True, exist_ok=True)
         self.data = str(text.path.resolve())
 
-    def command(self, steps):
+    def command(self, steps, seed):
         flags = dict(data=self.data, tokenizer="chars", method=self.method, block_size=LENGTH,
                      max_iters=steps, eval_interval=steps, eval_iters=1, dtype="float32",
-                     muon_dtype="float32", device="cpu", out_dir="out")
+                     muon_dtype="float32", device="cpu", out_dir="out", seed=seed)
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         return [sys.executable, str(ROOT / "train.py"), *words]
 
@@ -234,18 +244,21 @@ def cpu_seconds(words, folder):
             - before.children_user - before.children_system)
 
 
-def measure_code(code, folder, text, seconds):
-    """Train it for so many CPU seconds, and score it. -> a row of the report"""
+def measure_code(code, folder, text, seconds, seeds=1):
+    """Train it for so many CPU seconds, and score it, with each seed. -> a row of the report"""
     code.prepare(folder, text)
-    short, longer = (cpu_seconds(code.command(steps), folder) for steps in FEW)
+    short, longer = (cpu_seconds(code.command(steps, 1), folder) for steps in FEW)
     each = max((longer - short) / (FEW[1] - FEW[0]), 1e-4)  # seconds of a step
-    steps = max(1, round(seconds / each))
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    took = cpu_seconds(code.command(steps), folder)
-    network = code.network(folder)
-    mean, error = mean_error(code.nats(network, text) / LENGTH)
+    steps, took, scores = max(1, round(seconds / each)), [], []
+    for seed in range(1, seeds + 1):
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        took.append(cpu_seconds(code.command(steps, seed), folder))
+        network = code.network(folder)
+        scores.append(mean_error(code.nats(network, text) / LENGTH))
+    mean, error = mean_over_seeds(*zip(*scores))
     return {"code": code.about, "parameters": sum(p.numel() for p in network.parameters()),
-            "steps": steps, "ms": 1000 * each, "cpu_seconds": took, "nats": mean, "error": error}
+            "steps": steps, "ms": 1000 * each, "cpu_seconds": sum(took) / seeds, "nats": mean,
+            "error": error, "scores": scores}
 
 
 def copied(name, path, out_dir):
@@ -272,11 +285,13 @@ def compare_peers(config):
     codes += [(Ours(method), out_dir / method) for method in ("ar", "mdlm")]
     print(f"{machine}\n{config.data}: {len(text.data.train):,} characters, "
           f"{text.data.encoding.n_vocab} symbols; {len(text.data.val):,} held out; "
-          f"{config.seconds} CPU seconds of training each\n{'':<24}{'parameters':>11}{'steps':>8}"
+          f"{config.seconds} CPU seconds of training each, {config.seeds} seeds\n"
+          f"{'':<24}{'parameters':>11}{'steps':>8}"
           f"{'ms/step':>9}{'CPU s':>8}   nats/char")
     rows = []
     for code, folder in codes:
-        rows.append(row := measure_code(code, folder, text, config.seconds))
+        rows.append(row := measure_code(code, folder, text, config.seconds,
+                                             config.seeds))
         print(f"{row['code']:<24}{row['parameters']:>11,}{row['steps']:>8,}{row['ms']:>9.1f}"
               f"{row['cpu_seconds']:>8.0f}   {row['nats']:.3f} +- {row['error']:.3f}", flush=True)
         said = {"hardware": machine, "data": config.data, "rows": rows}

@@ -83,6 +83,7 @@ class Config:
     nanodiff: str = flag("", "peers: a folder with masked code laid out as peers.py says")
     data: str = flag("python", "peers: names, python, or a text file, read as characters")
     seconds: int = flag(120, "peers: CPU seconds of training for each", least=1)
+    seeds: int = flag(1, "peers: runs of each, with seeds 1, 2, ...", least=1)
     hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
     tiny: bool = flag(False, "tiny networks, to see whether it runs")
 

@@ -63,7 +63,8 @@ RUNS = {  # {command: {run: its flags, and the flags that another evaluation of 
     "clocks": {
         "common": (dict(SMALL, method="plaid", self_condition=0.0),
                    [dict(token_clock=clock) for clock in ("arc", "line", "any")]),
-        "adaptive": small(method="plaid", self_condition=0.0, token_clock="adaptive")},
+        **{clock: small(method="plaid", self_condition=0.0, token_clock=clock)
+           for clock in ("arc", "line", "adaptive")}},
     "evidence": {
         **{name: small(method=name) for name in EVIDENCE},
         "tess with (14.7)": small(method="tess", skip=True, self_condition=0.0),
@@ -74,7 +75,7 @@ RUNS = {  # {command: {run: its flags, and the flags that another evaluation of 
     "dfm": {"udlm": (dict(method="udlm"), []),
             "posterior": (WORDS, REVERSAL),
             "others": (dict(WORDS, head="others"), REVERSAL),
-            "others, gkl": (dict(WORDS, head="others", objective="gkl"), REVERSAL)},
+            "others with gkl": (dict(WORDS, head="others", objective="gkl"), REVERSAL)},
 }
 
 
@@ -118,7 +119,7 @@ def main(config, given=()):
                 method.load_extra_state(model.method.extra_state())
                 scored = SimpleNamespace(method=method, denoiser=model.denoiser)
                 nats = score_texts(scored, x, draws_of(method), 256) - exact  # (n,)
-                what = ", ".join([name, *(f"{key} {value}" for key, value in later.items())])
+                what = " with ".join([name, *(f"{key} {value}" for key, value in later.items())])
                 rows.append(Trained(what, nats, *minutes))
     lines = print_means(rows, config.hardware, data.independent_texts)
     print_differences(lines, data.independent_texts)

@@ -51,6 +51,7 @@ class Method:
     predicts = "each token in its place"  # what a row of logits is: other networks do not fit
     adapts = ()  # what networks predict whose weights `weights_from` can change to fit
     uses_time = False  # the network reads the time t
+    token_times = False  # and has learned to read another one for each token
     mask_mod = None  # the attention pattern; None: all tokens see all
     bidirectional = True  # one call reads the whole text, masks included: neither cache nor packing
     shardable = True  # all that is trained is read inside the network, so FSDP can spread it

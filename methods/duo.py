@@ -118,7 +118,7 @@ class Duo(UDLM):
         -> (B, L) nats
         """
         if self.progress >= self.curriculum:
-            return self.nelbo(denoiser, x, frozen)  # (B, L)
+            return super().loss(denoiser, x, frozen)  # (B, L)
         t = stratified(len(x), x.device)  # (B, 1)
         z, soft = self.relax(x, t)  # (B, L), relaxed (B, L, V), or a pair (B, L, k)
         return self.relaxed_bound(denoiser, x, z, soft, t, frozen)  # (B, L)

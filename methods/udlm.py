@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from diffusion import Uniform, corrupt, jump_rate, stratified
+from flags import flag
 from methods.base import Method, loss_at, to_float32
 
 
@@ -82,8 +83,10 @@ def weighted_bound(process, denoiser, seen, noise, x, z, t, weight, frozen=None)
     return loss_at(denoiser, seen, noise, at, mixture_nats, facts, n, weight, frozen)  # (B, L)
 
 
-def draw_bound(process, denoiser, x, frozen=None):
+def draw_bound(process, denoiser, x, frozen=None, known=None):
     """One unbiased draw of (0.2) at every token. -> (B, L) nats
+
+    known (B, L): tokens at time 0, while the others are at time t: shown, not scored
 
     Times are t = sin^2(pi v / 2) for uniform v, weighted by dt/dv. Near t = 0 a wrong token is as
     rare as t and weighs 1/t: at uniform times a few draws would make up the mean, with infinite
@@ -93,13 +96,19 @@ def draw_bound(process, denoiser, x, frozen=None):
     v = stratified(len(x), x.device)  # (B, 1)
     t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)  # (B, 1)
     z = corrupt(process, x, t, frozen)  # (B, L)
+    seen = t if known is None else torch.where(known, 0.0, t)  # (B, 1|L)
+    z = z if known is None else torch.where(known, x, z)  # (B, L)
     weight = math.pi * (t * (1 - t)).sqrt() * jump_weight(process, x, z, t)  # (B, L)
-    return weighted_bound(process, denoiser, z, t, x, z, t, weight, frozen)  # (B, L)
+    weight = weight if known is None else weight.masked_fill(known, 0.0)  # (B, L)
+    return weighted_bound(process, denoiser, z, seen, x, z, t, weight, frozen)  # (B, L)
 
 
 @dataclass(eq=False)
 class UDLM(Method):
-    """--method udlm: trained on the bound itself."""
+    """--method udlm: trained on the bound itself, of whole texts, or with --known also of the rest
+    of a text, whose known tokens are at time 0. `--sampler turns` asks for that."""
+    known: float = flag(0.0, "share of the texts in training of which any part is known, at a time "
+                             "of its own: for --sampler turns", least=0, most=1)
     also_called = ("uniform",)
     uses_time = True
     distilled_by, public_layout = ("dcd",), "udlm"
@@ -108,8 +117,18 @@ class UDLM(Method):
     def __post_init__(self):
         self.process, self.vocab_size = Uniform(self.n_tokens), self.n_tokens
 
+    @property
+    def token_times(self):
+        return self.known > 0
+
     def nelbo(self, denoiser, x, frozen=None):
         """-> (B, L) nats, an upper bound in the mean"""
         return draw_bound(self.process, denoiser, x, frozen)  # (B, L)
 
-    loss = nelbo
+    def loss(self, denoiser, x, frozen=None):
+        """The same; of the rest of a text where some tokens are known, any share. -> (B, L) nats"""
+        if self.known == 0:
+            return self.nelbo(denoiser, x, frozen)  # (B, L)
+        u = torch.rand(2, len(x), 1, device=x.device)  # (2, B, 1)
+        known = torch.rand(x.shape, device=x.device) < u[0] * (u[1] < self.known)  # (B, L)
+        return draw_bound(self.process, denoiser, x, frozen, known)  # (B, L)

@@ -17,6 +17,7 @@ SAMPLERS = {
     "psi": "samplers.psi:Psi",                               # steps of (7.3), for any process
     "redraw": "samplers.redraw:Redraw",                      # steps of (4.7): noise is drawn again
     "flow": "samplers.flow:Flow",                            # steps of (14.24): jumps to x alone
+    "turns": "samplers.turns:Turns",                         # a time for each token
 
     "first-hitting": "samplers.unmasking:FirstHitting",      # which masks open: random ones
     "spread": "samplers.orders:Spread",                      # masks that lie far apart

@@ -53,7 +53,7 @@ class Spread(MaskSampler):
     order: str = flag("streams", "streams from left to right, side by side, or the golden ratio",
                       ["streams", "golden"])
     shift: bool = flag(False, "begin at a random mask of each text")
-    chooses_first = True
+    chooses_first = draws_once = True
     words_per_step = 2  # which costs 0.001 nats/token on the toy language (docs/24-orders.md)
 
     def turns(self, masked, steps):

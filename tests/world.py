@@ -132,7 +132,7 @@ def by_state(denoiser):
         own = layout.get("mask_mod") and not getattr(layout["mask_mod"], "cacheable", False)
         own = own or z.is_floating_point()  # or no two texts are alike
         own = own or layout.get("positions", z[0]).dim() > 1  # a layout for each text
-        if own or t is not None and len(t.unique()) > 1:
+        if own or t is not None and (t.shape[-1] > 1 or len(t.unique()) > 1):
             return denoiser(z, t, at=at, label=label, **layout)
         key = (z * 8 ** torch.arange(z.shape[1])).sum(-1) * 8 + (0 if label is None else label)
         _, of = key.unique(return_inverse=True)  # (B,) which of the states

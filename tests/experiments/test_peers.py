@@ -46,6 +46,7 @@ given = dict(word[2:].split("=") for word in words)
 data = np.fromfile(f"data/{given['dataset']}/train.bin", dtype=np.uint16).astype(np.int64)
 meta = pickle.load(open(f"data/{given['dataset']}/meta.pkl", "rb"))
 args = dict(vocab_size=meta["vocab_size"], block_size=int(given["block_size"]))
+torch.manual_seed(1337)
 network = GPT(GPTConfig(**args))
 adam, x = torch.optim.Adam(network.parameters(), learning_rate), torch.from_numpy(data)
 for step in range(int(given["max_iters"])):
@@ -131,6 +132,7 @@ def here(monkeypatch):
             words = [*words, *sum(small.items(), ())]
         with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
             patch.chdir(folder)
+            patch.setattr(torch, "manual_seed", torch.manual_seed)  # which one of them replaces
             patch.setattr(sys, "argv", words[1:])
             for name in () if after else ("model", "training", "sample"):  # theirs, not ours
                 patch.delitem(sys.modules, name, raising=False)
@@ -154,13 +156,17 @@ def test_each_code_is_trained_as_long_and_scored_on_the_same_characters(
     text = "abacabab\u00e9 " * 4000
     (tmp_path / "text.txt").write_text(text, "utf-8")
     config = configure(speed.Config, command="peers", nanogpt=codes[0], nanodiff=codes[1],
-                       data=str(tmp_path / "text.txt"), seconds=5, out_dir=str(tmp_path / "out"))
+                       data=str(tmp_path / "text.txt"), seconds=5, seeds=2,
+                       out_dir=str(tmp_path / "out"))
     speed.main(config)
     out = capsys.readouterr().out
     said = json.loads((tmp_path / "out" / "peers" / "peers.json").read_text())
     rows = {row["code"]: row for row in said["rows"]}
     assert list(rows) == ["nanoGPT, exact", "tiny-diffusion, bound", "ours, ar", "ours, mdlm"]
-    assert here == [1, 3, 50] * 4 and all(row["steps"] == 50 for row in rows.values())
+    assert here == [1, 3, 50, 50] * 4 and all(row["steps"] == 50 for row in rows.values())
+    for code in ("nanoGPT, exact", "ours, ar", "ours, mdlm"):  # the masked stand-in begins with 0
+        (first, _), (second, _) = rows[code]["scores"]
+        assert first != second and rows[code]["nats"] == (first + second) / 2
     assert all(row["cpu_seconds"] == pytest.approx(7) for row in rows.values())
     plain = text.encode("ascii", "replace").decode()
     pairs = {a + b: plain.count(a + b) for a in "abc? " for b in "abc? "}
@@ -172,7 +178,7 @@ def test_each_code_is_trained_as_long_and_scored_on_the_same_characters(
     masked = rows["tiny-diffusion, bound"]
     assert masked["error"] < 0.02
     assert abs(masked["nats"] + (share * np.log(share)).sum()) < 4 * masked["error"]
-    assert "5 CPU seconds of training each" in out and "number of parameters" not in out
+    assert "5 CPU seconds of training each, 2 seeds" in out and "number of parameters" not in out
     assert 0 < rows["ours, mdlm"]["nats"] < 3 and rows["ours, ar"]["parameters"] > 0
 
 

@@ -1,14 +1,16 @@
 """UDLM: the numbers of its public code, and the times at which it draws its bound."""
+import itertools
 import math
 
 import pytest
 import torch
 from references import LOG_P_U, X_U, Z_U, T, V, figure, same
 
+import world
 from diffusion import Uniform, bound
 from methods import make_method
 from methods.udlm import UDLM, jump_weight, mixture_bound
-from world import TEXTS, N
+from world import TEXTS, L, N, P
 
 
 def test_the_bound_is_that_of_the_public_code():
@@ -75,3 +77,62 @@ def test_times_are_drawn_more_often_at_both_ends_and_weighted():
     exact = weight * mixture_bound(method.process, flat, x, z, t)
     torch.testing.assert_close(nats, exact, rtol=1e-4, atol=1e-5)
     assert (jump_weight(method.process, x, z, t) >= 0).all()
+
+
+def test_of_texts_that_are_known_in_part_the_rest_is_scored_and_what_is_known_is_at_time_0():
+    torch.manual_seed(0)
+    seen, x = [], torch.full((400, 50), 4)
+
+    def denoiser(z, t, at):
+        seen.append((z, t, at))
+        return torch.zeros(int(at.sum()), 5)
+    given = torch.arange(50).expand(400, -1) < 3  # (400, 50)
+    nats = make_method("udlm", 5, known=1.0).loss(denoiser, x, given)  # (400, 50)
+    (z, t, at), = seen
+    known = t == 0  # (400, 50)
+    assert (z[known] == 4).all() and (nats[known] == 0).all() and (nats[:, :3] == 0).all()
+    assert torch.equal(at, ~given)  # so many free tokens does loss_at count
+    times = torch.where(known, -1, t).amax(-1, keepdim=True)  # (400, 1)
+    assert ((t == times) | known).all() and (nats[~known & ~given] > 0).all()
+    share = known.double().mean(-1)  # (400,) uniform: its mean is 1/2, its variance 1/12
+    assert abs(share.mean() - 0.5) < 5 * (1 / 12 / 400) ** 0.5 and abs(share.var() - 1 / 12) < 0.02
+    half = make_method("udlm", 5, known=0.25)
+    seen.clear()
+    half.loss(denoiser, x)
+    assert 0.15 < (seen[0][1] == 0).any(-1).double().mean() < 0.35
+
+
+def test_the_loss_of_what_is_not_known_is_its_entropy_at_the_exact_denoiser():
+    """The mean over u, and over which tokens are known, of H(rest | known); k certain ones of three
+    have the probability k! (3 - k)! / 4!, the integral of u^k (1 - u)^(3 - k)."""
+    target = 0.0
+    for known in itertools.product([False, True], repeat=L):
+        known = torch.tensor(known)
+        same = (TEXTS[:, None, known] == TEXTS[None, :, known]).all(-1)  # (27, 27)
+        weight = 1 / (L + 1) / math.comb(L, int(known.sum()))
+        target -= weight * (P * (P / (same * P).sum(-1)).log()).sum()
+    torch.manual_seed(0)
+    x = TEXTS[torch.multinomial(P, 100_000, replacement=True)]  # (n, L)
+    method = make_method("udlm", N, known=1.0)
+    nats = method.loss(world.oracle(method.process), x).double().sum(-1)  # (n,)
+    error = nats.std() / len(nats) ** 0.5
+    assert error < 0.013 * target and abs(nats.mean() - target) < 4.5 * error
+
+
+def test_duo_learns_the_same_after_its_curriculum():
+    losses = []
+    for name in ("udlm", "duo"):
+        method = make_method(name, N, known=1.0)
+        method.progress = 1.0
+        torch.manual_seed(0)
+        losses.append(method.loss(world.oracle(method.process), TEXTS))
+    assert torch.equal(*losses)
+
+
+def test_without_known_tokens_the_loss_is_the_bound():
+    method, denoiser = UDLM(N), world.oracle(Uniform(N))
+    losses = []
+    for loss in (method.loss, method.nelbo):
+        torch.manual_seed(0)
+        losses.append(loss(denoiser, TEXTS))
+    assert torch.equal(*losses)
