@@ -36,6 +36,7 @@ from samplers.orders import Spread
 REFERENCE = 32  # steps of plain sampling
 BLOCK = 16  # words of a block of bd3lm
 SPREAD_STEPS, BLOCK_STEPS, ESO_STEPS = 8, 8, 64  # what `law` finds to be enough
+TURNS = 16  # of uniform noise, whose plain sampling has no lower bound that is worth the name
 
 
 @dataclass(eq=False)
@@ -122,6 +123,6 @@ def samplers_at_equal_law(size, plain):
     return {**plain,
             f"mdlm, spread in {SPREAD_STEPS}": ours("mdlm", SPREAD_STEPS, spread),
             f"pgm, spread in {SPREAD_STEPS}": ours("pgm", SPREAD_STEPS, spread),
-            f"udlm, turns in {SPREAD_STEPS}": ours("udlm", SPREAD_STEPS, turns),
+            **{f"udlm, turns in {n}": ours("udlm", n, turns) for n in (SPREAD_STEPS, TURNS)},
             f"bd3lm, blocks of {block}, {BLOCK_STEPS} steps": ours("bd3lm", BLOCK_STEPS, spread),
             f"eso_lm, half in {ESO_STEPS}": ours("eso_lm", ESO_STEPS)}

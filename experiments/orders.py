@@ -198,7 +198,8 @@ def compare_networks(config):
                 asks = model.method.plans and sampler in ("p2", "ddpd")
                 for head in [True, False][not asks:]:
                     row = toy.measure("", sampler, steps=steps, model=model, head=head)
-                    sign = " " if model.method.opens_masks and is_exact("mdlm", sampler) else "<"
+                    opens = "mdlm" if model.method.opens_masks else model.method.name
+                    sign = " " if is_exact(opens, sampler) else "<"
                     name = f"  {sampler}{', by its head' * (asks and head)}, {steps} steps"
                     print_row(name, toy, row, sign)
 

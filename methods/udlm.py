@@ -22,7 +22,7 @@ import torch
 
 from diffusion import Uniform, corrupt, jump_rate, stratified
 from flags import flag
-from methods.base import Method, loss_at, to_float32
+from methods.base import Method, cross_entropy, loss_at, to_float32
 
 
 def mixture_bound(process, log_x_theta, x, z, t, weight=None):
@@ -83,10 +83,8 @@ def weighted_bound(process, denoiser, seen, noise, x, z, t, weight, frozen=None)
     return loss_at(denoiser, seen, noise, at, mixture_nats, facts, n, weight, frozen)  # (B, L)
 
 
-def draw_bound(process, denoiser, x, frozen=None, known=None):
+def draw_bound(process, denoiser, x, frozen=None):
     """One unbiased draw of (0.2) at every token. -> (B, L) nats
-
-    known (B, L): tokens at time 0, while the others are at time t: shown, not scored
 
     Times are t = sin^2(pi v / 2) for uniform v, weighted by dt/dv. Near t = 0 a wrong token is as
     rare as t and weighs 1/t: at uniform times a few draws would make up the mean, with infinite
@@ -96,19 +94,27 @@ def draw_bound(process, denoiser, x, frozen=None, known=None):
     v = stratified(len(x), x.device)  # (B, 1)
     t = torch.sin(math.pi / 2 * v).square().clamp(1e-6, 1 - 1e-6)  # (B, 1)
     z = corrupt(process, x, t, frozen)  # (B, L)
-    seen = t if known is None else torch.where(known, 0.0, t)  # (B, 1|L)
-    z = z if known is None else torch.where(known, x, z)  # (B, L)
     weight = math.pi * (t * (1 - t)).sqrt() * jump_weight(process, x, z, t)  # (B, L)
-    weight = weight if known is None else weight.masked_fill(known, 0.0)  # (B, L)
-    return weighted_bound(process, denoiser, z, seen, x, z, t, weight, frozen)  # (B, L)
+    return weighted_bound(process, denoiser, z, t, x, z, t, weight, frozen)  # (B, L)
+
+
+def two_times_loss(process, denoiser, x, frozen=None):
+    """(24.11): some words are known, at time 0, and the others, at time 1, are scored. -> (B, L)"""
+    t = 1 - (1 - stratified(len(x), x.device)).sqrt()  # (B, 1) of density 2 (1 - t), as mdlm
+    known = torch.rand(x.shape, device=x.device) >= t  # (B, L)
+    known = known if frozen is None else known | frozen  # (B, L)
+    z = torch.where(known, x, process.draw_noise(t, x))  # (B, L)
+    return loss_at(denoiser, z, (~known).float(), ~known, cross_entropy, (x,), process.n_tokens,
+                   3.0, frozen, 1 / 3)  # (B, L)
 
 
 @dataclass(eq=False)
 class UDLM(Method):
-    """--method udlm: trained on the bound itself, of whole texts, or with --known also of the rest
-    of a text, whose known tokens are at time 0. `--sampler turns` asks for that."""
-    known: float = flag(0.0, "share of the texts in training of which any part is known, at a time "
-                             "of its own: for --sampler turns", least=0, most=1)
+    """--method udlm: trained on the bound itself, and where some texts of a batch are known in
+    part, on (24.11)."""
+    known: float = flag(0.0, "share of a batch in training of which some words are known, at time "
+                             "0, and the others not, at time 1: for --sampler turns", least=0,
+                        most=1)
     also_called = ("uniform",)
     uses_time = True
     distilled_by, public_layout = ("dcd",), "udlm"
@@ -126,9 +132,10 @@ class UDLM(Method):
         return draw_bound(self.process, denoiser, x, frozen)  # (B, L)
 
     def loss(self, denoiser, x, frozen=None):
-        """The same; of the rest of a text where some tokens are known, any share. -> (B, L) nats"""
-        if self.known == 0:
-            return self.nelbo(denoiser, x, frozen)  # (B, L)
-        u = torch.rand(2, len(x), 1, device=x.device)  # (2, B, 1)
-        known = torch.rand(x.shape, device=x.device) < u[0] * (u[1] < self.known)  # (B, L)
-        return draw_bound(self.process, denoiser, x, frozen, known)  # (B, L)
+        """The same, and (24.11) for the first texts of the batch. -> (B, L) nats"""
+        n, losses = round(self.known * len(x)), []
+        for part, loss in ((slice(0, n), two_times_loss), (slice(n, None), draw_bound)):
+            if len(x[part]):
+                given = None if frozen is None else frozen[part]  # (b, L)
+                losses.append(loss(self.process, denoiser, x[part], given))  # (b, L)
+        return torch.cat(losses)  # (B, L)

@@ -11,7 +11,10 @@ whatever stands there, from what stands at t = 0. That is a step of masked diffu
 its law: with an order of `spread`, texts that lose as little in as few calls. In steps of (0.3)
 with one time for all, a word is drawn before its neighbors are known, and drawn again after.
 
-A network has to have seen such times: --known of udlm and duo.
+A network has to have seen such times. --known of udlm and duo trains it on them: as in mdlm, each
+word is unknown with probability t of density 2 (1 - t), and
+
+    l = 3 sum_l [t_l = 1] -log x_theta_l(x_l | z, t)                                         (24.11)
 """
 from dataclasses import dataclass
 
