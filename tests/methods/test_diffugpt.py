@@ -83,14 +83,16 @@ def test_attention_opens_over_a_share_of_the_steps(anneal, due):
     assert other.opened == method.opened
 
 
-def test_at_ratio_0_a_row_before_masks_is_that_of_the_ar_network_bit_for_bit():
+def test_at_ratio_0_a_row_before_masks_is_that_of_the_ar_network():
+    """In float64: in float32 some processors round products of other shapes in other ways."""
     ar, method = random_net(cond_dim=0, mask_mod=causal), made(r=0.0)  # of 11 symbols, 10 is start
-    net, x = adapted_from(ar, method), torch.randint(WORDS, (4, 9))  # (4, 9)
-    theirs = ar(F.pad(x, (1, 0), value=WORDS), None)  # (4, 10, V)
+    net, x = adapted_from(ar, method).double(), torch.randint(WORDS, (4, 9))  # (4, 9)
+    theirs = ar.double()(F.pad(x, (1, 0), value=WORDS), None)  # (4, 10, V)
     see = method.seen_by(net, x)
     for l in range(9):
         z = torch.where(torch.arange(9) < l, x, method.process.mask)  # (4, 9)
-        assert torch.equal(see(z, None)[:, l, :WORDS], theirs[:, l, :WORDS])
+        ours = see(z, None)[:, l, :WORDS]  # (4, V)
+        torch.testing.assert_close(ours, theirs[:, l, :WORDS], rtol=0, atol=1e-13)
         at = torch.arange(9).expand(4, 9) == l  # (4, 9)
         torch.testing.assert_close(see(z, None, at=at)[:, :WORDS], theirs[:, l, :WORDS])
 
