@@ -22,13 +22,13 @@ of token j of z, and for each gap j = 0 .. m, the last one behind the text,
 for each topic, which counts by p(k) Z. Z is the sum over all texts and all ways to find z in them
 of p(x) d^(tokens that are missing).
 """
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy
 import torch
 
 from data.tokenizer import END_OF_TEXT, ONE_WORD, make_encoding
-from data.toy import LanguageCorpus, Toy, map_rows
+from data.toy import LanguageCorpus, Toy, map_rows, toy_language
 from data.toy_grammar import TOPICS, TYPO
 from flags import UserError
 from script import one_line_errors
@@ -189,19 +189,13 @@ def through_transposed(v, K, closed):
     return moved if closed is None else torch.where(closed[:, None, None], v, moved)
 
 
-@cache
-def sentence_language():
-    """The language, whose tables never change: made once."""
-    return Sentences()
-
-
 class SentenceCorpus(LanguageCorpus):
     """Sentences as a data set."""
     name, counts_words = "sentences", False
     defaults = dict(recipe_iters=3000, minutes=1.0, batch_size=64, block_size=20)
 
     def __init__(self, block_size=20):
-        self.language, self.classes = sentence_language(), tuple(TOPICS)
+        self.language, self.classes = toy_language(Sentences), tuple(TOPICS)
         self.block_size, self.end = block_size, self.language.V - 1
         longest = len(self.language.length_law) - 1
         if block_size < longest:
@@ -249,15 +243,6 @@ class SentenceCorpus(LanguageCorpus):
         return [("total variation from the exact law of lengths",
                  (side * (q - p)).sum().item(), error)]
 
-    @cached_property
-    def train(self):
-        """About 200,000 ids."""
-        return self.windows("train", 200_000 // self.block_size).flatten().numpy()  # (m,)
-
-    @cached_property
-    def val(self):
-        return self.windows("val", 20_000 // self.block_size).flatten().numpy()  # (m,)
-
 
 def main():
     """What the sentences are like."""
@@ -267,8 +252,8 @@ def main():
     language, L = data.language, data.block_size
     nats, error = language.entropy(L)
     law = language.length_law  # (N + 1,)
-    mean = (law @ torch.arange(len(law)).double()).item()
-    print(f"\nentropy {L * nats:.3f} +- {L * error:.3f} nats, {mean:.2f} words on average\n"
+    print(f"\nentropy {L * nats:.3f} +- {L * error:.3f} nats, {data.mean_length:.2f} words on "
+          "average\n"
           + "  ".join(f"{n}: {p:.3f}" for n, p in enumerate(law.tolist()) if p))
 
 

@@ -258,9 +258,9 @@ class Toy:
 
 
 @cache
-def toy_language():
-    """The language, whose tables never change: made once."""
-    return Toy()
+def toy_language(kind=Toy):
+    """A language, whose tables never change: made once."""
+    return kind()
 
 
 class LanguageCorpus(Dataset):
@@ -283,6 +283,21 @@ class LanguageCorpus(Dataset):
         self.check_split(split)
         return self.examples(split, most or 1000, torch.Generator().manual_seed(SEEDS[split]))
 
+    @property
+    def train(self):
+        """About 200,000 ids."""
+        return first_ids(type(self), "train", self.block_size, 200_000)  # (m,)
+
+    @property
+    def val(self):
+        return first_ids(type(self), "val", self.block_size, 20_000)  # (m,)
+
+
+@cache
+def first_ids(corpus, split, length, most):
+    """The first ids of a split in texts of this length: drawn once, they never change. -> (m,)"""
+    return corpus(length).windows(split, most // length).flatten().numpy()  # (m,)
+
 
 class ToyCorpus(LanguageCorpus):
     """The toy language as a data set. It has no end."""
@@ -300,15 +315,6 @@ class ToyCorpus(LanguageCorpus):
         """Of its grammar without typos. -> (S, V)"""
         return torch.tensor(automaton())  # (S, V)
 
-    @property
-    def train(self):
-        """About 200,000 ids."""
-        return first_ids("train", self.block_size, 200_000)  # (m,)
-
-    @property
-    def val(self):
-        return first_ids("val", self.block_size, 20_000)  # (m,)
-
     @cached_property
     def bytes_per_token(self):
         """The expected bytes per word of a text, with the space between two words. Exact."""
@@ -316,12 +322,6 @@ class ToyCorpus(LanguageCorpus):
         p = self.language.posterior(torch.ones(1, L, V)).mean((0, 1))  # (V,) p(x_l), no evidence
         letters = torch.tensor([len(word.encode()) for word in self.language.words])  # (V,)
         return (p @ letters.double()).item() + (L - 1) / L
-
-
-@cache
-def first_ids(split, length, most):
-    """The first ids of a split in texts of this length: drawn once, they never change. -> (m,)"""
-    return ToyCorpus(length).windows(split, most // length).flatten().numpy()  # (m,)
 
 
 def main():

@@ -30,3 +30,11 @@ def choose_command(config, commands):
     if not config.command:
         raise UserError(f"say what to measure: {', '.join(commands)}; --help lists the flags")
     return commands[config.command]
+
+
+def chosen_names(config, option, known, between=","):
+    """The names that a flag lists, all that are known if it is empty; UserError if one is not."""
+    names = [name for name in getattr(config, option).split(between) if name]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--{option} {unknown[0]} is not one of {f'{between} '.join(known)}")
+    return names or [*known]

@@ -23,10 +23,10 @@ from pathlib import Path
 import train
 from data.files import write_file
 from evaluation.held_out import entropy_of
-from experiments.command import run_experiment
+from experiments.command import chosen_names, run_experiment
 from experiments.svg import chart
 from experiments.timing import hardware
-from flags import UserError, configure, flag
+from flags import configure, flag
 from runtime.run import Run
 from script import spell
 from train import train_step
@@ -167,9 +167,7 @@ def main(config, given=()):
     folder = Path(config.folder)
     path = folder / "curves.json"
     found = json.loads(path.read_text("utf-8")) if path.exists() else {"runs": {}}
-    names = [name for name in config.runs.split(";") if name] or [*RUNS]
-    if unknown := [name for name in names if name not in RUNS]:
-        raise UserError(f"--runs {unknown[0]}: there are {'; '.join(RUNS)}")
+    names = chosen_names(config, "runs", RUNS, between=";")
     for name in names if config.measure else ():
         found["runs"][name] = measure(name, config)
         found.update(hardware=hardware(name=config.hardware), seconds=config.seconds,

@@ -24,7 +24,7 @@ import torch
 from data import load_data
 from diffusion import stratified
 from evaluation.likelihood import estimate_bound
-from experiments.command import run_experiment
+from experiments.command import chosen_names, run_experiment
 from experiments.timing import hardware
 from experiments.training import NANOGPT, make_trainer
 from flags import UserError, flag
@@ -142,9 +142,7 @@ def bound_after(data, x, recipe, steps, seed):
 def main(config, given=()):
     if not config.data:
         raise UserError("give a text: python -m experiments.recipe names, or python, or a file")
-    wanted = [name for name in config.only.split(",") if name] or list(RECIPES)
-    if unknown := set(wanted) - set(RECIPES):
-        raise UserError(f"--only {', '.join(unknown)} is not one of: {', '.join(RECIPES)}")
+    wanted = chosen_names(config, "only", RECIPES)
     keep_memory()
     data = load_data(config.data, 64, "chars")
     x, full = data.windows("val", 1000), max(2, round(config.steps * config.share))  # (n, 64)

@@ -16,31 +16,28 @@ answers of the averaged network to held-out puzzles are rated, as they are drawn
 
 `+-` covers the choice of puzzles and the seeds (12.4).
 """
-import copy
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import rl
 import train
 from evaluation.errors import mean_error, mean_over_seeds, with_error
-from experiments.command import run_experiment
+from experiments.command import chosen_names, run_experiment
 from experiments.reasoning import puzzle, steps_in, trainer_of
 from experiments.timing import hardware
 from experiments.training import save_results
-from flags import UserError, configure, flag
+from flags import configure, flag
 from runtime.device import keep_memory
 from runtime.policy import ESTIMATORS
-from runtime.reinforce import rate_policy, run_config
-from runtime.rewards import make_reward
+from runtime.reinforce import check_groups, make_policy, rate_policy, run_config
 from runtime.trainer import Trainer
-from samplers import make_sampler
 
 SHARES = 1 / 4, 1 / 2, 1  # of the time, at which answers are rated
 
 
 @dataclass
 class Config:
-    estimators: str = flag("ddpo", "with commas between", each=str)
+    estimators: str = flag("ddpo", "with commas between; empty means all", each=str)
     data: str = flag("sudoku4-in-place", "puzzles")
     start_iters: int = flag(200, "steps by likelihood before", least=1)
     seconds: float = flag(30.0, "CPU seconds of each estimator", least=0.01)
@@ -67,12 +64,11 @@ def policy_trainer(config, start, estimator):
                          batch_size=config.batch_size, learning_rate=config.learning_rate,
                          muon_lr=config.learning_rate, num_samples=config.questions,
                          seed=start.config.seed, device=start.config.device)
-    own = run_config(settings, train.Config, {"config": asdict(start.config)}, False)
-    sampler = make_sampler(settings.sampler, start.method)
-    policy = rl.Policy(start.method, copy.deepcopy(start.average), settings,
-                       make_reward("", start.data, None), sampler)
+    state = start.state(start.config.max_iters)
+    own = run_config(settings, train.Config, state, False)
+    policy = make_policy(rl.Policy, settings, state, start.method, own, start.data, start.device)
     trainer = Trainer(own, start.data, start.method, start.device, policy)
-    trainer.start_from(start.average.state_dict())
+    trainer.start_from(state["ema"])
     return trainer
 
 
@@ -122,12 +118,8 @@ def table_rows(runs):
 
 
 def main(config, given=()):
-    names, data = [name for name in config.estimators.split(",") if name], puzzle(config.data)
-    for name in names:
-        if name not in ESTIMATORS:
-            raise UserError(f"--estimators {name} is not one of {', '.join(ESTIMATORS)}")
-    if not names or config.batch_size % config.group:
-        raise UserError("give --estimators, and a --batch_size that is a multiple of --group")
+    names, data = chosen_names(config, "estimators", ESTIMATORS), puzzle(config.data)
+    check_groups(config)
     print(f"{hardware()}; mdlm on {config.data}, {config.start_iters} steps by likelihood, then "
           f"answers in {config.steps} steps, {config.seeds} seeds\n{'estimator':<14}{'CPU s':>7}"
           f"{'updates':>9}{'reward':>18}{'gain':>18}{'KL':>18}", flush=True)

@@ -23,7 +23,7 @@ import torch
 from data import load_data
 from evaluation.errors import mean_over_seeds, pooled_rate, with_error
 from experiments import training
-from experiments.command import choose_command, run_experiment
+from experiments.command import choose_command, chosen_names, run_experiment
 from experiments.learning import (
     Trained,
     draws_of,
@@ -33,7 +33,7 @@ from experiments.learning import (
     steps_in,
 )
 from experiments.training import train_model
-from flags import UserError, flag
+from flags import flag
 from samplers.generate import generate
 
 CALLS = 32  # for a sample
@@ -99,10 +99,7 @@ def main(config, given=()):
     x = data.windows("val", config.texts)  # (n, L)
     exact, recipe = -data.language.log_prob(x) / config.length, dict(training.TWO_MINUTES)  # (n,)
     recipe.update(block_size=config.length)
-    chosen = [name for name in config.runs.split(",") if name] or [*runs]
-    if unknown := [name for name in chosen if name not in runs]:
-        raise UserError(f"--runs {unknown[0]}: {config.command} has {', '.join(runs)}")
-    runs = {name: runs[name] for name in chosen}
+    runs = {name: runs[name] for name in chosen_names(config, "runs", runs)}
     for seed in range(1, config.seeds + 1):
         for name, (flags, others) in runs.items():
             out_dir = f"{config.out_dir}/{config.command}-{name.replace(', ', '-')}-{seed}"

@@ -80,6 +80,7 @@ class Method:
     heads = 1  # tokens that one state predicts: its network takes `ahead`, as methods/ar.py says
     block_length = None  # of methods that write blocks in order: tokens per block
     max_steps = None  # the most steps there are (in a block); None: no limit
+    edits = ""  # what its steps change: "text", tokens of any number; "tree"; else tokens in place
     first_token = None  # the id that every text of a published network begins with
     any_length = False  # gaps take any number of words, and where texts end they are filled up
     end_id = None  # .. with this id, which checkpoints/build.py sets

@@ -92,7 +92,7 @@ class Diffuser(Method):
                       ["source", "random"], fixed=True)
     weighting: str = flag("simple", "train on bounded weights or on the bound itself",
                           ["simple", "bound"])
-    predicts = "edits of a text"
+    predicts, edits = "edits of a text", "text"
     uses_time, fixed_positions, revises_text = True, False, True
     samplers, classifier_process = ("ancestral", "edit-beam"), None
     source = target = None  # tokens of both parts of a text, from the data

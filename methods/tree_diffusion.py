@@ -140,7 +140,7 @@ class TreeDiffusion(Method):
     learn: str = flag("path", "a step of the path to the text, or the last mutation undone",
                       ["path", "last"])
     distance: float = flag(0.1, "weight of the loss of how many edits are left", least=0)
-    predicts = "edits of a tree"
+    predicts, edits = "edits of a tree", "tree"
     mask_mod = staticmethod(causal)
     bidirectional, fixed_positions, takes_steps = False, False, False
     samplers, classifier_process, first_choice = ("tree-edits",), None, "tree-edits"

@@ -2,12 +2,10 @@
 A run of rl.py: its flags, the model that it starts from, and what is printed on the way.
 """
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from checkpoints.build import build_network
 from checkpoints.load import assemble, check_text, read_state, refuse_own_folder
 from evaluation.errors import mean_error, with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
@@ -16,7 +14,7 @@ from runtime import distributed
 from runtime.policy import kl_along, writes_masks
 from runtime.progress import run_facts
 from runtime.rewards import event_kl, make_reward
-from runtime.start import refuse_changes, timed
+from runtime.start import LaterRunFlags, folder_beside, frozen_network, later_flags, timed
 from samplers import SAMPLERS, make_sampler
 from script import spell
 
@@ -24,26 +22,18 @@ BOUND_TEXTS = 512
 
 
 @dataclass
-class PolicyFlags:
-    """Run (runtime/reinforce.py)."""
+class PolicyFlags(LaterRunFlags):
+    """Rewards (runtime/reinforce.py)."""
     out_dir: str = flag("", "where the model goes; empty means START-rl")
-    init_from: str = flag("scratch", "start", ["scratch", "resume"])
     minutes: float = flag(5.0, "time of the whole run without --max_iters", least=0,
                           idle=["max_iters"])
     recipe_iters: int = flag(400, "optimizer steps of the full recipe", least=1)
     max_iters: int = flag(0, "optimizer steps; 0: as many as fit in --minutes", least=0)
     batch_size: int = flag(64, "answers per micro-batch, a multiple of --group", least=1)
-    gradient_accumulation_steps: int = flag(1, "micro-batches per step", least=1)
-    learning_rate: float = flag(0.0005, "of adamw", least=0)
-    muon_lr: float = flag(0.0005, "of muon, where the start was trained with it", least=0)
     warmup_iters: int = flag(10, "steps of linear warm-up; constant from there", least=0)
     ema: float = flag(0.95, "decay of the averaged weights, which are the result", least=0, most=1)
     eval_interval: int = flag(50, "steps between evaluations and checkpoints", least=1)
     num_samples: int = flag(256, "answers of an evaluation", least=2)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
-    dtype: str = flag("auto", "of products; auto: the faster", ["auto", "float32", "bfloat16"])
-    log_interval: int = flag(10, "steps between lines of metrics.jsonl", least=1)
-    seed: int = flag(1337, "of all random draws", least=0, most=10**9)
 
 
 # ---- flags
@@ -60,21 +50,17 @@ def policy_flags(settings, given, script):
     if not (settings.start or resumes and settings.out_dir):
         raise UserError("name the run to continue: --out_dir out/toy-mdlm-rl" if resumes else
                         "name the model to start from: --start out/toy-mdlm")
-    path = Path(settings.start)
-    path = path if path.name.strip(".") else path.resolve()  # such as "."
-    folder = f"{str(path).removesuffix('/ckpt.pt')}-rl"
-    settings = replace(settings, out_dir=settings.out_dir or folder)
+    out_dir = settings.out_dir or folder_beside(settings.start, "rl")
+    settings = replace(settings, out_dir=out_dir)
     if resumes:
         state = read_state(settings.out_dir)
         if "rewarded" not in state:
             raise UserError(f"{settings.out_dir} is no run of rl.py: continue with the script that "
                             "made it")
-        settings = resumed_policy(settings, given, state)
+        settings = later_flags(settings, given, state, "rewarded", free=["max_iters"])
     else:
         refuse_own_folder("--start", settings.start, settings.out_dir)
-    if settings.batch_size % settings.group:
-        raise UserError(f"--batch_size {settings.batch_size} must be a multiple of --group "
-                        f"{settings.group}")
+    check_groups(settings)
     start = state or read_state(settings.start)
     assemble(start, settings.start or settings.out_dir)  # UserError if its parts do not fit
     if not start["config"]["data"]:
@@ -83,13 +69,11 @@ def policy_flags(settings, given, script):
     return settings, run_config(settings, script, start, resumes), state, start
 
 
-def resumed_policy(settings, given, state):
-    """The settings of the run to resume. UserError if a given flag changes what is learned."""
-    saved = {**state["rewarded"], "dtype": state["config"]["dtype"]}  # what auto meant then
-    old = restored(type(settings), saved)
-    free = {"out_dir", "init_from", "device", "log_interval", "num_samples", "max_iters"}
-    refuse_changes(settings, given, old, flags_of(settings).keys() - free)
-    return replace(old, **{name: getattr(settings, name) for name in [*given, "out_dir"]})
+def check_groups(settings):
+    """UserError if a batch is no whole number of groups."""
+    if settings.batch_size % settings.group:
+        raise UserError(f"--batch_size {settings.batch_size} must be a multiple of --group "
+                        f"{settings.group}")
 
 
 def run_config(settings, script, start, resumes):
@@ -108,8 +92,7 @@ def make_policy(cls, settings, state, method, config, data, device):
     check_text(data, config.data, state, settings.start)
     if config.labels:
         raise UserError(f"{settings.start} is conditioned on classes: start from another model")
-    start = build_network(config, method).to(device).eval().requires_grad_(False)
-    start.load_state_dict(state["ema"])
+    start = frozen_network(config, method, state, device)
     model = assemble(state, settings.start, device)
     reward = make_reward(settings.reward, data, model)
     return cls(method, start, settings, reward, choose_policy_sampler(settings, method, model))

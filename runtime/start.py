@@ -5,14 +5,15 @@ from the run to resume; and the number of steps is planned to fit the time.
 import copy
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from checkpoints.build import build_network
 from checkpoints.hub import is_published
 from checkpoints.load import assemble, is_path, read_state
-from flags import UserError, change, flags_of, load_row, restored
+from flags import UserError, change, flag, flags_of, load_row, restored
 from methods import EVERY_METHOD
 from model import NetworkFlags
 from runtime import distributed
@@ -147,6 +148,46 @@ def adopt(config, given):
                                 f"{config.init_from}, which has {fixed[name]}: leave the flag out")
         adopted |= {**fixed, "tokenizer": "model"}
     return change(config, **{**adopted, "method": method})
+
+
+# ---- runs of distill.py and rl.py, which start from a run of train.py
+
+@dataclass
+class LaterRunFlags:
+    """Run (runtime/start.py)."""
+    init_from: str = flag("scratch", "start", ["scratch", "resume"])
+    gradient_accumulation_steps: int = flag(1, "micro-batches per step, over all processes",
+                                            least=1)
+    learning_rate: float = flag(0.0005, "of adamw", least=0)
+    muon_lr: float = flag(0.0005, "of muon, where the model was trained with it", least=0)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
+    dtype: str = flag("auto", "of products; auto: the faster", ["auto", "float32", "bfloat16"])
+    log_interval: int = flag(10, "steps between lines of metrics.jsonl", least=1)
+    seed: int = flag(1337, "of all random draws", least=0, most=10**9)
+
+
+def folder_beside(where, ending):
+    """The usual folder of a run that starts from the model in `where`."""
+    path = Path(where)
+    path = path if path.name.strip(".") else path.resolve()  # such as "."
+    return f"{str(path).removesuffix('/ckpt.pt')}-{ending}"
+
+
+def later_flags(settings, given, state, saved, free=()):
+    """The settings of the run to resume, which its state has under the name `saved`. UserError if
+    a given flag changes what is learned. free: flags that may change, beside those of every run"""
+    old = {**state[saved], "dtype": state["config"]["dtype"]}  # what auto meant then
+    old = restored(type(settings), old)
+    free = {"out_dir", "init_from", "device", "log_interval", "num_samples", *free}
+    refuse_changes(settings, given, old, flags_of(settings).keys() - free)
+    return replace(old, **{name: getattr(settings, name) for name in [*given, "out_dir"]})
+
+
+def frozen_network(config, method, state, device):
+    """The averaged network of a checkpoint's state, which is read only: no dropout, no gradient."""
+    network = build_network(config, method).to(device).eval().requires_grad_(False)
+    network.load_state_dict(state["ema"])
+    return network
 
 
 # ---- how many steps fit the time

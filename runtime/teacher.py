@@ -6,19 +6,24 @@ teacher does in more; then it becomes the teacher, and the step doubles. The los
 distill.py.
 """
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from checkpoints.build import build_network
 from checkpoints.load import assemble, check_text, model_for, read_state, refuse_own_folder
 from evaluation.errors import with_error
 from evaluation.likelihood import bytes_per_scored, format_nats
 from evaluation.sample_quality import rate_samples
 from flags import UserError, flag, flags_of, restored
 from runtime.progress import run_facts
-from runtime.start import plan_steps, refuse_changes, timed
+from runtime.start import (
+    LaterRunFlags,
+    folder_beside,
+    frozen_network,
+    later_flags,
+    plan_steps,
+    timed,
+)
 from samplers.generate import generate
 from script import spell
 
@@ -27,10 +32,9 @@ BOUND_TEXTS, REPORT_STEPS = 512, (4, 8, 16)
 
 
 @dataclass
-class StudentFlags:
+class StudentFlags(LaterRunFlags):
     """Student (runtime/teacher.py)."""
     out_dir: str = flag("", "where the student goes; empty means TEACHER-METHOD")
-    init_from: str = flag("scratch", "start", ["scratch", "resume"])
     rounds: int = flag(4, "rounds; the step doubles after each", least=1, most=30)
     minutes: float = flag(5.0, "time of the whole run without --iters_per_round", least=0,
                           idle=["iters_per_round"])
@@ -38,17 +42,10 @@ class StudentFlags:
     iters_per_round: int = flag(0, "steps of a round; 0: as many as fit in --minutes", least=0)
     refresh: str = flag("raw", "the next teacher: raw weights, or averages", ["raw", "ema"])
     batch_size: int = flag(64, "texts per micro-batch", least=1)
-    gradient_accumulation_steps: int = flag(1, "micro-batches, over all processes", least=1)
-    learning_rate: float = flag(0.0005, "of adamw", least=0)
-    muon_lr: float = flag(0.0005, "of muon, where the teacher was trained with it", least=0)
     warmup_iters: int = flag(50, "steps of linear warm-up; constant from there", least=0)
     ema: float = flag(0.99, "decay of the averaged weights, which are the result", least=0, most=1)
     num_samples: int = flag(256, "samples per line of the report", least=2)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1")
-    dtype: str = flag("auto", "of products; auto: the faster", ["auto", "float32", "bfloat16"])
     compile: str = flag("", "torch.compile the network", MODES, alone="default")
-    log_interval: int = flag(10, "steps between lines of metrics.jsonl", least=1)
-    seed: int = flag(1337, "of all random draws", least=0, most=10**9)
 
 
 class Student:
@@ -101,9 +98,7 @@ def make_student(cls, settings, state, method, config, data, device):
     if config.labels:
         raise UserError(f"{settings.teacher} is conditioned on classes, and students are not: "
                         "take another teacher")
-    teacher = build_network(config, method).to(device).eval().requires_grad_(False)  # no dropout
-    teacher.load_state_dict(state["ema"])
-    student = cls(method, teacher, settings)
+    student = cls(method, frozen_network(config, method, state, device), settings)
     if settings.init_from == "scratch":
         student.on_start(lambda option, where: model_for(option, where, data.encoding, config.data,
                                                          settings.out_dir))
@@ -123,10 +118,8 @@ def student_flags(settings, given, script):
         raise UserError("name the run to continue: --out_dir out/toy-duo-dcd")
     if not settings.teacher and not resumes:
         raise UserError("name the model to distill: --teacher out/toy-duo")
-    path = Path(settings.teacher)
-    path = path if path.name.strip(".") else path.resolve()  # such as "."
-    folder = f"{str(path).removesuffix('/ckpt.pt')}-{settings.method}"
-    settings = replace(settings, out_dir=settings.out_dir or folder)
+    out_dir = settings.out_dir or folder_beside(settings.teacher, settings.method)
+    settings = replace(settings, out_dir=out_dir)
     if not resumes:
         refuse_own_folder("--teacher", settings.teacher, settings.out_dir)
     if resumes:
@@ -135,7 +128,7 @@ def student_flags(settings, given, script):
             resume = spell({"init_from": "resume", "out_dir": settings.out_dir})
             raise UserError(f"{settings.out_dir} is no run of distill.py: continue with train.py "
                             f"{resume}")
-        settings = resumed_settings(settings, given, state)
+        settings = later_flags(settings, given, state, "distilled", free=["compile"])
     teacher = state or read_state(settings.teacher)
     check_teacher(settings, teacher)
     return settings, run_flags(settings, script, teacher, resumes), state, teacher
@@ -164,15 +157,6 @@ def run_flags(settings, script, teacher, resumes):
                     init_from="resume" if resumes else "scratch", max_iters=rounds * iters,
                     recipe_iters=rounds * settings.recipe_iters, lr_schedule="constant",
                     eval_interval=iters_of(settings), shard=False, attention="auto")
-
-
-def resumed_settings(settings, given, state):
-    """The settings of the run to resume. UserError if a given flag changes what is learned."""
-    dtype = state["config"]["dtype"]  # what auto meant then
-    old = replace(settings, **{**state["distilled"], "dtype": dtype})
-    free = {"out_dir", "init_from", "device", "compile", "log_interval", "num_samples"}
-    refuse_changes(settings, given, old, flags_of(settings).keys() - free)
-    return replace(old, **{name: getattr(settings, name) for name in [*given, "out_dir"]})
 
 
 def iters_of(settings):

@@ -32,7 +32,7 @@ class EditBeam(Sampler):
     draws_from_model, rewrites = False, True
 
     def fits(self, method):
-        if method.predicts != "edits of a text":
+        if method.edits != "text":
             return f"edits the tokens of a source, which {method.name} does not do"
 
     def __call__(self, method, denoiser, sources, texts, times, to_probs=probabilities):

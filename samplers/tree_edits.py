@@ -33,7 +33,7 @@ class TreeEdits(Sampler):
     draws_from_model, rewrites = False, True
 
     def fits(self, method):
-        if method.predicts != "edits of a tree":
+        if method.edits != "tree":
             return f"edits trees, which {method.name} does not write"
 
     @torch.no_grad()

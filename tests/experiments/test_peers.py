@@ -134,16 +134,16 @@ def here(monkeypatch):
             patch.chdir(folder)
             patch.setattr(torch, "manual_seed", torch.manual_seed)  # which one of them replaces
             patch.setattr(sys, "argv", words[1:])
-            for name in () if after else ("model", "training", "sample"):  # theirs, not ours
-                patch.delitem(sys.modules, name, raising=False)
-            patch.setattr(sys, "path", [str(folder), *sys.path] if not after else sys.path)
+            if not after:  # their modules in place of ours, which come back at the end
+                patch.syspath_prepend(folder)
+                for name in ("model", "training", "sample"):
+                    patch.setitem(sys.modules, name, None)
+                    del sys.modules[name]
             try:
                 runpy.run_path(script if os.path.isabs(script) else str(folder / script),
                                run_name="__main__")
             except SystemExit as end:
                 assert not end.code
-            for name in () if after else ("model", "training", "sample"):
-                sys.modules.pop(name, None)
         return 2.0 + 0.1 * n
     monkeypatch.setattr(peers, "cpu_seconds", run)
     return steps

@@ -50,6 +50,6 @@ def test_the_table_compares_each_change_with_plain(capsys, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("argv, says", [
-    ([], "give a text"), (["--data", "names", "--only", "nothing"], "is not one of: plain, muon")])
+    ([], "give a text"), (["--data", "names", "--only", "nothing"], "is not one of plain, muon")])
 def test_a_recipe_that_does_not_exist_is_one_line(argv, says, capsys):
     assert says in complaint(recipe, *argv, capsys=capsys)

@@ -46,5 +46,5 @@ def test_runs_are_chosen_and_train_for_a_time(monkeypatch, capsys):
     wrong = float(re.search(r"\nsamples of one call +(\d.\d+) \+-", said)[1])
     assert 4 < wrong < 12  # words at random
     assert mdlm < math.log(113) - 1  # less the exact -log p, about 2.2 nats a word
-    with pytest.raises(UserError, match="embeddings has mdlm, ar"):
+    with pytest.raises(UserError, match="--runs rosw is not one of mdlm, ar"):
         variants.main(configure(variants.Config, command="embeddings", runs="rosw"))

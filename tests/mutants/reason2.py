@@ -1,10 +1,10 @@
 """Mutants of gains by rewards in equal time, and of counted n-grams as a reward."""
 
 GAINS = [
-    ("experiments/rewards.py", "copy.deepcopy(start.average), settings,",
-     "start.average, settings,", "test_rewards_experiments",
-     "the distance is to a start that is shared"),
-    ("experiments/rewards.py", "trainer.start_from(start.average.state_dict())", "pass",
+    ("runtime/start.py", 'network.load_state_dict(state["ema"])',
+     'network.load_state_dict(state["model"])', "test_rewards_experiments",
+     "the distance is to weights that were not averaged"),
+    ("experiments/rewards.py", 'trainer.start_from(state["ema"])', "pass",
      "test_rewards_experiments", "a policy that has not been trained"),
     ("experiments/rewards.py", "gains = [a - b for a, b in zip(rewards, before)]",
      "gains = [a - before[0] for a in rewards]", "test_rewards_experiments",

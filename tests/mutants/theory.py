@@ -239,7 +239,7 @@ DISTILLATION = [
      "each of the teacher's steps starts at t again"),
     ("methods/duo.py", "for sign in (-1, 1))", "for sign in (1, -1))", "test_distillation",
      "signal and noise exchanged in the dense relaxation"),
-    ("runtime/teacher.py", ".to(device).eval().requires_grad_(False)",
+    ("runtime/start.py", ".to(device).eval().requires_grad_(False)",
      ".to(device).train().requires_grad_(False)",
      "test_distillation test_distill", "the teacher has dropout"),
     ("runtime/teacher.py", "2**r / self.settings.first_steps", "1 / self.settings.first_steps",

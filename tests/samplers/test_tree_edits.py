@@ -50,7 +50,7 @@ def is_one_edit(task, a, b):
 
 class Told:
     """A policy that knows: from a digit it writes the next smaller one, or 9 for 1."""
-    task, sigma, predicts = DATA.trees, 2, "edits of a tree"
+    task, sigma, edits = DATA.trees, 2, "tree"
 
     def split(self, z):
         return zip(*map(self.task.split, z.tolist()))
