@@ -5,6 +5,7 @@ Each fast form stands beside its plain one, has the same result, and is tested a
 this file everything works, more slowly or in more memory.
 
     attention     FlexAttention, or kernels_triton/flash_attention.py, in place of SDPA
+    MLP           computes GELU again for the gradient, in place of keeping it
     head_loss     computes loss and gradient of the head in chunks of rows
     sample_head   samples tokens without storing all probabilities; on GPUs by Triton
 """
@@ -19,6 +20,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
 
 from flags import UserError
 from kernels_triton.block_mask import cache_constant, mask_values
@@ -128,6 +130,20 @@ def attend_by_flex(q, k, v, mask_mod, first=0):
     return call(q, k, v, block_mask=BlockMask((Lq, Lk), *tiles, mask_mod=mask_mod))
 
 
+# ---- the MLP
+
+class MLP(torch.nn.Sequential):
+    """wide, gelu, narrow: (.., D) -> (.., D). For the gradient GELU is computed again, a hundredth
+    of a step: to keep what it makes takes a quarter of the memory of all activations."""
+
+    def forward(self, h):
+        wide, gelu, narrow = self
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return narrow(gelu(wide(h)))  # (.., D)
+        return checkpoint(lambda a: narrow(gelu(a)), wide(h), use_reentrant=False,
+                          preserve_rng_state=False)  # it ends before the product
+
+
 # ---- head and loss
 #
 # The loss at one position needs its V logits, and so does the gradient: dlogits = softmax - onehot
@@ -185,10 +201,11 @@ class HeadLoss(torch.autograd.Function):
     def forward(ctx, rule, n_tokens, needs_grad, low, scale, free, h, weight, bias, *facts):
         w, b, nats, dh = weight[:n_tokens].to(low), bias[:n_tokens].to(low), [], []  # (V, D), (V,)
         dw, db = (torch.zeros_like(a) if needs_grad else None for a in (weight, bias))
-        grad = scale * free if needs_grad else None  # (N,)
+        grad, room = scale * free if needs_grad else None, None  # (N,)
         for rows in row_chunks(len(h), n_tokens, h.device):
             part = h[rows].to(low)  # (n, D)
-            logits = F.linear(part, w, b)  # (n, V)
+            room = part.new_empty(len(part), n_tokens) if room is None else room  # of all chunks
+            logits = torch.addmm(b, part, w.T, out=room[:len(part)])  # (n, V)
             logits = logits if logits.dtype == torch.float64 else logits.float()  # (n, V)
             own = (a[rows].to(logits.dtype) if a.is_floating_point() else a[rows] for a in facts)
             value, dlogits = rule(logits, grad[rows].to(logits.dtype) if needs_grad else None, *own)
@@ -201,7 +218,7 @@ class HeadLoss(torch.autograd.Function):
                     dw[:n_tokens].addmm_(dlogits.T, part)
                 else:
                     dw[:n_tokens] += dlogits.T @ part
-            logits = dlogits = None  # free them now, or the next chunk doubles the memory
+            logits = dlogits = None  # free copies now, or the next chunk doubles the memory
         if needs_grad:
             ctx.save_for_backward(free, torch.cat(dh), dw, db)
         return torch.cat(nats)  # (N,)

@@ -57,7 +57,8 @@ def rotary_angles(positions, head_size):
 def rotate(x, cos, sin):
     """Turn the pairs (x1, x2) of x = [x1 ; x2], in halves, not interleaved. -> (B, H, L, hd)"""
     x1, x2 = x.chunk(2, -1)  # (B, H, L, hd/2) each
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).to(x.dtype)  # (B, H, L, hd)
+    halves = (a.transpose(1, 2) for a in (x1 * cos - x2 * sin, x2 * cos + x1 * sin))  # as in memory
+    return torch.cat([*halves], -1).transpose(1, 2).to(x.dtype)  # (B, H, L, hd)
 
 
 def vectors_at(table, positions):
@@ -210,12 +211,11 @@ class Block(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
         self.norm2 = nn.LayerNorm(n_embd, bias=norm_bias)
-        wide = nn.Linear(n_embd, 4 * n_embd)
-        self.mlp = nn.Sequential(wide, nn.GELU("tanh"), nn.Linear(4 * n_embd, n_embd))
+        wide, narrow = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
+        self.mlp = (kernels.MLP if kernels else nn.Sequential)(wide, nn.GELU("tanh"), narrow)
         self.adaln = nn.Linear(cond_dim, 6 * n_embd) if cond_dim else None
-        for layer in [self.adaln] if cond_dim else [self.out, self.mlp[2]]:
-            for p in layer.parameters():
-                nn.init.zeros_(p)  # every block starts as the identity
+        for p in nn.ModuleList([self.adaln] if cond_dim else [self.out, narrow]).parameters():
+            nn.init.zeros_(p)  # every block starts as the identity
 
     def drop(self, y):
         return F.dropout(y, self.dropout, self.training)
@@ -224,6 +224,7 @@ class Block(nn.Module):
         q, k, v = rearrange(self.qkv(h), "b l (n h d)->n b h l d", n=3, h=self.n_head)  # (B,H,L,hd)
         if self.qk_norm:  # scores are bounded, which makes large learning rates safe
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])  # (B, H, L, hd) each
+        v = v if self.qk_norm else v.clone()  # (B, H, L, hd) or it would keep q and k in memory
         angles = (*rotary, *rotary)[:4]  # of queries and of keys
         if remember:  # a cache holds rotated keys
             q, k = rotate(q, *angles[:2]), rotate(k, *angles[2:])  # (B, H, L, hd) each
@@ -260,6 +261,7 @@ class Transformer(nn.Module):
     """
     supports_cache = supports_fused_head = True
     fixed_shapes, source = False, 0  # see diffusion.Wrapper, samplers/sides.py
+    sparse_gradient = False  # of `embed`: see runtime/optim.py
 
     def __init__(self, vocab_size, n_layer=4, n_head=4, n_embd=128, cond_dim=128, n_classes=0,
                  dropout=0.0, mask_mod=None, qk_norm=False, time_input="auto", norm_bias=False,
@@ -285,9 +287,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(*shape) for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd, bias=norm_bias)
         self.head = nn.Linear(n_embd, vocab_size)
-        for layer in (self.head, self.adaln) if cond_dim else (self.head,):
-            for p in layer.parameters():
-                nn.init.zeros_(p)  # uniform at first, so the first loss is log V
+        for p in nn.ModuleList([self.head, self.adaln] if cond_dim else [self.head]).parameters():
+            nn.init.zeros_(p)  # uniform at first, so the first loss is log V
 
     def embedding(self, z):
         """ids (B, L), weights (B, L, V), or a sparse pair (ids, weights) (B, L, k). -> (B, L, D)"""
@@ -296,7 +297,7 @@ class Transformer(nn.Module):
             return torch.einsum("blk,blkd->bld", weights.to(self.embed.dtype), self.embed[ids])
         if z.is_floating_point():
             return z.to(self.embed.dtype) @ self.embed  # (B, L, D)
-        return F.embedding(z, self.embed)  # (B, L, D)
+        return F.embedding(z, self.embed, sparse=self.sparse_gradient)  # (B, L, D)
 
     def condition(self, h, noise, label):
         """What the network conditions on besides z: (B, 1, C), or (B, L, C) for times per token"""
@@ -313,9 +314,8 @@ class Transformer(nn.Module):
     def forward(self, z, noise=None, at=None, label=None, positions=None, mask_mod=None, cache=None,
                 head=None):
         """Logits (B, L, V), or (N, V) at the positions `at`: a boolean (B, L), in reading order, or
-        indices (N,) of all B L positions.
+        indices (N,) of all B L positions. noise (B, 1) or (B, L): the time
 
-        noise (B, 1) or (B, L): the time
         positions (L,), or for each text (B, 1, L), if not consecutive from 0, or from the cache's
         start; (B, 2, L): of queries and of keys. mask_mod: of this call, if not the network's own
         head: called as head(h, weight, bias) with the last hidden states (N, D), in place of logits

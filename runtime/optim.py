@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.optim.adamw import adamw
 
 from flags import flag
 from runtime.distributed import gather_full, local_shard
 
 AT_ONCE = 1 << 28  # numbers in a stack of equal matrices, at most
+ROOM = 1 << 20  # numbers of a sparse gradient that are laid out at once
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b, c above: those of Muon, steepest at 0
 
 
@@ -97,6 +99,40 @@ def rounds_of_squares(x, rounds):
     return product @ x  # (n, A, B)
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's fused AdamW, which also takes a sparse gradient: that of a table of which few rows
+    were read. All rows move. The gradient is laid out for a few rows at a time, so it takes no
+    memory of the size of the table, and stays in the cache.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    self.move_table(p, group)
+                    p.grad = None
+        super().step()
+
+    def move_table(self, p, group):
+        """The step of a table p (V, D)."""
+        if not (state := self.state[p]):
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p),
+                         exp_avg_sq=torch.zeros_like(p))
+        grad, n = p.grad.coalesce(), max(1, ROOM // p.shape[1])  # n rows at a time
+        counts = torch.bincount(grad.indices()[0] // n, minlength=-(-len(p) // n)).tolist()
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad",
+                                                  "maximize")}
+        parts = (a.split(n) for a in (p, state["exp_avg"], state["exp_avg_sq"]))
+        rows = zip(grad.indices()[0].split(counts), grad.values().split(counts))
+        for (ids, values), weights, first, second in zip(rows, *parts):
+            dense = torch.zeros_like(weights)  # (n, D)
+            dense[ids % n] = values
+            adamw([weights], [dense], [first], [second], [], [state["step"].clone()], fused=True,
+                  beta1=group["betas"][0], beta2=group["betas"][1], **options)
+        state["step"] += 1
+
+
 class Muon(torch.optim.Optimizer):
     """Muon, for matrices only.
 
@@ -150,8 +186,8 @@ def make_optimizers(model, config):
                          for is_free in (False, True))
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate,
-                                    betas=(config.beta1, config.beta2), fused=True)]
+    optimizers = [AdamW(groups, lr=config.learning_rate,
+                        betas=(config.beta1, config.beta2), fused=True)]
     if muon:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.muon_dtype]
         optimizers.append(Muon(muon, config.muon_lr, config.weight_decay, dtype=dtype))

@@ -88,6 +88,10 @@ class Trainer:
         # shapes must not depend on the noise
         self.model.fixed_shapes = bool(config.compile) or device.type == "cuda"
         self.model.supports_fused_head = not data.pads  # the mean leaves padding out
+        # few rows of a large table are read; GPUs would wait for their number
+        few = config.batch_size * config.block_size < method.vocab_size
+        alone = distributed.WORLD == 1 and device.type == "cpu" and not config.compile
+        self.model.sparse_gradient = few and alone
         if config.recompute:
             checkpoint_activations(self.model)
         if config.shard:
@@ -151,8 +155,12 @@ class Trainer:
 
     def clip_gradients(self):
         """-> () the norm of the gradient before it is clipped"""
-        most = self.config.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), most)  # ()
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        for p in params:
+            p.grad = p.grad.coalesce() if p.grad.is_sparse else p.grad  # each row once
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad.values() if p.grad.is_sparse else p.grad for p in params])  # ()
+        torch.nn.utils.clip_grads_with_norm_(params, self.config.grad_clip or math.inf, norm)
         return distributed.gather_full(norm)  # ()
 
     def learning_rate(self, step):

@@ -202,3 +202,27 @@ def test_the_selected_positions_are_distinct_and_those_asked_for_come_first():
     numbers, weights = select_fixed(at, 0.25)  # (K,) each
     assert len(numbers.unique()) == len(numbers) == capacity(6, 32, 0.25)
     assert weights.sum() == at.sum() and at.flatten()[numbers][weights > 0].all()
+
+
+# ---- the MLP
+
+def test_gelu_is_computed_again_for_the_same_gradient_and_not_kept():
+    """Kept are the input and what the first layer makes: not GELU of it, four times as wide."""
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU("tanh"),
+                                torch.nn.Linear(32, 8))
+    ours, x, kept, found = kernels.MLP(*plain), torch.randn(5, 8), [], []  # x (N, D)
+    for mlp in (plain, ours):
+        sizes, h = {}, x.clone().requires_grad_()  # (N, D)
+
+        def pack(a):
+            sizes[a.untyped_storage().data_ptr()] = a.numel()
+            return a
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
+            y = mlp(h)  # (N, D)
+        kept.append(sum(sizes.values()))
+        found.append([y, *torch.autograd.grad(y.square().sum(), [h, *plain.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert kept[0] - kept[1] >= 5 * 32
+    with torch.no_grad():
+        assert torch.equal(ours(x), plain(x))
