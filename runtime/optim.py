@@ -106,13 +106,13 @@ class AdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.grad.is_sparse:
                     self.move_table(p, group)
                     p.grad = None
-        super().step()
+        return super().step(closure)
 
     def move_table(self, p, group):
         """The step of a table p (V, D)."""
