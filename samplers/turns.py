@@ -27,8 +27,7 @@ from samplers.orders import Spread
 
 @dataclass(eq=False)
 class Turns(Spread):
-    """--sampler turns: random words become text where the words before them are known, far apart at
-    once."""
+    """--sampler turns: random words become text, far apart, once the words before are known."""
 
     def fits(self, method):
         if not isinstance(method.process, Uniform) or method.samplers is not None:

@@ -11,11 +11,13 @@ from data.tokenizer import to_json
 from flags import configure
 
 SMALL = dict(data="toy", block_size=8, n_layer=1, n_embd=16, n_head=2, cond_dim=8)
+TURNS = dict(known=0.5)  # without which a network of udlm is refused by --sampler turns
 
 
 def random_checkpoint(folder, step=2, **flags):
     """A checkpoint in `folder` as train.py writes it, whose averaged weights are random."""
-    config = configure(train.Config, **{**SMALL, **flags}, out_dir=str(folder))
+    more = TURNS if flags.get("method") == "udlm" else {}
+    config = configure(train.Config, **{**SMALL, **more, **flags}, out_dir=str(folder))
     data = load_data(config.data, config.block_size, config.tokenizer, config.vocab_size,
                      sft=config.sft)
     torch.manual_seed(0)

@@ -195,6 +195,7 @@ def test_every_way_is_reported_with_its_ratio_and_every_round_is_saved(
     assert {row["way"]: list(row["ratios"]) for row in law if "ratios" in row} == {
         "mdlm, 4 steps": ["mdlm, 4 steps, plain"], "udlm, 4 steps": ["udlm, 4 steps, plain"],
         "ar": ["ar, plain"], "mdlm, spread in 8": ["mdlm, 4 steps, plain"],
+        **{f"udlm, turns in {n}": ["udlm, 4 steps, plain"] for n in (8, 16)},
         **{name: ["mdlm, 4 steps, plain", "ar"] for name in (
             "pgm, spread in 8", "bd3lm, blocks of 16, 8 steps", "eso_lm, half in 64")}}
     assert "0.25 of plain's" in out and out.count("% with Muon's products)") == 5

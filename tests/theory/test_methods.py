@@ -34,7 +34,7 @@ BATCH = {"gidd": 16_000, "udlm": 5000, "sedd": 5000, "d3pm": 5000, "ggm": 5000, 
 SECOND = dict(diffusion_block=6, clip="0.3,0.8", embedding="a/mdlm", noise_of="udlm", top_k=0,
               block_sizes="1,3", size_weights="4,3,2,1", mask_rate=0.15, positions=16,
               self_condition=0.25, scheduled=0.5, coupled=0.5, noise_growth=0.5, reinforce=1.0,
-              rows_from="out/toy-plaid", noise_from="out/toy-plaid", trained_at=1.0,
+              known=0.5, rows_from="out/toy-plaid", noise_from="out/toy-plaid", trained_at=1.0,
               ar="another-ar", masked="out/toy-radd")  # runs of what stands behind the last - or /
 FLAGS = [(name, flag) for name in METHODS for flag in flags_of(load_row(METHODS, name))]
 FIRST = {name: (name, flag) for name, flag in reversed(FLAGS)}
