@@ -133,7 +133,9 @@ class UDLM(Method):
 
     def loss(self, denoiser, x, frozen=None):
         """The same, and (24.11) for the first texts of the batch. -> (B, L) nats"""
-        n, losses = round(self.known * len(x)), []
+        if self.known == 0:
+            return self.nelbo(denoiser, x, frozen)  # (B, L)
+        n, losses = int(self.known * len(x) + torch.rand(()).item()), []  # that share in the mean
         for part, loss in ((slice(0, n), two_times_loss), (slice(n, None), draw_bound)):
             if len(x[part]):
                 given = None if frozen is None else frozen[part]  # (b, L)

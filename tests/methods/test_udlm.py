@@ -129,6 +129,19 @@ def test_duo_learns_the_same_after_its_curriculum():
     assert torch.equal(*losses)
 
 
+def test_of_few_texts_as_many_are_known_in_the_mean_as_are_asked_for():
+    torch.manual_seed(0)
+    times, method = [], make_method("udlm", 5, known=0.3)
+
+    def denoiser(z, t, at):
+        times.append(t.shape)
+        return torch.zeros(int(at.sum()), 5)
+    for _ in range(400):
+        method.loss(denoiser, torch.zeros(1, 6, dtype=torch.long))
+    share = sum(shape == (1, 6) for shape in times) / 400
+    assert len(times) == 400 and abs(share - 0.3) < 4 * (0.21 / 400) ** 0.5
+
+
 def test_without_known_tokens_the_loss_is_the_bound():
     method, denoiser = UDLM(N), world.oracle(Uniform(N))
     losses = []
