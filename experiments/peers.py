@@ -285,13 +285,13 @@ def compare_peers(config):
     codes += [(Ours(method), out_dir / method) for method in ("ar", "mdlm")]
     print(f"{machine}\n{config.data}: {len(text.data.train):,} characters, "
           f"{text.data.encoding.n_vocab} symbols; {len(text.data.val):,} held out; "
-          f"{config.seconds} CPU seconds of training each, {config.seeds} seeds\n"
+          f"{config.seconds} CPU seconds of training each, seeds: {config.seeds}\n"
           f"{'':<24}{'parameters':>11}{'steps':>8}"
           f"{'ms/step':>9}{'CPU s':>8}   nats/char")
     rows = []
     for code, folder in codes:
-        rows.append(row := measure_code(code, folder, text, config.seconds,
-                                             config.seeds))
+        row = measure_code(code, folder, text, config.seconds, config.seeds)
+        rows.append(row)
         print(f"{row['code']:<24}{row['parameters']:>11,}{row['steps']:>8,}{row['ms']:>9.1f}"
               f"{row['cpu_seconds']:>8.0f}   {row['nats']:.3f} +- {row['error']:.3f}", flush=True)
         said = {"hardware": machine, "data": config.data, "rows": rows}

@@ -37,8 +37,7 @@ class Turns(Spread):
     def prepare(self, model):
         """A network that has seen one time for all tokens does not know what two of them mean."""
         if isinstance(model.denoiser, torch.nn.Module) and not model.method.token_times:
-            raise UserError("--sampler turns needs a network of udlm or duo that was trained with "
-                            "--known 0.5")
+            raise UserError("--sampler turns needs a network that was trained with --known 0.5")
 
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):

@@ -178,7 +178,7 @@ def test_each_code_is_trained_as_long_and_scored_on_the_same_characters(
     masked = rows["tiny-diffusion, bound"]
     assert masked["error"] < 0.02
     assert abs(masked["nats"] + (share * np.log(share)).sum()) < 4 * masked["error"]
-    assert "5 CPU seconds of training each, 2 seeds" in out and "number of parameters" not in out
+    assert "5 CPU seconds of training each, seeds: 2" in out and "number of parameters" not in out
     assert 0 < rows["ours, mdlm"]["nats"] < 3 and rows["ours, ar"]["parameters"] > 0
 
 

@@ -1,6 +1,5 @@
-"""Methods have the losses of one process on two, with copies (DDP) and with shards (FSDP2) of
-their network: one for each kind of network and each fact that the processes could see, or all of
-them with PALIMPSEST_SLOW=1; one of them on four."""
+"""Every method has the losses of one process on two, with copies (DDP) and with shards (FSDP2) of
+its network; one of them on four."""
 
 import json
 import os
@@ -10,14 +9,11 @@ import pytest
 
 from flags import load_row
 from forks import forked
-from kinds import networks, scripts_differ
 from methods import METHODS
 from runs import ROOT, cache, python  # noqa: F401
 
-KINDS = scripts_differ(METHODS, also=["tess"], by=networks)
-KINDS = [*METHODS] if "PALIMPSEST_SLOW" in os.environ else KINDS
-SHARDED = [name for name in KINDS if load_row(METHODS, name).shardable]
-GROUPS = [["one", 1, False, KINDS, 2], ["copies", 2, False, KINDS, 2],
+SHARDED = [name for name in METHODS if load_row(METHODS, name).shardable]
+GROUPS = [["one", 1, False, [*METHODS], 2], ["copies", 2, False, [*METHODS], 2],
           ["shards", 2, True, SHARDED, 2], ["one of four", 1, False, ["tess"], 4],
           ["four copies", 4, False, ["tess"], 4], ["four shards", 4, True, ["tess"], 4]]
 
@@ -34,7 +30,7 @@ def found(tmp_path_factory, cache):
 
 @pytest.mark.parametrize("way", ["copies", "shards"])
 def test_two_processes_have_the_losses_and_gradients_of_one(way, found):
-    assert list(found["copies"]) == KINDS and list(found["shards"]) == SHARDED
+    assert list(found["copies"]) == [*METHODS] and list(found["shards"]) == SHARDED
     for method, ours in found[way].items():
         assert ours == pytest.approx(found["one"][method], rel=1e-4, abs=1e-5), method
         assert ours[1] > 0
