@@ -56,9 +56,9 @@ def rotary_angles(positions, head_size):
 
 def rotate(x, cos, sin):
     """Turn the pairs (x1, x2) of x = [x1 ; x2], in halves, not interleaved. -> (B, H, L, hd)"""
-    x1, x2 = x.chunk(2, -1)  # (B, H, L, hd/2) each
-    halves = (a.transpose(1, 2) for a in (x1 * cos - x2 * sin, x2 * cos + x1 * sin))  # as in memory
-    return torch.cat([*halves], -1).transpose(1, 2).to(x.dtype)  # (B, H, L, hd)
+    swapped = torch.cat([*x.transpose(1, 2).chunk(2, -1)][::-1], -1).transpose(1, 2)  # as in memory
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # (.., L, hd) each
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)  # (B, H, L, hd)
 
 
 def vectors_at(table, positions):

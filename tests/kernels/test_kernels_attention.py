@@ -141,7 +141,7 @@ def loss_and_gradients(model):
     return [loss.item(), *(p.grad.norm().item() for p in net.parameters())]
 
 
-def test_without_the_optional_files_the_numbers_are_the_same():
+def test_without_the_optional_files_the_numbers_are_the_same_up_to_rounding():
     """All modules are imported again, in this process, as if the files were not there."""
     before = {name: sys.modules.pop(name) for name in project_modules()}
     missing = dict.fromkeys(["kernels", "kernels_triton", "experiments.kernels"])
@@ -157,7 +157,8 @@ def test_without_the_optional_files_the_numbers_are_the_same():
             del sys.modules[name]
         sys.modules.update(before)
     model = sys.modules["model"]
-    assert model.kernels is kernels and loss_and_gradients(model) == numbers
+    assert model.kernels is kernels
+    assert loss_and_gradients(model) == pytest.approx(numbers, rel=1e-6, abs=1e-9)  # float32
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])
