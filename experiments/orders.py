@@ -27,9 +27,9 @@ from evaluation.sample_quality import unigram_entropy
 from experiments.command import choose_command, run_experiment
 from experiments.timing import hardware
 from experiments.trained_orders import compare_on_held_out
-from flags import UserError, flag
-from methods import make_method
-from samplers import make_sampler
+from flags import UserError, flag, load_row
+from methods import METHODS, make_method
+from samplers import SAMPLERS, make_sampler
 from samplers.generate import CallCounter, generate
 
 ONE = 10 ** 6  # steps for one mask at a time
@@ -151,7 +151,7 @@ def print_row(name, toy, row, exact):
 def is_exact(method, sampler, options=None, *corrector):
     """Whether the order follows from what is open, so that (24.4) and (24.5) are no bounds."""
     random = sampler in ("ancestral", "first-hitting") or (options or {}).get("shift")
-    return (method == "mdlm" or sampler == "turns") and not random
+    return (method.opens_masks or load_row(SAMPLERS, sampler).draws_once) and not random
 
 
 def compare_rules(config):
@@ -161,7 +161,8 @@ def compare_rules(config):
     for steps in numbers(config.steps):
         print(f"{steps} steps")
         for name, rule in RULES.items():
-            print_row(name, toy, toy.measure(*rule, steps=steps), " " if is_exact(*rule) else "<")
+            sign = " " if is_exact(load_row(METHODS, rule[0]), *rule[1:]) else "<"
+            print_row(name, toy, toy.measure(*rule, steps=steps), sign)
     print("one mask at a time, or as many as a budget allows")
     for name in ("least entropy", "confidence: draws, then chooses"):
         print_row(name, toy, toy.measure(*RULES[name], steps=ONE), " ")
@@ -198,8 +199,7 @@ def compare_networks(config):
                 asks = model.method.plans and sampler in ("p2", "ddpd")
                 for head in [True, False][not asks:]:
                     row = toy.measure("", sampler, steps=steps, model=model, head=head)
-                    opens = "mdlm" if model.method.opens_masks else model.method.name
-                    sign = " " if is_exact(opens, sampler) else "<"
+                    sign = " " if is_exact(model.method, sampler) else "<"
                     name = f"  {sampler}{', by its head' * (asks and head)}, {steps} steps"
                     print_row(name, toy, row, sign)
 
