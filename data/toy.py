@@ -317,13 +317,18 @@ class ToyCorpus(LanguageCorpus):
         """Of its grammar without typos. -> (S, V)"""
         return torch.tensor(automaton())  # (S, V)
 
-    @cached_property
+    @property
     def bytes_per_token(self):
-        """The expected bytes per word of a text, with the space between two words. Exact."""
-        L, V = self.block_size, self.language.V
-        p = self.language.posterior(torch.ones(1, L, V)).mean((0, 1))  # (V,) p(x_l), no evidence
-        letters = torch.tensor([len(word.encode()) for word in self.language.words])  # (V,)
-        return (p @ letters.double()).item() + (L - 1) / L
+        return bytes_per_word(self.block_size)
+
+
+@cache
+def bytes_per_word(L):
+    """The expected bytes per word of a text of L words, with the space between two. Exact."""
+    toy = toy_language()
+    p = toy.posterior(torch.ones(1, L, toy.V)).mean((0, 1))  # (V,) p(x_l), no evidence
+    letters = torch.tensor([len(word.encode()) for word in toy.words])  # (V,)
+    return (p @ letters.double()).item() + (L - 1) / L
 
 
 def main():
