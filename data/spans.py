@@ -82,10 +82,12 @@ def is_held_out(table):
 
 
 @cache
-def drawn_places(n, k):
-    """The sets that k places of n make, with their probabilities."""
-    sets = Counter(map(frozenset, product(range(n), repeat=k)))
-    return [(places, times / n ** k) for places, times in sets.items()]
+def drawn_patterns(n, k, width):
+    """What may be left of n words by k places: {numbers of words, None for a mark: probability}."""
+    found = Counter()
+    for places, times in Counter(map(frozenset, product(range(n), repeat=k))).items():
+        found[tuple(remove_spans(range(n), places, width, None))] += times / n ** k
+    return found
 
 
 @cache
@@ -95,9 +97,11 @@ def whole_texts(mark, width):
     for table, p in all_tables().items():
         for text, q in {} if is_held_out(table) else descriptions(table).items():
             words = text.split()
-            for places, share in drawn_places(len(words), count_spans(len(words), width)):
-                left = " ".join(remove_spans(words, places, width, mark)).rstrip(f" {mark}")
-                joint[left][text] = joint[left].get(text, 0.0) + p * q * share
+            patterns = drawn_patterns(len(words), count_spans(len(words), width), width)
+            for pattern, share in patterns.items():
+                left = " ".join(mark if i is None else words[i] for i in pattern)
+                there = joint[left.rstrip(f" {mark}")]
+                there[text] = there.get(text, 0.0) + p * q * share
     return {left: {text: p / sum(texts.values()) for text, p in texts.items()}
             for left, texts in joint.items()}
 

@@ -57,29 +57,43 @@ def is_solution(cells, box):
     return (digits == torch.arange(1, side + 1)).all(-1).all(-1)  # (n,)
 
 
+@cache
+def free_digits(side):
+    """The digits that are not in a set of digits, whose bits are the index. -> lists"""
+    return [[digit for digit in range(1, side + 1) if not bits >> digit & 1]
+            for bits in range(2 << side)]
+
+
 def solutions(clues, box, most=2, rng=None):
     """Up to `most` grids that have these clues, by search. clues: side^2 digits, 0 where empty.
 
     The cell with the fewest digits left comes first, its digits in random order if rng is given.
     """
     side, see = box * box, [row.nonzero()[:, 0].tolist() for row in peers(box)]
-    cells, found = list(map(int, clues)), []
+    cells, found, homes = list(map(int, clues)), [], units(box).tolist()
     if any(cells[c] and cells[c] in (cells[p] for p in see[c]) for c in range(side * side)):
         return found
+    home = [[u for u, unit in enumerate(homes) if c in unit] for c in range(side * side)]
+    used = [sum({1 << cells[c] for c in unit if cells[c]}) for unit in homes]  # digits, as bits
+    free = free_digits(side)
 
     def search():
-        left = {c: set(range(1, side + 1)) - {cells[p] for p in see[c]}
-                for c in range(side * side) if not cells[c]}
+        left = {c: free[used[i] | used[j] | used[k]] for c, (i, j, k) in enumerate(home)
+                if not cells[c]}
         if not left:
             found.append(list(cells))
             return
         c = min(left, key=lambda c: (len(left[c]), rng.random() if rng else c))
-        digits = sorted(left[c])
+        digits = list(left[c])
         if rng:
             rng.shuffle(digits)
         for digit in digits:
             cells[c] = digit
+            for u in home[c]:
+                used[u] ^= 1 << digit
             search()
+            for u in home[c]:
+                used[u] ^= 1 << digit
             if len(found) >= most:
                 break
         cells[c] = 0

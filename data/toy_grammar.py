@@ -3,6 +3,7 @@ Chapter 1. The tables of the toy language: its topics, its words and its grammar
 
 data/toy.py computes with them. Edit them, and all that it computes is exact for your language.
 """
+from functools import cache
 from itertools import product
 
 # p(topic). The topics differ in weight, so that a forgotten prior shows.
@@ -118,6 +119,7 @@ def word_probs(place, topic):
     return {word: w / sum(weight.values()) for word, w in weight.items()}
 
 
+@cache
 def automaton():
     """The grammar without typos as an automaton that reads words: row h, column v is the state
     after word v in state h, or -1 where it does not fit. A text begins in state 0, as after a stop.

@@ -192,10 +192,10 @@ def compare_in_equal_time(config):
     print_differences(lines, data.independent_texts)
 
 
-def compare_few_steps(config, n=256):
+def compare_few_steps(config, n=256, length=32):
     """-log p of samples above the entropy, through the exact denoiser: the error of few steps."""
-    data = load_data("toy", 32)
-    entropy, _ = data.language.entropy(32)
+    data = load_data("toy", length)
+    entropy, _ = data.language.entropy(length)
     default = [name for name in language_models() if not load_row(METHODS, name).exact]
     names = method_names(config, default)
     print(f"-log p of {n} samples above the entropy of {entropy:.3f}, nats/token\nsteps  "
@@ -205,8 +205,8 @@ def compare_few_steps(config, n=256):
         for name in names:
             method = make_method(name, data.encoding.n_vocab)
             torch.manual_seed(1)
-            x = generate(method, method.oracle(data.language), n, 32, steps)  # (n, 32)
-            mean, error = mean_error(-data.language.log_prob(x) / 32, independent=True)
+            x = generate(method, method.oracle(data.language), n, length, steps)  # (n, L)
+            mean, error = mean_error(-data.language.log_prob(x) / length, independent=True)
             cells.append(with_error(mean - entropy, error))
         print(f"{steps:>5}  " + "".join(f"{cell:>18}" for cell in cells), flush=True)
 

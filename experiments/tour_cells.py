@@ -34,7 +34,8 @@ words(rows, marked, labels)
 # %% bound
 mdlm = make_method("mdlm", toy.V)
 exact = mdlm.oracle(toy)
-flatter = lambda z, t, at=None: (0.7 * exact(z, t, at)).log_softmax(-1)  # a wrong denoiser
+flatten = lambda log_p: (0.7 * log_p).log_softmax(-1)
+flatter = lambda z, t, at=None: flatten(exact(z, t, at))  # a wrong denoiser
 torch.manual_seed(0)
 for name, denoiser in [("exact", exact), ("flatter", flatter)]:
     nats = mdlm.nelbo(denoiser, x).mean(-1)  # (n,) one draw for each text
@@ -44,8 +45,8 @@ share, curves = range(1, 17), {"exact": [], "flatter": []}
 for k in share:  # k masks anywhere: nats at each of them
     z = torch.where(torch.rand(x.shape).argsort(-1).argsort(-1) < k, toy.V, x)  # (n, L)
     at = z == toy.V  # (n, L)
-    for name, denoiser in [("exact", exact), ("flatter", flatter)]:
-        log_p = denoiser(z, None, at)  # (N, V)
+    log_p = exact(z, None, at)  # (N, V)
+    for name, log_p in [("exact", log_p), ("flatter", flatten(log_p))]:
         curves[name].append(-log_p.gather(-1, x[at][:, None]).mean().item())
 lines(list(share), {**curves, "entropy": entropy},
              "nats at a mask: the mean of a curve is its bound", "masks of 16")
@@ -58,8 +59,9 @@ for t in times:
     t = torch.full((len(x), 1), t, dtype=torch.double)  # (n, 1)
     z = corrupt(process, x, t)  # (n, L)
     e = likelihood(process, z, t)  # (n, L, V)
-    for name, without in [("leave-one-out", True), ("p(x | z)", False)]:
-        x_theta = toy.posterior(e, leave_one_out=without)  # (n, L, V)
+    p = toy.posterior(e)  # (n, L, V) leave-one-out: times the own evidence it is p(x | z)
+    full = p * e / (p * e).sum(-1, keepdim=True)  # (n, L, V)
+    for name, x_theta in [("leave-one-out", p), ("p(x | z)", full)]:
         curves[name].append(bound(process, x_theta, x, z, t).mean().item())
 lines(times, curves, "(0.2) at time t, nats per word", "t")
 

@@ -14,6 +14,7 @@ for folder in (Path(__file__).parent, Path(__file__).parent.parent):
 
 
 def pytest_configure(config):
+    config.pluginmanager.set_blocked("logging-plugin")  # nothing here logs: a millisecond a test
     if not config.getoption("numprocesses", None):  # else it hands all tests to others
         prepare()
 

@@ -73,7 +73,7 @@ def test_the_distance_to_the_entropy(few_texts, capsys):
 
 def test_the_samplers_own_error_falls_with_the_steps(capsys):
     config = configure(learning.Config, command="oracle", methods="udlm")
-    learning.compare_few_steps(config, n=16)
+    learning.compare_few_steps(config, n=48, length=8)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16, 32, 64, 128]
     above = [float(row[1]) for row in rows]

@@ -68,12 +68,13 @@ def test_a_run_of_every_method_goes_on_bit_by_bit_is_sampled_and_evaluated(metho
     """Stopped between two evaluations; what it had read from other folders may be gone by then."""
     flags = dict(method=method, max_iters=4, learning_rate=0.01, warmup_iters=2, eval_interval=2,
                  log_interval=1, dropout=0.1, **STATEFUL.get(method, {}))
-    random_checkpoint("other")
+    if "other" in flags.values():
+        random_checkpoint("other")
     whole = fit("whole", **flags)
     with monkeypatch.context() as patch:
         interrupt(patch, 2, signal.SIGTERM)
         assert fit("parts", **flags)["step"] == 3
-    shutil.rmtree("other")
+    shutil.rmtree("other", ignore_errors=True)
     resumed = fit("parts", init_from="resume")
     assert_same(whole, resumed)
     others = {name: a for name, a in whole.items() if torch.is_tensor(a)}  # such as a found clip
