@@ -138,7 +138,7 @@ ROWS = 128  # of which all that is computed at once fits a cache
 class NarrowGelu(torch.autograd.Function):
     """linear(gelu(a)) (N, D) of a (N, 4D), which is all that is kept. In the tanh form
 
-        gelu(a) = a s,   s = sigmoid(K a + C a^3),   gelu'(a) = s + a s (1 - s) (K + 3 C a^2)  (23.6)
+        gelu(a) = a s,   s = sigmoid(K a + C a^3),   gelu'(a) = s + a s (1 - s) (K + 3 C a^2) (23.6)
 
     and on CPUs a sigmoid takes a third of the time of a tanh.
     """

@@ -50,16 +50,14 @@ SEEDS = {"train": 1_000_001, "val": 1_000_002, "entropy": 1_000_003, "test": 1_0
 
 
 def cumulative(p):
-    """The cumulative distribution of each row r of p (R, V), which rises from r to r + 1. -> (R,
-    V)"""
+    """The cumulative distribution of each row r of p (R, V), between r and r + 1. -> (R, V)"""
     cdf = p.cumsum(-1)  # (R, V)
     return cdf / cdf[:, -1:] + torch.arange(len(p))[:, None]  # (R, V)
 
 
 def draw_rows(cdf, rows, u):
     """One draw from each of these rows of `cumulative`: the first v whose cumulative probability
-    exceeds u < 1. All rows are searched as one, which copies none. cdf (R, V); rows, u (n,) ->
-    (n,)"""
+    exceeds u < 1. All rows are searched as one: none is copied. cdf (R, V); rows, u (n,) -> (n,)"""
     return torch.searchsorted(cdf.flatten(), rows + u, right=True) % cdf.shape[-1]  # (n,)
 
 
