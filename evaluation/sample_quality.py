@@ -211,23 +211,22 @@ def self_bleu(texts, longest=4):
     return logs.exp()  # (n,)
 
 
-def words_in_texts(x, data, spaced=None):
+def words_in_texts(x, data):
     """The words of texts x (n, L), or their characters where no spaces stand between words; of
-    images their tokens. spaced: has_words, if known -> lists of strings, and what they are as the
-    end of a name"""
+    images their tokens. -> lists of strings, and what they are as the end of a name"""
     if not data.is_text:
         return [[*map(str, row)] for row in x.tolist()], " of tokens"
     texts = [data.text(row).split() for row in x.tolist()]
-    if has_words(data) if spaced is None else spaced:
+    if has_words(data):
         return texts, ""
     return [[*"".join(words)] for words in texts], " of characters"
 
 
-def rate_diversity(x, data, spaced=None):
+def rate_diversity(x, data):
     """Rows (what, value, standard error) of the set x (n, L); none for images or a single text."""
     if not data.is_text or len(x) < 2:
         return []
-    texts, of = words_in_texts(x, data, spaced)
+    texts, of = words_in_texts(x, data)
     rows = [(f"distinct-{n}{of}, of {len(x)} texts",
              *jackknife(partial(distinct_ngrams, n=n), texts)) for n in (1, 2, 3)]
     groups = 20 if len(texts) <= 1000 else 5  # of many texts self-BLEU takes long
@@ -258,12 +257,11 @@ def sample_figures(samples, x, data, judge, label, config):
     few = min(len(samples), len(x))  # figures of a set are compared on sets of one size
     spread = torch.linspace(0, len(x) - 1, few).long().to(x.device)  # (few,)
     sets = samples[:few], x[spread]  # (few, L) each
-    spaced = data.is_text and has_words(data)
     rows = [rate_samples(a, data, judge, config.batch_size, label, independent)
-            + rate_diversity(part, data, spaced) + data.score_set(a.cpu())
+            + rate_diversity(part, data) + data.score_set(a.cpu())
             for a, part, independent in zip((samples, x), sets, (True, data.independent_texts))]
     figures = {"samples": rows[0], "held_out": rows[1], "num_samples": len(samples)}
-    if data.is_text and not spaced:
+    if data.is_text and not has_words(data):
         figures["no_words"] = "no words are counted: this text has no spaces between words"
     if config.mauve:
         texts = ([data.text(row) for row in a.tolist()] for a in sets)

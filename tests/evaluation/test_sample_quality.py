@@ -133,7 +133,7 @@ def test_what_belongs_to_a_set_of_texts_is_compared_on_sets_of_one_size(monkeypa
     seen, held = [], torch.arange(50)[:, None]
     monkeypatch.setattr(sample_quality, "rate_samples", lambda *of: [])
     monkeypatch.setattr(sample_quality, "rate_diversity",
-                        lambda x, data, spaced: seen.append(x[:, 0].tolist()) or [])
+                        lambda x, data: seen.append(x[:, 0].tolist()) or [])
     data = SimpleNamespace(is_text=False, independent_texts=False, score_set=lambda x: [])
     config = SimpleNamespace(batch_size=64, mauve=False)
     for n in (7, 90):
