@@ -3,6 +3,7 @@ import pytest
 
 from experiments import figures, orders
 from flags import UserError, configure
+from methods import make_method
 from runs import TINY, cache, complaint, elsewhere, fit  # noqa: F401
 
 
@@ -62,3 +63,10 @@ def test_trained_networks_have_an_exact_kl_where_their_orders_do(capsys):
     (["--command", "trained"], "--out_dir names the runs")])
 def test_bad_input_is_one_line(argv, says, capsys):
     assert says in complaint(orders, *argv, capsys=capsys)
+
+
+@pytest.mark.parametrize("method, sampler, exact", [
+    ("mdlm", "spread", True), ("udlm", "turns", True), ("mdlm", "entropy", True),
+    ("mdlm", "ancestral", False), ("udlm", "ancestral", False), ("udlm", "psi", False)])
+def test_a_law_is_exact_where_the_order_follows_from_what_is_open(method, sampler, exact):
+    assert orders.is_exact(make_method(method, 113), sampler) is exact
