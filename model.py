@@ -197,9 +197,9 @@ class NetworkFlags:
     sides: str = flag("joined", "a given source sees: encoder, itself; joined, the target, too; "
                       "spiral, with its own weights", ["joined", "encoder", "spiral"], fixed=True)
     learned_places: bool = flag(False, "learned vectors of places, beside rotary ones", fixed=True)
-    time_input: str = flag("auto", "what the network reads of the time: auto t itself where the "
-                           "method needs it; published networks -log alpha, or always 0",
-                           [*TIME_INPUTS], fixed=True)
+    recurrent: int = flag(0, "last blocks with a GRU in place of attention", least=0, fixed=True)
+    time_input: str = flag("auto", "what is read of the time: auto t itself where a method needs "
+                           "it; published networks -log alpha, or 0", [*TIME_INPUTS], fixed=True)
     dropout: float = flag(0.0, "dropout", least=0, most=0.99)
 
 

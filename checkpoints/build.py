@@ -5,6 +5,7 @@ from data import DATASETS
 from data.tokenizer import end_of_text
 from flags import load_row
 from methods import make_method
+from methods.recurrent import make_recurrent
 from samplers.sides import divide
 
 
@@ -29,6 +30,8 @@ def build_network(config, method, n_classes=0):
         dropout=config.dropout, mask_mod=method.mask_mod, qk_norm=config.qk_norm,
         time_input=config.time_input, norm_bias=config.norm_bias,
         places=vars(config).get("learned_places", False) and config.block_size + 1)  # and a start
+    if vars(config).get("recurrent"):
+        make_recurrent(network, method, config)
     sides = vars(config).get("sides", "joined")
     if sides == "joined":
         return network

@@ -53,7 +53,8 @@ def layout_name(config, method, where):
     if name is None or not LAYOUTS[name].exports:
         raise UserError(f"{where} was trained with --method {config['method']}, for which there is "
                         f"no public layout: only {', '.join(exportable())} have one")
-    needed = {"qk_norm": False, **method.public_flags, "learned_places": False}
+    needed = {"qk_norm": False, **method.public_flags, "learned_places": False,
+              "recurrent": 0}
     theirs = {key: config.get(key, value) for key, value in needed.items()}  # hub.py has few
     if theirs != needed:
         raise UserError(f"{where} was trained with {spell(theirs)}, and the public code of {name} "

@@ -39,7 +39,7 @@ PARTS = {"model", "ema", "optimizers", "step", "config", "encoding"}
 # flag: it is the id that begins every text of some published networks.
 NEW_FLAGS = {"qk_norm": False, "norm_bias": False, "time_input": "auto", "sft": False,
              "labels": False, "muon_dtype": "bfloat16", "sides": "joined", "learned_places": False,
-             "first": None}
+             "recurrent": 0, "first": None}
 
 
 PARTS_OF_A_RUN = "ckpt.pt", "metrics.jsonl", "evaluation.json", "tensorboard"

@@ -211,8 +211,8 @@ def config_of(model):
     return {"data": "", "sft": False, "tokenizer": model.tokens, "vocab_size": 0,
             "method": model.method, "block_size": model.length, "n_layer": layers, "n_head": heads,
             "n_embd": width, "cond_dim": 128, "qk_norm": False, "norm_bias": False,
-            "sides": "joined", "learned_places": False, "time_input": model.time_input,
-            "dropout": 0.0, "labels": False, **model.more}
+            "sides": "joined", "learned_places": False, "recurrent": 0,
+            "time_input": model.time_input, "dropout": 0.0, "labels": False, **model.more}
 
 
 def as_checkpoint(config, encoding, tensors, where, classes=(), step=0, layout=""):

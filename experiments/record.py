@@ -32,8 +32,8 @@ from train import train_step
 GOAL, WORDS = 0.05, 32  # nats per word, words per text
 COMMON = dict(data="toy", block_size=WORDS, device="cpu", dtype="float32")
 RECIPES = {
-    "mdlm": dict(n_layer=3, batch_size=64, learning_rate=0.02, muon_lr=0.02, warmup_iters=50,
-                 lr_schedule="linear", learned_places=True, max_iters=1650),
+    "mdlm": dict(recurrent=1, learning_rate=0.02, muon_lr=0.03, warmup_iters=50,
+                 lr_schedule="linear", max_iters=1350),
     "udlm": dict(n_layer=4, batch_size=64, learning_rate=0.01, muon_lr=0.01, max_iters=5400),
     "ar": dict(n_head=2, n_embd=64, batch_size=32, learning_rate=0.02, muon_lr=0.02,
                warmup_iters=20, lr_schedule="linear", max_iters=220),

@@ -267,6 +267,7 @@ def test_it_runs_without_what_may_be_deleted(tmp_path):
             "base",
             "mdlm",
             "udlm",
+            "recurrent",
             "generate",
             "guidance",
             "gradients",
