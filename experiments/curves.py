@@ -2,7 +2,7 @@
 The curve of each chapter's method: what a small network has learned after some CPU seconds.
 
     python -m experiments.curves                        draw docs/figures/NN-NAME.svg again
-    python -m experiments.curves --measure              train all first, 4 CPU seconds each
+    python -m experiments.curves --measure              train all first, 4 CPU seconds each, or 60
     python -m experiments.curves --measure --runs ar,mdlm       these only; the others stay
 
 A run is one of train.py with the flags in RUNS; a value such as @mdlm is the folder of another run,
@@ -35,6 +35,9 @@ POINTS, PILOT = 8, 12  # evaluations of a run; steps that are timed before it
 SMALL = dict(n_layer=2, n_head=2, n_embd=64, learned_places=True, batch_size=32, learning_rate=0.01,
              muon_lr=0.02, warmup_iters=20)
 TOY = dict(data="toy", block_size=16)
+WIDE = dict(data="toy", n_head=4, n_embd=128, learning_rate=0.02, muon_lr=0.03, warmup_iters=50,
+            lr_schedule="linear")
+LONG = {"mdlm, attention": 15, "mdlm, recurrent": 15}  # so many times --seconds
 SENTENCES, GRID = dict(data="sentences"), dict(data="sudoku4-in-place")
 THOUGHTS = dict(data="boolean-thoughts")
 LEARNERS = ("ar mdlm md4 genmd4 radd rdm diffusionbert d3pm sedd ggm udlm audm gidd duo dfm pgm "
@@ -52,6 +55,8 @@ RUNS = {  # {name of the curve: flags of train.py}
     "pgm": dict(TOY, method="pgm", learned_places=None),
     "udlm, known in part": dict(TOY, method="udlm", known=0.5),
     "classifier": dict(TOY, method="classifier", labels=True),
+    "mdlm, attention": dict(WIDE, method="mdlm"),
+    "mdlm, recurrent": dict(WIDE, method="mdlm", recurrent=1, learned_places=None),
     "mdlm, width 32": dict(TOY, method="mdlm", n_embd=32),
     "mdlm, width 128": dict(TOY, method="mdlm", n_embd=128),
     **{name: dict(SENTENCES, method=name) for name in ("flexmdm", "ilm")},
@@ -68,7 +73,8 @@ RUNS = {  # {name of the curve: flags of train.py}
 }
 CHAPTERS = {  # {page: its curves}
     "01-autoregression": "ar mdlm", "02-d3pm": "d3pm mdlm", "03-masked": "mdlm md4 genmd4 radd",
-    "03-routing": "rdm mdlm", "04-uniform": "udlm audm mdlm", "05-hybrid": "gidd mdlm udlm",
+    "03-recurrence": ["mdlm, recurrent", "mdlm, attention"], "03-routing": "rdm mdlm",
+    "04-uniform": "udlm audm mdlm", "05-hybrid": "gidd mdlm udlm",
     "06-score": "sedd mdlm", "07-duo": "duo udlm", "08-block": "bd3lm mdlm ar",
     "08-mixed-blocks": "blockgen bd3lm", "09-partition": "pgm mdlm", "11-guidance": "classifier",
     "13-embeddings": "plaid cdcd diffusion_lm sed difformer", "14-evidence": "bfn tess ssd_lm",
@@ -133,7 +139,8 @@ def measure(name, config):
     pilot = dict(flags, max_iters=PILOT, out_dir=f"{config.out_dir}/pilot")
     with Run(configure(train.Config, **pilot), [*pilot]) as run:
         *_, (before, *_), (after, *_) = train_timed(run, 3)  # seconds at 2/3 and at the end
-    steps = max(POINTS, round(config.seconds / (after - before) * PILOT / 3))
+    steps = round(config.seconds * LONG.get(name, 1) / (after - before) * PILOT / 3)
+    steps = max(POINTS, steps)
     flags.update(max_iters=steps, out_dir=f"{config.out_dir}/{name.replace(', ', '-')}")
     with Run(configure(train.Config, **flags), [*flags]) as run:
         points, data = train_timed(run, POINTS), run.trainer.data

@@ -39,8 +39,8 @@ class RecurrentBlock(Block):
     def attend(self, h, rotary, mask_mod, remember):
         """(3.13) for h (B, L, D). -> (B, L, D); UserError where not all tokens see all"""
         if mask_mod is not None or remember:
-            raise UserError("--recurrent reads whole texts, and this would read parts of one: leave "
-                            "out what asks for it, or train without --recurrent")
+            raise UserError("--recurrent reads whole texts, and this would read parts: leave out "
+                            "what asks for it, or train without --recurrent")
         return self.out(self.gru(h)[0])  # (B, L, D)
 
 

@@ -19,8 +19,8 @@ from methods.recurrent import RecurrentBlock
 from runtime.optim import make_optimizers
 from train import Config
 
-REFUSE = ("ar pgm bd3lm blockgen maria diffusion_forcing sigma_gpt eso_lm audm ld4lg latent_planner "
-          "lcm dglm energy diffugpt ar2diff classifier tree_diffusion").split()
+REFUSE = ("ar pgm bd3lm blockgen maria diffusion_forcing sigma_gpt eso_lm audm ld4lg "
+          "latent_planner lcm dglm energy diffugpt ar2diff classifier tree_diffusion").split()
 DATA = {"tree_diffusion": dict(data="arithmetic", block_size=13),
         "diffuser": dict(data="repair", block_size=16),
         "flexmdm": dict(data="sentences", block_size=20),
@@ -118,8 +118,9 @@ def test_a_run_goes_on_bit_by_bit_is_sampled_and_evaluated(method, monkeypatch, 
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
+    sides = dict(sides="encoder", data="reverse", block_size=18)
     for flags, words in [(dict(n_layer=1, recurrent=2), "--recurrent 2 is more than --n_layer 1"),
-                         (dict(sides="encoder", data="reverse", block_size=18), "alike: leave out --sides")]:
+                         (sides, "alike: leave out --sides")]:
         with pytest.raises(UserError, match=words):
             built(**flags)
     block = RecurrentBlock(8, 2, 0, 0.0, True)
