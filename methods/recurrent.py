@@ -55,7 +55,7 @@ def make_recurrent(network, method, config):
     ours = type(network) is Transformer or method.draw_evidence
     if not method.bidirectional or method.mask_mod or not ours:
         raise UserError(f"--recurrent is for methods whose tokens all see each other, and "
-                        f"{method.name} has a pattern or a network of its own: leave it out")
+                        f"{method.name} has a pattern or a network of its own: train without it")
     shape = config.n_embd, config.n_head, config.cond_dim if network.adaln else 0
     for layer in range(first, config.n_layer):
         network.blocks[layer] = RecurrentBlock(*shape, config.dropout, config.qk_norm,
