@@ -92,7 +92,8 @@ def train_all(config):
     short = dict(iters_per_round=1, num_samples=2, warmup_iters=0, batch_size=2)
     add("student", distill, teacher=folders["mdlm"], rounds=2, first_steps=16,
         **(short if config.quick else length_of(config, "distil")))
-    add("chat", train, data="chat", seed=config.seed, **length_of(config, "chat"))
+    add("chat", train, data="chat", seed=config.seed,  # of the default's 4 layers too few steps fit
+        **{"n_layer": 2, **length_of(config, "chat")})
     more = {**TINY, "max_iters": 2} if config.quick else length_of(config, "sft")
     add("answers", train, data="chat", sft=True, init_from=folders["chat"], seed=config.seed,
         **more)
