@@ -25,6 +25,7 @@ import pytest
 import torch
 
 import train
+from checkpoints.file import Folder
 from checkpoints.load import read_state
 from flags import configure, parse
 from forks import forked
@@ -91,12 +92,31 @@ def late_reports(monkeypatch):
         report(trainer, step, folder) if step else None))
 
 
+@pytest.fixture
+def in_memory(late_reports, monkeypatch):
+    """For tests that only look at what `fit` returns: it is no file, and evaluations are of one
+    split, by a sample in one step."""
+    monkeypatch.setattr(Folder, "save", lambda self, state: KEPT.update({self.path: state}))
+    sample_text, bound = progress.sample_text, Trainer.bound
+    monkeypatch.setattr(progress, "sample_text", lambda trainer, steps: sample_text(trainer, 1))
+    monkeypatch.setattr(progress, "MEASURED", 8)
+
+    def of_one_split(trainer, split, texts):
+        return bound(trainer, split, texts) if split == "val" else (0.0, 0.0)
+    monkeypatch.setattr(Trainer, "bound", of_one_split)
+
+
+KEPT = {}  # a folder: the state that its run has left in_memory
+
+
 def fit(out_dir, given=(), **flags):
     """A tiny run in this process; with init_from="resume", `flags` stand for the command line. ->
     its checkpoint"""
     config = configure(train.Config, **{**TINY, **flags}, out_dir=str(out_dir))
     train.main(config, [*given, *flags] if flags.get("init_from") == "resume" else list(flags))
     path = Path(out_dir, "ckpt.pt")
+    if path.parent in KEPT:
+        return KEPT.pop(path.parent)
     return Saved(path.read_bytes()) if path.exists() else read_state(out_dir)
 
 
