@@ -114,6 +114,8 @@ def late_reports(monkeypatch):
 def in_memory(late_reports, monkeypatch):
     """For tests that only look at what `fit` returns: it is no file."""
     monkeypatch.setattr(Folder, "save", lambda self, state: KEPT.update({self.path: state}))
+    yield
+    KEPT.clear()
 
 
 KEPT = {}  # a folder: the state that its run has left in_memory
