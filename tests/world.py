@@ -3,7 +3,6 @@ A world small enough to enumerate: 3 symbols, texts of length 3, 27 known probab
 
 An expectation over it is a sum. The texts have two classes.
 """
-from functools import cache
 from itertools import product
 
 import torch
@@ -46,9 +45,9 @@ def q(process, z, t):
     return evidence(process, z, t).prod(-1)
 
 
-@cache
 def tables(n):
-    """p(x_1, .., x_n) n times, each with another x_l last. -> n of (N^(n - 1), N)"""
+    """p(x_1, .., x_n) n times, each with another x_l last; tests may take another P. -> n of (N^(n
+    - 1), N)"""
     p = P.view(N ** n, -1).sum(-1).view((N,) * n)  # (N, .., N)
     return [p.movedim(l, -1).reshape(-1, N) for l in range(n)]
 
