@@ -72,15 +72,22 @@ class GaussianUniform:
         self.n_tokens = self.V = n_tokens
         self.operator = Operator(n_tokens)
         self.ends = self.operator.gamma([first, last]).tolist()
+        self.last = None, None  # a tensor of times, and `integrals` there
 
     def gamma(self, t):
         return self.ends[0] + t * (self.ends[1] - self.ends[0])
 
+    def integrals(self, t):
+        """alpha and its slope in gamma. A loss asks for both several times, at the same t."""
+        if self.last[0] is not t:
+            self.last = t, self.operator.integrals(self.gamma(t))
+        return self.last[1]
+
     def alpha(self, t):
-        return self.operator.alpha(self.gamma(t)).to(t.dtype)
+        return self.integrals(t)[0].to(t.dtype)
 
     def dalpha(self, t):
-        return (self.operator.dalpha(self.gamma(t)) * (self.ends[1] - self.ends[0])).to(t.dtype)
+        return (self.integrals(t)[1] * (self.ends[1] - self.ends[0])).to(t.dtype)
 
     def b(self, t, v):
         return (1 - self.alpha(t)) / self.V * torch.ones_like(v)

@@ -24,6 +24,7 @@ def prepare():
     import torch
 
     from data import puzzles
+    from once import remember_what_tests_repeat
     from runtime.device import keep_memory
 
     if not torch.cuda.is_available():
@@ -33,6 +34,7 @@ def prepare():
             kind.manual_seed_all = lambda seed: None
     torch.set_num_threads(1)  # what is tiny gains nothing from a second one
     keep_memory()  # as scripts do
+    remember_what_tests_repeat()
     puzzles.MANY = 100  # that every data set shows: 500 of sudoku9 take two seconds
 
 

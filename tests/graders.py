@@ -124,21 +124,29 @@ def check_detects(name, file, number, wrong):
           f"{name!r} is not a test: give tests/FOLDER/FILE.py::test_NAME")
     check("exercises" not in match[1] and "mutants" not in match[1],
           f"{name} reads the source: find a test of the theory")
+    before, failed = run_test(ROOT, name)
+    check(before or failed, f"{name} did not run")
+    check(before, f"{name} fails without the fault as well: does it need a blank that is "
+                  "still open?")
+    passed, _ = run_test(copy_with_fault(file, number, tuple(wrong)), name)
+    check(passed < before, f"{name} passes even though {file} has the fault: it tests something "
+                           "else")
 
+
+@functools.cache
+def copy_with_fault(file, number, wrong):
+    """The project with the lines `wrong` in the place of a solution, until this process ends."""
     def change(path, text):
         if path != file:
             return text
         mark = [mark for mark in MARK.finditer(text) if int(mark[2]) == number][-1]
         lines = "".join(f"{mark[1]}{line}\n" for line in wrong)
         return text[:mark.start(4)] + lines + text[mark.end(4):]
-    before, failed = run_test(ROOT, name)
-    check(before or failed, f"{name} did not run")
-    check(before, f"{name} fails without the fault as well: does it need a blank that is "
-                  "still open?")
-    with tempfile.TemporaryDirectory() as folder:
-        passed, _ = run_test(copy_files(Path(folder, "after"), change), name)
-    check(passed < before, f"{name} passes even though {file} has the fault: it tests something "
-                           "else")
+    FOLDERS.append(tempfile.TemporaryDirectory())  # whose end is its removal
+    return copy_files(Path(FOLDERS[-1].name, "after"), change)
+
+
+FOLDERS = []
 
 
 @functools.cache

@@ -25,6 +25,7 @@ import pytest
 import torch
 
 import train
+from checkpoints.file import Folder
 from checkpoints.load import read_state
 from flags import configure, parse
 from forks import forked
@@ -70,17 +71,35 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def elsewhere(cache, tmp_path, monkeypatch):
-    """Every test in its own empty folder, on one thread, without the n-grams and the entropy at the
-    end of a run, and with samples in two steps; and products are exact again after it."""
+    """Every test in its own empty folder, on one thread, and with short reports; and products are
+    exact again after it."""
     monkeypatch.chdir(tmp_path)
-    sample_text = progress.sample_text
-    monkeypatch.setattr(progress, "sample_text", lambda trainer, steps: sample_text(
-        trainer, min(steps, 2)))
     monkeypatch.setenv("PALIMPSEST_CACHE", str(cache))
-    monkeypatch.setattr(progress, "print_summary", lambda trainer: None)
+    shorten_reports(monkeypatch)
     with one_thread():
         yield
     torch.set_float32_matmul_precision("highest")
+
+
+def shorten_reports(monkeypatch):
+    """No n-grams and no entropy at the end of a run. An evaluation measures held-out text alone,
+    of few texts where a method measures more, and its sample comes in one step; before the first
+    step there is none."""
+    report, sample_text, bound = progress.print_evaluation, progress.sample_text, Trainer.bound
+    began = []
+
+    def print_evaluation(trainer, step, folder):
+        began[:] = [step > 0]
+        report(trainer, step, folder)
+
+    def of_one_split(trainer, split, texts, draws=1):
+        return bound(trainer, split, texts, draws) if split != "train" else (0.0, 0.0)
+    monkeypatch.setattr(progress, "print_evaluation", print_evaluation)
+    monkeypatch.setattr(progress, "sample_text", lambda trainer, steps: (
+        sample_text(trainer, 1) if began == [True] else ""))
+    monkeypatch.setattr(Trainer, "bound", of_one_split)
+    monkeypatch.setattr(progress, "MEASURED", 8)
+    monkeypatch.setattr(progress, "print_summary", lambda trainer: None)
 
 
 @pytest.fixture
@@ -91,12 +110,25 @@ def late_reports(monkeypatch):
         report(trainer, step, folder) if step else None))
 
 
+@pytest.fixture
+def in_memory(late_reports, monkeypatch):
+    """For tests that only look at what `fit` returns: it is no file."""
+    monkeypatch.setattr(Folder, "save", lambda self, state: KEPT.update({self.path: state}))
+    yield
+    KEPT.clear()
+
+
+KEPT = {}  # a folder: the state that its run has left in_memory
+
+
 def fit(out_dir, given=(), **flags):
     """A tiny run in this process; with init_from="resume", `flags` stand for the command line. ->
     its checkpoint"""
     config = configure(train.Config, **{**TINY, **flags}, out_dir=str(out_dir))
     train.main(config, [*given, *flags] if flags.get("init_from") == "resume" else list(flags))
     path = Path(out_dir, "ckpt.pt")
+    if path.parent in KEPT:
+        return KEPT.pop(path.parent)
     return Saved(path.read_bytes()) if path.exists() else read_state(out_dir)
 
 

@@ -45,14 +45,21 @@ def q(process, z, t):
     return evidence(process, z, t).prod(-1)
 
 
+def tables(n):
+    """p(x_1, .., x_n) n times, each with another x_l last; tests may take another P. -> n of (N^(n
+    - 1), N)"""
+    p = P.view(N ** n, -1).sum(-1).view((N,) * n)  # (N, .., N)
+    return [p.movedim(l, -1).reshape(-1, N) for l in range(n)]
+
+
 def posterior_of_all(likelihood, leave_one_out=True):
     """Language.posterior without a topic: a product of matrices for each token. -> (B, n, N)"""
     n, rows = likelihood.shape[1], []
-    p = P.view(N ** n, -1).sum(-1).view((N,) * n)  # (N, .., N)
-    for l in range(n):
-        q = p.movedim(l, -1).expand(len(likelihood), *p.shape)  # (B, N, .., N) x_l last
+    for l, table in enumerate(tables(n)):
+        seen = torch.ones_like(likelihood[:, 0, :1])  # (B, 1)
         for k in (k for k in range(n) if k != l):
-            q = torch.einsum("bv,bv...->b...", likelihood[:, k], q)  # (B, ..)
+            seen = (seen[..., None] * likelihood[:, None, k]).flatten(1)  # (B, N), (B, N^2), ..
+        q = seen @ table  # (B, N)
         rows.append(q if leave_one_out else q * likelihood[:, l])  # (B, N)
     p = torch.stack(rows, 1)  # (B, n, N)
     return p / p.sum(-1, keepdim=True).clamp(min=1e-300)  # (B, n, N)
@@ -126,6 +133,14 @@ def make_world_method(name, n_tokens, **flags):
     return method
 
 
+def places(key):
+    """Which of its values each number is, from the least on. (B,) -> (B,)"""
+    if key.max() > 100_000:
+        return key.unique(return_inverse=True)[1]
+    there = torch.zeros(key.max() + 1, dtype=torch.long).index_fill_(0, key, 1)  # (numbers,)
+    return (there.cumsum(0) - 1)[key]
+
+
 def by_state(denoiser):
     """The same denoiser, called once for equal texts: many draws are in few states."""
     def call(z, t, at=None, label=None, **layout):
@@ -135,7 +150,7 @@ def by_state(denoiser):
         if own or t is not None and (t.shape[-1] > 1 or len(t.unique()) > 1):
             return denoiser(z, t, at=at, label=label, **layout)
         key = (z * 8 ** torch.arange(z.shape[1])).sum(-1) * 8 + (0 if label is None else label)
-        _, of = key.unique(return_inverse=True)  # (B,) which of the states
+        of = places(key)  # (B,) which of the states
         one = torch.zeros(of.max() + 1, dtype=torch.long).scatter(0, of, torch.arange(len(z)))
         t = t if t is None else t.expand(len(z), 1)[one]  # (states, 1)
         options = layout if label is None else {**layout, "label": label[one]}

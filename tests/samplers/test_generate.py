@@ -106,8 +106,8 @@ def test_every_method_begins_with_noise_keeps_given_tokens_and_ends_in_text(name
     """What is not written yet is never an id of the text, unless noise is made of words."""
     model, n = exact(name), 3
     torch.manual_seed(0)
-    given = torch.randint(model.encoding.n_vocab, (n, 32))  # (B, L)
-    frozen = torch.rand(n, 32) < 0.3  # (B, L)
+    given = torch.randint(model.encoding.n_vocab, (n, 16))  # (B, L)
+    frozen = torch.rand(n, 16) < 0.3  # (B, L)
     states = list(trajectory(model.method, model.denoiser, given, frozen, 3))
     assert all((z == given)[frozen].all() for z in states)
     assert (states[-1] < model.encoding.n_vocab).all()
@@ -119,12 +119,12 @@ def test_every_method_begins_with_noise_keeps_given_tokens_and_ends_in_text(name
 def test_no_more_states_than_announced(name, sampler):
     """The bar of --watch ends with the text: it does not stop early or go on after it."""
     config = configure(SamplingFlags, oracle=name, sampler=sampler, steps=5)
-    model, frozen = load_chosen(config, "cpu"), torch.zeros(32, dtype=torch.bool)  # (L,)
+    model, frozen = load_chosen(config, "cpu"), torch.zeros(16, dtype=torch.bool)  # (L,)
     writer = writer_of(config, model, model.denoiser, frozen)
     _, *states = writer.trajectory(frozen.long()[None], frozen[None])
-    assert 1 <= len(states) <= writer.count_states(32)
+    assert 1 <= len(states) <= writer.count_states(16)
     if sampler == "ancestral" and name not in ("eso_lm", "ilm"):  # which draw how many calls
-        assert len(states) == writer.count_states(32)
+        assert len(states) == writer.count_states(16)
 
 
 @pytest.mark.parametrize("length, states", [(8, 6), (20, 6 * 4), (21, 6 * 5), (9, 6 * 2)])

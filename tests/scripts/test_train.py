@@ -14,9 +14,9 @@ from models import random_checkpoint
 import train
 from flags import UserError, configure, flags_of, load_row
 from methods import METHODS, make_method
-from runs import TINY, cache, elsewhere, fit, late_reports  # noqa: F401
+from runs import TINY, cache, elsewhere, fit, in_memory, late_reports  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("late_reports")
+pytestmark = pytest.mark.usefixtures("in_memory")
 SHORT = {**TINY, "block_size": 4, "max_iters": 2, "muon_dtype": "float32"}
 SLOW = pytest.mark.skipif("PALIMPSEST_SLOW" not in os.environ,
                           reason="the compiler takes a minute: set PALIMPSEST_SLOW=1")
