@@ -43,7 +43,6 @@ from data.toy_grammar import (
     vocabulary,
     word_probs,
 )
-from data.toy_sweeps import FEW, combine_at_once
 from script import one_line_errors
 
 # far from the seeds that people type
@@ -161,8 +160,6 @@ class Toy:
 
     def combine_sweeps(self, likelihood, log_prior):
         """(1.3): the forward sweep, then the backward sweep, combined at each word. -> (n, L, V)"""
-        if len(likelihood) <= FEW:
-            return combine_at_once(self, likelihood, log_prior)  # (n, L, V)
         by_word = self.by_word  # (V, K, Q)
         evidence = [torch.tensordot(e, by_word, 1) for e in likelihood.unbind(1)]  # L of (n, K, Q)
         *forward, (_, log_all) = self.forward_sweep(evidence, len(likelihood))

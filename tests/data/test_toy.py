@@ -111,15 +111,6 @@ def test_leaving_one_out_means_that_a_words_own_evidence_does_not_matter():
     assert not torch.allclose(TOY.posterior(changed)[:, l + 1], TOY.posterior(likelihood)[:, l + 1])
 
 
-def test_a_few_texts_have_the_posterior_that_they_have_among_many():
-    """Few are swept from both ends at once."""
-    likelihood = torch.rand(24, 10, V, generator=torch.Generator().manual_seed(4)) ** 4  # (n, L, V)
-    topic = torch.arange(24) % 5  # (n,)
-    parts = zip(likelihood.split(6), topic.split(6))
-    close(torch.cat([TOY.posterior(part, topic=k) for part, k in parts]),
-          TOY.posterior(likelihood, topic=topic))
-
-
 def test_the_leave_one_out_law_times_the_own_likelihood_is_the_full_posterior():
     likelihood = torch.rand(8, 10, V, dtype=torch.double, generator=seeded()) ** 20  # (8, 10, V)
     product = TOY.posterior(likelihood) * likelihood  # (8, 10, V)
