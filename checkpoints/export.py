@@ -53,11 +53,11 @@ def layout_name(config, method, where):
     if name is None or not LAYOUTS[name].exports:
         raise UserError(f"{where} was trained with --method {config['method']}, for which there is "
                         f"no public layout: only {', '.join(exportable())} have one")
-    needed = {"qk_norm": False, **method.public_flags, "learned_places": False,
-              "recurrent": 0}
-    theirs = {key: config.get(key, value) for key, value in needed.items()}  # hub.py has few
-    if theirs != needed:
-        raise UserError(f"{where} was trained with {spell(theirs)}, and the public code of {name} "
+    needed = {"qk_norm": False, **method.public_flags, "learned_places": False, "recurrent": 0}
+    wrong = {key: config.get(key, value) for key, value in needed.items()  # hub.py has few
+             if config.get(key, value) != value}
+    if wrong:
+        raise UserError(f"{where} was trained with {spell(wrong)}, and the public code of {name} "
                         f"reads other networks: train with {spell(needed)}")
     if config["labels"] and config["time_input"] == "auto":
         raise UserError(f"{where} reads the time besides the class, which no public network does: "
