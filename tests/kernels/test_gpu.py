@@ -104,11 +104,13 @@ def test_draws_have_the_distribution():
 
 # ---- steps
 
-@pytest.mark.parametrize("method", ["mdlm", "udlm", "ar", "bd3lm", "pgm"])
-def test_a_step_in_bfloat16_follows_float32_and_learns(method):
+@pytest.mark.parametrize("method, recurrent", [
+    ("mdlm", 0), ("mdlm", 1), ("udlm", 0), ("ar", 0), ("bd3lm", 0), ("pgm", 0)])
+def test_a_step_in_bfloat16_follows_float32_and_learns(method, recurrent):
     """Random words: the loss falls to log 300 at best, from what random weights make of them."""
-    low = losses(trainer_of(method), range(20))
-    full = losses(trainer_of(method, Size(**{**vars(SIZE), "dtype": "float32"})), range(20))
+    low = losses(trainer_of(method, recurrent=recurrent), range(20))
+    single = Size(**{**vars(SIZE), "dtype": "float32"})
+    full = losses(trainer_of(method, single, recurrent=recurrent), range(20))
     assert low == pytest.approx(full, rel=0.05)
     assert all(loss == loss for loss in low) and min(low[1:]) < 1.2 * low[0]
 
