@@ -34,7 +34,8 @@ COMMON = dict(data="toy", block_size=WORDS, device="cpu", dtype="float32")
 RECIPES = {
     "mdlm": dict(recurrent=1, learning_rate=0.02, muon_lr=0.03, warmup_iters=50,
                  lr_schedule="linear", max_iters=1350),
-    "udlm": dict(n_layer=4, batch_size=64, learning_rate=0.01, muon_lr=0.01, max_iters=5400),
+    "udlm": dict(recurrent=1, batch_size=64, learning_rate=0.01, muon_lr=0.02, warmup_iters=50,
+                 lr_schedule="linear", max_iters=7000),
     "ar": dict(n_head=2, n_embd=64, batch_size=32, learning_rate=0.02, muon_lr=0.02,
                warmup_iters=20, lr_schedule="linear", max_iters=220),
 }
