@@ -103,7 +103,7 @@ NO_METHOD = ("10-distillation", "11-gradients", "12-collapse", "12-evaluation", 
 class Config:
     measure: bool = flag(False, "train again what is drawn")
     runs: str = flag("", "rows of RUNS, with ; between; empty means all", needs=["measure"])
-    seconds: float = flag(4.0, "CPU seconds of training of each", least=0.05, needs=["measure"])
+    seconds: float = flag(4.0, "CPU seconds of training of most", least=0.05, needs=["measure"])
     folder: str = flag("docs/figures", "where the pictures go, and curves.json")
     out_dir: str = flag("out/curves", "where the runs go")
     hardware: str = flag("", "the name of the machine, if it cannot be detected", text=True)
@@ -139,8 +139,8 @@ def measure(name, config):
     pilot = dict(flags, max_iters=PILOT, out_dir=f"{config.out_dir}/pilot")
     with Run(configure(train.Config, **pilot), [*pilot]) as run:
         *_, (before, *_), (after, *_) = train_timed(run, 3)  # seconds at 2/3 and at the end
-    steps = round(config.seconds * LONG.get(name, 1) / (after - before) * PILOT / 3)
-    steps = max(POINTS, steps)
+    seconds = config.seconds * LONG.get(name, 1)
+    steps = max(POINTS, round(seconds / (after - before) * PILOT / 3))
     flags.update(max_iters=steps, out_dir=f"{config.out_dir}/{name.replace(', ', '-')}")
     with Run(configure(train.Config, **flags), [*flags]) as run:
         points, data = train_timed(run, POINTS), run.trainer.data

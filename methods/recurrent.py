@@ -12,8 +12,8 @@ has the same two sweeps, learned, in the place of attention:
     gru(x, f) = (1 - u) n + u f,   n = tanh(A x + r (B f + b)),   r, u = sigmoid(C [x ; f])   (3.14)
 
 (GRU, arXiv:1406.1078.) A word ten places away is ten steps away, and each step is the same, where
-attention has to learn one way of reading for every distance and every pattern of masks. But a state
-forgets what all words say together, such as the topic, and that is what attention finds at once. So
+attention learns a way of reading for every distance and every pattern of masks. What all words say
+together, such as the topic, is learned slowly by sweeps alone (measured), and soon by attention. So
 the last n blocks are recurrent, and those before them are not. BiMamba, the network of Caduceus
 (arXiv:2403.03234) with which MDLM and UDLM read DNA, is a recurrence from either side, too.
 
