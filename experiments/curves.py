@@ -133,14 +133,18 @@ def train_timed(run, points):
     return [[float(f"{a:.4g}") for a in row] for row in found]
 
 
+def seconds_of(name, config):
+    """CPU seconds of training that a run is planned for."""
+    return config.seconds * LONG.get(name, 1)
+
+
 def measure(name, config):
-    """One run of about --seconds. -> its command, entropy and points"""
+    """One run of about `seconds_of`. -> its command, entropy and points"""
     flags = {**flags_of(name, config.out_dir), "eval_interval": 10**6}
     pilot = dict(flags, max_iters=PILOT, out_dir=f"{config.out_dir}/pilot")
     with Run(configure(train.Config, **pilot), [*pilot]) as run:
         *_, (before, *_), (after, *_) = train_timed(run, 3)  # seconds at 2/3 and at the end
-    seconds = config.seconds * LONG.get(name, 1)
-    steps = max(POINTS, round(seconds / (after - before) * PILOT / 3))
+    steps = max(POINTS, round(seconds_of(name, config) / (after - before) * PILOT / 3))
     flags.update(max_iters=steps, out_dir=f"{config.out_dir}/{name.replace(', ', '-')}")
     with Run(configure(train.Config, **flags), [*flags]) as run:
         points, data = train_timed(run, POINTS), run.trainer.data
