@@ -20,13 +20,23 @@ plain masked sampling in 32 steps of (0.3). Its order is random, so its KL has o
 A network with errors of its own has another KL; docs/results.md has what opening in parallel costs
 trained ones. With one time for all tokens uniform noise has 32 steps, as plain sampling of it:
 (24.6) bounds its KL, and no other grid of times took fewer for the same.
+
+    flexmdm     insertions have no law like (24.1). On single sentences of the toy language, which
+                end by themselves, KL(p || q) is bounded, nats per text, by (24.5) and (21.16): by
+                the mean over random paths to a text, and closer by log of the mean of q over
+                several of them. Plain sampling has 20 places, ends included
 """
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from data import load_data
 from diffusion import Sampler, ancestral, probabilities
+from evaluation import parallel_cost as cost
+from evaluation.errors import mean_error, with_error
+from evaluation.insertion_cost import path_nats
 from experiments.orders import Toy
 from experiments.workloads import our_sampler, untrained
 from methods import make_method
@@ -36,6 +46,9 @@ from samplers.orders import Spread
 REFERENCE = 32  # steps of plain sampling
 BLOCK = 16  # words of a block of bd3lm
 SPREAD_STEPS, BLOCK_STEPS, ESO_STEPS = 8, 8, 64  # what `law` finds to be enough
+SENTENCE, FLEX_STEPS = 20, 80  # places of a sentence; steps that insert and open masks
+SENTENCE_WAYS = [("mdlm", "ancestral", [REFERENCE]), ("mdlm", "spread", [4, 8]),
+                 ("flexmdm", "insertion", [32, 64, FLEX_STEPS])]  # method, sampler, steps to try
 TURNS = 16  # of uniform noise, whose plain sampling has no lower bound that is worth the name
 
 
@@ -98,6 +111,45 @@ def measure_laws(texts=16, length=256):
            "error": y["kl"][0][1], "bounded": True, "least": y["least"], "calls": y["calls"]}
 
 
+def nats_of_paths(name, data, x, steps, sampler):
+    """log q(path) of a path to each text x (n, L) with the exact denoiser, above its probability
+    under the law that it is drawn from. -> (n,)"""
+    method = make_method(name, data.encoding.n_vocab)
+    method.on_data(data)
+    sampler, denoiser = make_sampler(sampler, method), method.oracle(data.language)
+    if method.any_length:
+        return -path_nats(method, denoiser, x, steps, sampler)  # (n,)
+    noise = cost.from_nothing(method, *x.shape)
+    return cost.follow(method, denoiser, *noise, steps, sampler, x=x).log_q  # (n,)
+
+
+def measure_sentences(texts=256, paths=16):
+    """-> [{way, steps, paths, KL(p || q) by one path and by several, each with its error}]"""
+    data = load_data("sentences", SENTENCE)
+    x = data.language.sample(texts, SENTENCE, torch.Generator().manual_seed(1))  # (n, L)
+    log_p = data.language.log_prob(x)  # (n,)
+    for name, sampler, all_steps in SENTENCE_WAYS:
+        for steps in all_steps:
+            torch.manual_seed(1)
+            log_q = torch.stack([nats_of_paths(name, data, x, steps, sampler)
+                                 for _ in range(paths)])  # (paths, n)
+            one = log_p - log_q.mean(0)  # (n,)
+            several = log_p - log_q.logsumexp(0) + math.log(paths)  # (n,)
+            yield {"way": f"{name}, {sampler}", "steps": steps, "paths": paths,
+                   "one": mean_error(one, True), "several": mean_error(several, True)}
+
+
+def print_sentences(rows):
+    """A line for each, as soon as it is measured. -> rows"""
+    print(f"{'KL(p || q), nats/sentence':<36}{'steps':>6}{'one path':>19}{'several':>19}")
+    kept = []
+    for row in rows:
+        print(f"{row['way']:<36}{row['steps']:>6}" + "".join(
+            f"{f'< {with_error(*row[key])}':>19}" for key in ("one", "several")), flush=True)
+        kept.append(row)
+    return kept
+
+
 def print_laws(rows):
     """A line for each, as soon as it is measured. -> rows"""
     print(f"{'KL(q || p), nats/token':<36}{'steps':>6}{'calls':>7}{'':>3}KL")
@@ -126,3 +178,9 @@ def samplers_at_equal_law(size, plain):
             **{f"udlm, turns in {n}": ours("udlm", n, turns) for n in (SPREAD_STEPS, TURNS)},
             f"bd3lm, blocks of {block}, {BLOCK_STEPS} steps": ours("bd3lm", BLOCK_STEPS, spread),
             f"eso_lm, half in {ESO_STEPS}": ours("eso_lm", ESO_STEPS)}
+
+
+def sentences_at_equal_law(size, plain):
+    """The same for texts of SENTENCE places that end by themselves."""
+    return {**plain, f"flexmdm in {FLEX_STEPS}": (
+        our_sampler(size, *untrained("flexmdm", size), FLEX_STEPS), 1)}

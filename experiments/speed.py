@@ -37,7 +37,16 @@ import torch
 from data.files import check_writable, write_file
 from experiments import workloads
 from experiments.command import choose_command, run_experiment
-from experiments.equal_law import REFERENCE, measure_laws, print_laws, samplers_at_equal_law
+from experiments.equal_law import (
+    REFERENCE,
+    SENTENCE,
+    measure_laws,
+    measure_sentences,
+    print_laws,
+    print_sentences,
+    samplers_at_equal_law,
+    sentences_at_equal_law,
+)
 from experiments.peers import compare_peers
 from experiments.timing import (
     format_ratio,
@@ -197,6 +206,12 @@ def time_at_equal_law(report, size, steps=REFERENCE):
     against |= {name: [first, "ar"] for name in ways if name not in against
                 and not name.endswith("plain")}
     report.add_table("sampling at equal law", size, ways, against, size.batch * size.length)
+    size = replace(size, length=min(size.length, SENTENCE))
+    plain = {name: way for name, way in workloads.samplers(size, steps).items()
+             if name.startswith("mdlm") and not name.endswith("lean")}
+    ways, first = sentences_at_equal_law(size, plain), next(iter(plain))
+    against = {name: [first] for name in ways if name != first}
+    report.add_table("sentences at equal law", size, ways, against, size.batch * size.length)
 
 
 def time_kernels(report):
@@ -273,8 +288,10 @@ def gpu(config):
 def law(config):
     torch.set_num_threads(1)
     report = Report(config, device_of("cpu"))
-    size = dict(texts=4, length=32) if config.tiny else {}
+    size, few = (dict(texts=4, length=32), dict(texts=4, paths=2)) if config.tiny else ({}, {})
     report.rows = print_laws(measure_laws(**size))
+    print()
+    report.rows += print_sentences(measure_sentences(**few))
     report.save()
 
 

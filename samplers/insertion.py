@@ -133,11 +133,14 @@ class Insertion(Sampler):
     def count_states(self, length, steps):
         return steps + 1  # the last call
 
+    def times(self, steps, device="cpu"):
+        """From 1 to 0. -> (N + 1,)"""
+        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=device)  # (N + 1,)
+        return times.square() if self.spacing == "quadratic" else times  # (N + 1,)
+
     @torch.no_grad()
     def __call__(self, process, denoiser, z, frozen, steps, to_probs=probabilities):
-        draft = Draft.begin(process, z, frozen)
-        times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=z.device)  # (N + 1,)
-        times = times.square() if self.spacing == "quadratic" else times  # (N + 1,)
+        draft, times = Draft.begin(process, z, frozen), self.times(steps, z.device)  # (N + 1,)
         for t, s in zip(times[:-1], times[1:]):
             draft = self.step(process, denoiser, draft, t, s, to_probs)
             yield draft.text(process)

@@ -178,8 +178,9 @@ def test_every_way_is_reported_with_its_ratio_and_every_round_is_saved(
     speed.main(tiny(tmp_path, rounds=2))
     out, rows = report_of(capsys, tmp_path / "cpu.json")
     assert "fewer than 7" in out and "TINY" in out and torch.__version__ in out
-    law = [row for row in rows if row["table"] == "sampling at equal law"]
-    rows = [row for row in rows if row not in law]
+    law, sentences = ([row for row in rows if row["table"] == f"{what} at equal law"]
+                      for what in ("sampling", "sentences"))
+    rows = [row for row in rows if row not in law + sentences]
     ratios = {row["way"]: list(row["ratios"]) for row in rows if "ratios" in row}
     dense = {name: [f"{name}, plain", f"{name}, lean"]
              for name in ("mdlm, 4 steps", "udlm, 4 steps")}
@@ -198,6 +199,9 @@ def test_every_way_is_reported_with_its_ratio_and_every_round_is_saved(
         **{f"udlm, turns in {n}": ["udlm, 4 steps, plain"] for n in (8, 16)},
         **{name: ["mdlm, 4 steps, plain", "ar"] for name in (
             "pgm, spread in 8", "bd3lm, blocks of 16, 8 steps", "eso_lm, half in 64")}}
+    assert {row["way"]: list(row.get("ratios", {})) for row in sentences} == {
+        "mdlm, 4 steps, plain": [], "mdlm, 4 steps": ["mdlm, 4 steps, plain"],
+        "flexmdm in 80": ["mdlm, 4 steps, plain"]}
     assert "0.25 of plain's" in out and out.count("% with Muon's products)") == 5
     assert all(row["peak_bytes"] > 0 for row in rows if row["table"] == "training step")
 
@@ -281,8 +285,14 @@ def test_kl_at_equal_law_is_exact_for_one_word_at_a_time(capsys, tmp_path, monke
     assert min(kl[1], kl[3]) > 0.2 and kl[5] > 0.02 and len(rows) == 7
     assert capsys.readouterr().out.count("<") == 3
     monkeypatch.setattr(speed, "measure_laws", lambda texts, length: iter(rows))
+    monkeypatch.setattr(equal_law, "SENTENCE_WAYS", [
+        ("mdlm", "ancestral", [2]), ("mdlm", "spread", [20]), ("flexmdm", "insertion", [2, 8])])
     speed.main(tiny(tmp_path, command="law"))
-    assert len(json.loads((tmp_path / "law.json").read_text())["rows"]) == 7
+    rows = json.loads((tmp_path / "law.json").read_text())["rows"]
+    assert len(rows) == 7 + 4 and capsys.readouterr().out.count("nats/sentence") == 1
+    one, several = ([row[key][0] for row in rows[7:]] for key in ("one", "several"))
+    assert abs(one[1]) < 1e-9 and min(one[0], one[2], one[3]) > 0.3 and one[2] > one[3]
+    assert all(a <= b + 1e-9 for a, b in zip(several, one)) and several[2] < one[2]
 
 
 @pytest.mark.parametrize("name, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
