@@ -36,9 +36,14 @@ def draw_path(method, x, n, times):
 
 @torch.no_grad()
 def path_nats(method, denoiser, x, steps, sampler, to_probs=probabilities):
-    """log r(path | x)/q(path) of (21.16) for a path that is drawn for each text x (B, L), whose
-    masks open in random order. Of a text without ends behind it, it is an upper bound: the sampler
-    cuts off what exceeds the room, which makes such texts likelier. -> (B,) nats"""
+    """log r(path | x)/q(path) of (21.16) for a path that is drawn for each text x (B, L). -> (B,)
+    nats
+
+    Of a text without room for another token it is an upper bound: the sampler cuts off what exceeds
+    the room, which makes such texts likelier. ValueError for other laws than that of (21.8).
+    """
+    if method.end_id is None or not sampler.draws_from_model:
+        raise ValueError("(21.16) is the law of texts that end, whose masks open in random order")
     process, n, times = method.process, count_words(x, method.end_id), sampler.times(steps)
     word = torch.arange(x.shape[1]) < n  # (B, L)
     inserted, opens = draw_path(method, x, n, times)  # (B, L) each

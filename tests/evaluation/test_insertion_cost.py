@@ -99,3 +99,13 @@ def test_a_text_without_room_costs_no_more_insertions():
     torch.testing.assert_close(nats[at_once], torch.full_like(
         nats[at_once], 0.75 + math.log(24) + 4 * math.log(2)))
     assert nats.isfinite().all()
+
+
+def test_other_laws_than_that_of_the_equation_are_refused():
+    method, _, denoiser = world()
+    surest = make_sampler("insertion", method, opens="surest")
+    x = torch.zeros(2, 3).long()  # (n, L)
+    for end, sampler in ((END, surest), (None, world()[1])):
+        method.end_id = end
+        with pytest.raises(ValueError, match="texts that end, whose masks open in random order"):
+            path_nats(method, denoiser, x, 2, sampler)
