@@ -39,7 +39,8 @@ def hardware(device=torch.device("cpu"), name=""):
     if not name:
         raise UserError("cannot detect the processor, without which a time means nothing: "
                         "pass --hardware 'maker, model'")
-    return (f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+    n = torch.get_num_threads()
+    return (f"{name}, {n} thread{'s' * (n > 1)}, torch {torch.__version__}, "
             f"Python {platform.python_version()}")
 
 
