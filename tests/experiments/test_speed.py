@@ -112,7 +112,7 @@ def test_no_time_is_reported_without_the_name_of_the_machine(monkeypatch, tmp_pa
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
     config.hardware = "Acme 1"
     speed.main(config)
-    assert "Acme 1, 1 threads" in capsys.readouterr().out
+    assert "Acme 1, 1 thread," in capsys.readouterr().out
     assert "Acme 1" in json.loads((tmp_path / "cpu.json").read_text())["hardware"]
 
 
