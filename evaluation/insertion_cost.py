@@ -23,9 +23,9 @@ from methods.insertion import count_words, leave, told
 from samplers.base import scatter_at
 
 
-def draw_path(method, x, n, times):
-    """When tokens of x (B, L), n (B, 1) of which count, are inserted and when they open, with the
-    grid times (N + 1,). -> inserted, opens (B, L) numbers of steps; N: in the last call"""
+def draw_path(method, x, times):
+    """When the tokens of x (B, L) are inserted and when they open, with the grid times (N + 1,).
+    -> inserted, opens (B, L) numbers of steps; N: in the last call"""
     N, u = len(times) - 1, torch.rand(2, *x.shape, dtype=torch.float64)  # (2, B, L)
     up = times.flip(0)  # (N + 1,) from 0 to 1
     step_of = lambda t: N - torch.searchsorted(up, t.contiguous(), right=True)  # (B, L)
@@ -46,7 +46,7 @@ def path_nats(method, denoiser, x, steps, sampler, to_probs=probabilities):
         raise ValueError("(21.16) is the law of texts that end, whose masks open in random order")
     process, n, times = method.process, count_words(x, method.end_id), sampler.times(steps)
     word = torch.arange(x.shape[1]) < n  # (B, L)
-    inserted, opens = draw_path(method, x, n, times)  # (B, L) each
+    inserted, opens = draw_path(method, x, times)  # (B, L) each
     D = process.deleted(times)  # (N + 1,)
     nats = torch.where(word, (D[:-1] - D[1:])[inserted].log(), 0.0).sum(-1)  # (B,)
     for i in range(steps + 1):

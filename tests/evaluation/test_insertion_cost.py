@@ -63,8 +63,8 @@ def test_in_many_steps_the_bound_is_that_of_continuous_time():
 def test_a_path_opens_masks_after_it_has_inserted_them_with_the_chances_of_the_coins():
     """Inserted in step i with D(t_i) - D(t_i+1); then open in step j with (t_j - t_j+1)/t_i+1."""
     method, sampler, _ = world()
-    x, n, times = torch.zeros(50_000, 1).long(), torch.ones(50_000, 1).long(), sampler.times(3)
-    inserted, opens = draw_path(method, x, n, times)  # (B, 1) each
+    times = sampler.times(3)  # (4,)
+    inserted, opens = draw_path(method, torch.zeros(50_000, 1).long(), times)  # (B, 1) each
     assert times.tolist() == pytest.approx([1, 4 / 9, 1 / 9, 0])
     share = lambda i, j: ((inserted == i) & (opens == j)).double().mean().item()
     assert [share(0, 1), share(0, 2), share(1, 2), share(2, 3)] == pytest.approx(
@@ -89,9 +89,8 @@ def test_a_text_without_room_costs_no_more_insertions():
     first of two steps, lam = 3/4 there, and the gaps of the second step are closed."""
     method, sampler, _ = world()
     x = torch.randint(2, (100, 4))  # (n, L)
-    n = torch.full((100, 1), 4)  # (n, 1)
     torch.manual_seed(3)
-    inserted, _ = draw_path(method, x, n, sampler.times(2))  # (n, L)
+    inserted, _ = draw_path(method, x, sampler.times(2))  # (n, L)
     torch.manual_seed(3)
     nats = path_nats(method, lambda z, t, at: torch.zeros(int(at.sum()), 5), x, 2, sampler)  # (n,)
     at_once = (inserted == 0).all(-1)  # (n,)
