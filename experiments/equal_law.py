@@ -24,7 +24,7 @@ trained ones. With one time for all tokens uniform noise has 32 steps, as plain 
     flexmdm     insertions have no law like (24.1). On single sentences of the toy language, which
                 end by themselves, KL(p || q) is bounded, nats per text, by (24.5) and (21.16): by
                 the mean over random paths to a text, and closer by log of the mean of q over
-                several of them. Plain sampling has 20 places, ends included
+                several of them. Plain sampling has 20 places, ends included, and the same bounds
 """
 import math
 from dataclasses import dataclass
