@@ -225,7 +225,7 @@ def decode(encoding, ids, gap="_"):
 def spell_ids(encoding, ids, gap="_"):
     """The bytes of each id, and what stands before a word. -> [bytes], str"""
     space = " " if encoding.name in ("words", wordpiece.NAME) else ""
-    ids, known = ids.tolist() if hasattr(ids, "tolist") else [*map(int, ids)], {}
+    ids, known = list(map(int, ids)), {}
     for i in set(ids):
         try:
             known[i] = encoding.decode_single_token_bytes(i)
